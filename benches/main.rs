@@ -1,0 +1,4 @@
+//! The command line of Ropeway.
+#![deny(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! The conformance suite: what a device must do, and every op on it against an f64 reference.
+#![deny(unsafe_code)]

@@ -1,0 +1,20 @@
+//! The ops of Ropeway, one folder each: descriptor and checks (`mod.rs`), kernels in every language beside their manifest
+//! (`manifest.rs`), the planner (`plan.rs`), the cpu device's functions (`native.rs`) and, under the feature `spec`, the f64
+//! reference with its error bounds (`reference.rs`) and the conformance cases (`cases.rs`).
+#![deny(unsafe_code)]
+
+pub mod attention;
+pub mod gemm;
+pub mod moe;
+
+use ropeway_core::op::OpKind;
+
+/// Every op that Ropeway ships, in the order of reports.
+pub fn ops() -> Vec<&'static dyn OpKind> {
+    [gemm::OPS, attention::OPS, moe::OPS].concat()
+}
+
+/// The op of this name.
+pub fn op(name: &str) -> Option<&'static dyn OpKind> {
+    ops().into_iter().find(|op| op.name() == name)
+}

@@ -1,0 +1,1 @@
+//! One compute backend for any chip.

@@ -1,4 +1,39 @@
 //! The command line of Ropeway.
+//!
+//! Exit codes: 0 all is well, 1 something that was asked for failed, 2 the call itself was wrong.
 #![deny(unsafe_code)]
 
-fn main() {}
+mod cmd;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use ropeway_core::ErrorKind;
+
+/// GEMM, attention and mixture-of-experts kernels on any device: see what is there, check it, run it, measure it.
+#[derive(Debug, Parser)]
+#[command(name = "ropeway", version, propagate_version = true)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Judge every device and every op against the f64 reference.
+    Check(cmd::check::Check),
+}
+
+fn main() -> ExitCode {
+    let line = CommandLine::parse();
+    let outcome = match line.command {
+        Command::Check(check) => check.run(),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("ropeway: {error}");
+        match error.kind() {
+            ErrorKind::InvalidArgument => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
+        }
+    })
+}

@@ -2,6 +2,8 @@
 //! info), `queue.rs` (launches, events, order), `compile.rs` (source and configuration to module), `sys.rs` (foreign
 //! functions, loading, status codes to errors).
 
+pub mod loop_graph;
+
 use ropeway_core::device::Driver;
 
 /// Declares the shipped backends: a module and a driver for each name, behind a feature of the same name.

@@ -117,6 +117,10 @@ impl OpKind for AttentionKind {
         "attention"
     }
 
+    fn inputs(&self) -> &'static [&'static str] {
+        &["q", "k", "v", "mask", "kv_lens", "sinks", "alibi_slopes"]
+    }
+
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
         Ok(Box::new(Attention::parse(signature)?))
     }
@@ -213,6 +217,10 @@ pub struct VarlenAttentionKind;
 impl OpKind for VarlenAttentionKind {
     fn name(&self) -> &'static str {
         "attention_varlen"
+    }
+
+    fn inputs(&self) -> &'static [&'static str] {
+        &["q", "k", "v", "cu_q", "cu_kv", "sinks", "alibi_slopes"]
     }
 
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
@@ -314,6 +322,19 @@ pub struct PagedAttentionKind;
 impl OpKind for PagedAttentionKind {
     fn name(&self) -> &'static str {
         "attention_paged"
+    }
+
+    fn inputs(&self) -> &'static [&'static str] {
+        &[
+            "q",
+            "cu_q",
+            "k_cache",
+            "v_cache",
+            "block_table",
+            "kv_lens",
+            "sinks",
+            "alibi_slopes",
+        ]
     }
 
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {

@@ -118,6 +118,10 @@ impl OpKind for GemmKind {
         "gemm"
     }
 
+    fn inputs(&self) -> &'static [&'static str] {
+        &["a", "b", "c", "bias"]
+    }
+
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
         Ok(Box::new(Gemm::parse(signature)?))
     }
@@ -201,6 +205,10 @@ impl OpKind for GroupedGemmKind {
         "grouped_gemm"
     }
 
+    fn inputs(&self) -> &'static [&'static str] {
+        &["a", "b", "expert_offsets"]
+    }
+
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
         Ok(Box::new(GroupedGemm::parse(signature)?))
     }
@@ -282,6 +290,10 @@ pub struct MaskedGroupedGemmKind;
 impl OpKind for MaskedGroupedGemmKind {
     fn name(&self) -> &'static str {
         "grouped_gemm_masked"
+    }
+
+    fn inputs(&self) -> &'static [&'static str] {
+        &["a", "b", "counts"]
     }
 
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {

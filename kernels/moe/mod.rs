@@ -121,6 +121,10 @@ impl OpKind for MoeRouteKind {
         "moe_route"
     }
 
+    fn inputs(&self) -> &'static [&'static str] {
+        &["logits", "bias"]
+    }
+
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
         Ok(Box::new(MoeRoute::parse(signature)?))
     }
@@ -207,6 +211,10 @@ impl OpKind for ExpertScatterKind {
         "expert_scatter"
     }
 
+    fn inputs(&self) -> &'static [&'static str] {
+        &["x", "topk_ids"]
+    }
+
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
         Ok(Box::new(ExpertScatter::parse(signature)?))
     }
@@ -286,6 +294,10 @@ pub struct ExpertGatherKind;
 impl OpKind for ExpertGatherKind {
     fn name(&self) -> &'static str {
         "expert_gather"
+    }
+
+    fn inputs(&self) -> &'static [&'static str] {
+        &["rows", "source", "topk_weights"]
     }
 
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
@@ -378,6 +390,10 @@ pub struct MoeFfnKind;
 impl OpKind for MoeFfnKind {
     fn name(&self) -> &'static str {
         "moe_ffn"
+    }
+
+    fn inputs(&self) -> &'static [&'static str] {
+        &["x", "logits", "bias", "w_gate_up", "w_down"]
     }
 
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {

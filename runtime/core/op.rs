@@ -246,6 +246,10 @@ pub trait OpKind: Send + Sync {
     /// Its name, as request files say it.
     fn name(&self) -> &'static str;
 
+    /// The names of all tensors that it may take as input, required or not, in the order of its operands. A stored tensor of
+    /// another name is only what views look into.
+    fn inputs(&self) -> &'static [&'static str];
+
     /// Reads and checks a problem. Outputs get contiguous layouts.
     ///
     /// # Errors

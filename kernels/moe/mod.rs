@@ -1,21 +1,24 @@
 //! Mixture of experts: `moe_route`, `expert_scatter`, `expert_gather` and `moe_ffn`.
 
-use std::any::Any;
-
-use ropeway_core::info::DeviceInfo;
-use ropeway_core::kernel::Kernel;
 use ropeway_core::memory::TensorDesc;
-use ropeway_core::op::{Cost, Op, OpKind, Operand, PlanRequest, Signature};
-use ropeway_core::plan::Plan;
-use ropeway_core::{Error, Result};
+use ropeway_core::op::{OpKind, Operand};
+use ropeway_core::request::{AttrReader, HostTensor, Operands};
+use ropeway_core::{DType, Error, Result};
 
 #[cfg(feature = "spec")]
 mod cases;
+mod ffn;
 mod manifest;
 mod native;
+mod permute;
 mod plan;
 #[cfg(feature = "spec")]
 mod reference;
+mod route;
+
+pub use ffn::{MoeFfn, MoeFfnKind};
+pub use permute::{ExpertGather, ExpertGatherKind, ExpertScatter, ExpertScatterKind};
+pub use route::{MoeRoute, MoeRouteKind};
 
 /// The ops of this folder.
 pub const OPS: &[&dyn OpKind] = &[
@@ -52,364 +55,140 @@ pub struct Routing {
     pub scale: f32,
 }
 
-/// Chooses `topk` experts for each token.
-#[derive(Clone, Debug, PartialEq)]
-pub struct MoeRoute {
-    /// [tokens, experts].
-    pub logits: TensorDesc,
-    /// F32 [experts]; added to the scores for the choice only.
-    pub bias: Option<TensorDesc>,
-    /// I32 [tokens, topk], best first.
-    pub topk_ids: TensorDesc,
-    /// F32 [tokens, topk].
-    pub topk_weights: TensorDesc,
-    /// Choice and weights.
-    pub routing: Routing,
-}
-
-impl MoeRoute {
-    fn parse(signature: &Signature) -> Result<MoeRoute> {
-        let _ = signature;
-        Err(Error::unsupported("moe_route is not written yet"))
+impl Routing {
+    /// The `topk` experts with the greatest softmax, weighed by it.
+    pub fn new(topk: u64) -> Routing {
+        Routing {
+            topk,
+            score: Score::Softmax,
+            groups: 1,
+            topk_groups: 1,
+            renormalize: false,
+            scale: 1.0,
+        }
     }
 
-    fn work(&self) -> Cost {
-        Cost::default()
-    }
-}
-
-impl Op for MoeRoute {
-    fn name(&self) -> &'static str {
-        "moe_route"
-    }
-
-    fn operands(&self) -> Vec<Operand> {
-        [
-            present("logits", Some(self.logits), false),
-            present("bias", self.bias, false),
-            present("topk_ids", Some(self.topk_ids), true),
-            present("topk_weights", Some(self.topk_weights), true),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
+    fn read(attrs: &mut AttrReader<'_>) -> Result<Routing> {
+        let scores = [("softmax", Score::Softmax), ("sigmoid", Score::Sigmoid)];
+        Ok(Routing {
+            topk: attrs.required_size("topk")?,
+            score: attrs.choice("score", Score::Softmax, &scores)?,
+            groups: attrs.size("groups", 1)?,
+            topk_groups: attrs.size("topk_groups", 1)?,
+            renormalize: attrs.bool("renormalize", false)?,
+            scale: attrs.float("scale", 1.0)?,
+        })
     }
 
-    fn candidates(&self, info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
-        plan::moe_route_candidates(self, info)
-    }
-
-    fn plan(&self, request: &PlanRequest<'_>) -> Result<Plan> {
-        plan::moe_route(self, request)
-    }
-
-    fn cost(&self) -> Cost {
-        self.work()
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
-
-/// The op `moe_route` as request files name it.
-#[derive(Clone, Copy, Debug)]
-pub struct MoeRouteKind;
-
-impl OpKind for MoeRouteKind {
-    fn name(&self) -> &'static str {
-        "moe_route"
-    }
-
-    fn inputs(&self) -> &'static [&'static str] {
-        &["logits", "bias"]
-    }
-
-    fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
-        Ok(Box::new(MoeRoute::parse(signature)?))
-    }
-
-    fn kernels(&self) -> &'static [&'static Kernel] {
-        manifest::KERNELS
-    }
-
-    #[cfg(feature = "spec")]
-    fn spec(&self) -> &'static dyn ropeway_core::spec::OpSpec {
-        &reference::MoeRouteSpec
-    }
-}
-
-/// Brings token rows into expert order, stable in (token, slot).
-#[derive(Clone, Debug, PartialEq)]
-pub struct ExpertScatter {
-    /// [tokens, hidden].
-    pub x: TensorDesc,
-    /// I32 [tokens, topk], on the device; −1 for no expert.
-    pub topk_ids: TensorDesc,
-    /// [tokens · topk, hidden].
-    pub rows: TensorDesc,
-    /// I32 [experts + 1].
-    pub expert_offsets: TensorDesc,
-    /// I32 [tokens · topk]: token · topk + slot of each row, −1 past the last.
-    pub source: TensorDesc,
-    /// Number of experts.
-    pub experts: u64,
-}
-
-impl ExpertScatter {
-    fn parse(signature: &Signature) -> Result<ExpertScatter> {
-        let _ = signature;
-        Err(Error::unsupported("expert_scatter is not written yet"))
-    }
-
-    fn work(&self) -> Cost {
-        Cost::default()
-    }
-}
-
-impl Op for ExpertScatter {
-    fn name(&self) -> &'static str {
-        "expert_scatter"
-    }
-
-    fn operands(&self) -> Vec<Operand> {
-        [
-            present("x", Some(self.x), false),
-            present("topk_ids", Some(self.topk_ids), false),
-            present("rows", Some(self.rows), true),
-            present("expert_offsets", Some(self.expert_offsets), true),
-            present("source", Some(self.source), true),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-
-    fn candidates(&self, info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
-        plan::expert_scatter_candidates(self, info)
-    }
-
-    fn plan(&self, request: &PlanRequest<'_>) -> Result<Plan> {
-        plan::expert_scatter(self, request)
-    }
-
-    fn cost(&self) -> Cost {
-        self.work()
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
-
-/// The op `expert_scatter` as request files name it.
-#[derive(Clone, Copy, Debug)]
-pub struct ExpertScatterKind;
-
-impl OpKind for ExpertScatterKind {
-    fn name(&self) -> &'static str {
-        "expert_scatter"
-    }
-
-    fn inputs(&self) -> &'static [&'static str] {
-        &["x", "topk_ids"]
-    }
-
-    fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
-        Ok(Box::new(ExpertScatter::parse(signature)?))
-    }
-
-    fn kernels(&self) -> &'static [&'static Kernel] {
-        manifest::KERNELS
-    }
-
-    #[cfg(feature = "spec")]
-    fn spec(&self) -> &'static dyn ropeway_core::spec::OpSpec {
-        &reference::ExpertScatterSpec
-    }
-}
-
-/// Adds each token's rows, weighted, in slot order.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ExpertGather {
-    /// [tokens · topk, hidden].
-    pub rows: TensorDesc,
-    /// I32 [tokens · topk], on the device.
-    pub source: TensorDesc,
-    /// F32 [tokens, topk].
-    pub topk_weights: TensorDesc,
-    /// [tokens, hidden].
-    pub y: TensorDesc,
-}
-
-impl ExpertGather {
-    fn parse(signature: &Signature) -> Result<ExpertGather> {
-        let _ = signature;
-        Err(Error::unsupported("expert_gather is not written yet"))
-    }
-
-    fn work(&self) -> Cost {
-        Cost::default()
-    }
-}
-
-impl Op for ExpertGather {
-    fn name(&self) -> &'static str {
-        "expert_gather"
-    }
-
-    fn operands(&self) -> Vec<Operand> {
-        [
-            present("rows", Some(self.rows), false),
-            present("source", Some(self.source), false),
-            present("topk_weights", Some(self.topk_weights), false),
-            present("y", Some(self.y), true),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-
-    fn candidates(&self, info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
-        plan::expert_gather_candidates(self, info)
-    }
-
-    fn plan(&self, request: &PlanRequest<'_>) -> Result<Plan> {
-        plan::expert_gather(self, request)
-    }
-
-    fn cost(&self) -> Cost {
-        self.work()
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
-
-/// The op `expert_gather` as request files name it.
-#[derive(Clone, Copy, Debug)]
-pub struct ExpertGatherKind;
-
-impl OpKind for ExpertGatherKind {
-    fn name(&self) -> &'static str {
-        "expert_gather"
-    }
-
-    fn inputs(&self) -> &'static [&'static str] {
-        &["rows", "source", "topk_weights"]
-    }
-
-    fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
-        Ok(Box::new(ExpertGather::parse(signature)?))
-    }
-
-    fn kernels(&self) -> &'static [&'static Kernel] {
-        manifest::KERNELS
-    }
-
-    #[cfg(feature = "spec")]
-    fn spec(&self) -> &'static dyn ropeway_core::spec::OpSpec {
-        &reference::ExpertGatherSpec
-    }
-}
-
-/// Route, scatter, grouped product with swiglu, grouped product, gather, with no host synchronisation.
-#[derive(Clone, Debug, PartialEq)]
-pub struct MoeFfn {
-    /// [tokens, hidden].
-    pub x: TensorDesc,
-    /// [tokens, experts].
-    pub logits: TensorDesc,
-    /// F32 [experts].
-    pub bias: Option<TensorDesc>,
-    /// [experts, 2 · inter, hidden].
-    pub w_gate_up: TensorDesc,
-    /// [experts, hidden, inter].
-    pub w_down: TensorDesc,
-    /// [tokens, hidden].
-    pub y: TensorDesc,
-    /// I32 [tokens, topk].
-    pub topk_ids: TensorDesc,
-    /// Choice and weights.
-    pub routing: Routing,
-}
-
-impl MoeFfn {
-    fn parse(signature: &Signature) -> Result<MoeFfn> {
-        let _ = signature;
-        Err(Error::unsupported("moe_ffn is not written yet"))
-    }
-
-    fn work(&self) -> Cost {
-        Cost::default()
-    }
-}
-
-impl Op for MoeFfn {
-    fn name(&self) -> &'static str {
-        "moe_ffn"
-    }
-
-    fn operands(&self) -> Vec<Operand> {
-        [
-            present("x", Some(self.x), false),
-            present("logits", Some(self.logits), false),
-            present("bias", self.bias, false),
-            present("w_gate_up", Some(self.w_gate_up), false),
-            present("w_down", Some(self.w_down), false),
-            present("y", Some(self.y), true),
-            present("topk_ids", Some(self.topk_ids), true),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-
-    fn candidates(&self, info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
-        plan::moe_ffn_candidates(self, info)
-    }
-
-    fn plan(&self, request: &PlanRequest<'_>) -> Result<Plan> {
-        plan::moe_ffn(self, request)
-    }
-
-    fn cost(&self) -> Cost {
-        self.work()
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
-
-/// The op `moe_ffn` as request files name it.
-#[derive(Clone, Copy, Debug)]
-pub struct MoeFfnKind;
-
-impl OpKind for MoeFfnKind {
-    fn name(&self) -> &'static str {
-        "moe_ffn"
-    }
-
-    fn inputs(&self) -> &'static [&'static str] {
-        &["x", "logits", "bias", "w_gate_up", "w_down"]
-    }
-
-    fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
-        Ok(Box::new(MoeFfn::parse(signature)?))
-    }
-
-    fn kernels(&self) -> &'static [&'static Kernel] {
-        manifest::KERNELS
-    }
-
-    #[cfg(feature = "spec")]
-    fn spec(&self) -> &'static dyn ropeway_core::spec::OpSpec {
-        &reference::MoeFfnSpec
+    fn check(&self, experts: u64) -> Result<()> {
+        if experts > i32::MAX as u64 {
+            let expected = "as many experts as I32 can number";
+            return Err(Error::invalid("logits", experts, expected));
+        }
+        if !(1..=experts).contains(&self.topk) {
+            let expected = format!("1 to the {experts} experts");
+            return Err(Error::invalid("topk", self.topk, expected));
+        }
+        if !experts.is_multiple_of(self.groups) {
+            let expected = format!("a divisor of the {experts} experts");
+            return Err(Error::invalid("groups", self.groups, expected));
+        }
+        if !(1..=self.groups).contains(&self.topk_groups) {
+            let expected = format!("1 to the {} groups", self.groups);
+            return Err(Error::invalid("topk_groups", self.topk_groups, expected));
+        }
+        let eligible = self.topk_groups * (experts / self.groups);
+        if self.topk > eligible {
+            let expected = format!("at most the {eligible} experts of topk_groups groups");
+            return Err(Error::invalid("topk", self.topk, expected));
+        }
+        if !self.scale.is_finite() {
+            return Err(Error::invalid("scale", self.scale, "a finite number"));
+        }
+        Ok(())
     }
 }
 
 fn present(name: &'static str, desc: Option<TensorDesc>, output: bool) -> Option<Operand> {
     desc.map(|desc| Operand { name, desc, output })
+}
+
+/// The extents of an operand of `N` dimensions.
+fn dims<const N: usize>(name: &str, desc: &TensorDesc, axes: &str) -> Result<[u64; N]> {
+    let shape = || format!("shape {:?}", desc.shape());
+    desc.shape()
+        .try_into()
+        .map_err(|_| Error::invalid(name, shape(), axes))
+}
+
+/// Checks dtype, shape and that the size in bytes fits 64 bits.
+fn expect(name: &str, desc: &TensorDesc, dtype: DType, shape: &[u64]) -> Result<()> {
+    if desc.dtype != dtype {
+        return Err(Error::invalid(name, desc.dtype, dtype));
+    }
+    if desc.shape() != shape {
+        let found = format!("shape {:?}", desc.shape());
+        return Err(Error::invalid(name, found, format!("{shape:?}")));
+    }
+    desc.span_bytes().map(drop).map_err(|e| e.within(name))
+}
+
+/// As [`expect`], for an output: no two elements may share memory.
+fn check_output(name: &str, desc: &TensorDesc, dtype: DType, shape: &[u64]) -> Result<()> {
+    expect(name, desc, dtype, shape)?;
+    if desc.layout.is_injective() {
+        return Ok(());
+    }
+    let strides = format!("strides {:?}", desc.layout.strides());
+    let expected = "strides with which no two elements share memory";
+    Err(Error::invalid(name, strides, expected))
+}
+
+fn output(name: &str, dtype: DType, shape: &[u64]) -> Result<TensorDesc> {
+    TensorDesc::contiguous(dtype, shape).map_err(|e| e.within(name))
+}
+
+/// Checks that an operand is of a float dtype. The answer is what keeps a sound problem from running, if anything does.
+fn float_operand(name: &str, desc: &TensorDesc) -> Result<Option<Error>> {
+    match desc.dtype {
+        DType::F32 | DType::F16 | DType::BF16 => {}
+        DType::F8E4M3 | DType::F8E5M2 => {
+            let reason = format!("{name} in {}: F32, F16 and BF16 are", desc.dtype);
+            return Ok(Some(Error::unsupported(reason)));
+        }
+        other => return Err(Error::invalid(name, other, "F32, F16 or BF16")),
+    }
+    Ok(None)
+}
+
+/// tokens · topk, which I32 must be able to number.
+fn slots(name: &str, tokens: u64, topk: u64) -> Result<u64> {
+    let slots = tokens.checked_mul(topk);
+    slots.filter(|&n| n <= i32::MAX as u64).ok_or_else(|| {
+        let found = format!("{tokens} tokens of {topk} experts");
+        let expected = format!("at most {} rows, as I32 numbers them", i32::MAX);
+        Error::invalid(name, found, expected)
+    })
+}
+
+/// Bytes of the different elements of an operand (an axis of stride 0 counts once).
+fn bytes(desc: &TensorDesc) -> f64 {
+    let extents = desc.shape().iter().zip(desc.layout.strides());
+    let different = extents.map(|(&extent, &stride)| match stride {
+        0 => extent.min(1) as f64,
+        _ => extent as f64,
+    });
+    different.product::<f64>() * desc.dtype.size().unwrap_or(1) as f64
+}
+
+/// An input of `rank` dimensions.
+fn tensor<'a>(inputs: &'a Operands, name: &str, rank: usize) -> Result<&'a HostTensor> {
+    match inputs.get(name) {
+        None => Err(Error::invalid(name, "nothing", "a tensor")),
+        Some(tensor) if tensor.shape().len() == rank => Ok(tensor),
+        Some(tensor) => {
+            let found = format!("shape {:?}", tensor.shape());
+            Err(Error::invalid(name, found, format!("{rank} dimensions")))
+        }
+    }
 }

@@ -291,10 +291,14 @@ pub enum Arg {
     F32(f32),
     /// The queue's status word.
     Status,
-    /// A tile access to an operand, encoded by the device.
+    /// A tile access to a tensor of at most five dimensions, encoded by the device.
     TensorMap {
-        /// Index into [`Plan::operands`].
-        operand: usize,
+        /// Where the tensor lies: an operand or a range of the workspace.
+        base: Box<Arg>,
+        /// Its extents, innermost first.
+        extents: Vec<Expr>,
+        /// Its strides in elements, innermost first; the first is 1.
+        strides: Vec<Expr>,
         /// The tile.
         map: TensorMap,
     },
@@ -714,20 +718,36 @@ impl Executable {
             Arg::I64(value) => Argument::I64(value.evaluate(operands)),
             Arg::F32(value) => Argument::F32(*value),
             Arg::Status => Argument::Status,
-            Arg::TensorMap { operand, map } => {
-                let view = &operands[*operand];
-                let size = view.dtype().size().expect("a view's dtype has a size");
-                let layout = view.layout();
-                let (mut extents, mut strides) = ([1; 5], [0; 5]);
-                for (axis, inner) in (0..layout.rank().min(5)).zip((0..layout.rank()).rev()) {
-                    extents[axis] = layout.shape()[inner];
-                    strides[axis] = layout.strides()[inner] * size;
-                }
+            Arg::TensorMap {
+                base,
+                extents,
+                strides,
+                map,
+            } => {
+                let Argument::Buffer {
+                    buffer,
+                    offset,
+                    dtype,
+                    ..
+                } = self.resolve(base, operands, workspace)
+                else {
+                    // A tensor that is not there has no tile.
+                    return Argument::Absent;
+                };
+                let size = dtype.size().unwrap_or(1);
+                let numbers = |exprs: &[Expr], fill: u64| {
+                    let mut values = [fill; 5];
+                    for (value, expr) in values.iter_mut().zip(exprs) {
+                        *value = expr.evaluate(operands).max(0) as u64;
+                    }
+                    values
+                };
+                let strides = numbers(strides, 0).map(|stride| stride * size);
                 Argument::TensorMap {
                     map,
-                    buffer: view.buffer(),
-                    offset: view.offset() * size,
-                    extents,
+                    buffer,
+                    offset: offset * size,
+                    extents: numbers(extents, 1),
                     strides,
                 }
             }

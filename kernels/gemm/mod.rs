@@ -4,18 +4,22 @@ use std::any::Any;
 
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::Kernel;
-use ropeway_core::memory::TensorDesc;
+use ropeway_core::memory::{Layout, TensorDesc};
 use ropeway_core::op::{Cost, Op, OpKind, Operand, PlanRequest, Signature};
 use ropeway_core::plan::Plan;
+use ropeway_core::request::Operands;
 use ropeway_core::{Error, Result};
 
 #[cfg(feature = "spec")]
 mod cases;
+mod check;
 mod manifest;
 mod native;
 mod plan;
 #[cfg(feature = "spec")]
 mod reference;
+
+pub use check::{GemmBuilder, GroupedGemmBuilder, MaskedGroupedGemmBuilder};
 
 /// The ops of this folder.
 pub const OPS: &[&dyn OpKind] = &[&GemmKind, &GroupedGemmKind, &MaskedGroupedGemmKind];
@@ -64,13 +68,101 @@ pub struct Gemm {
 }
 
 impl Gemm {
-    fn parse(signature: &Signature) -> Result<Gemm> {
-        let _ = signature;
-        Err(Error::unsupported("gemm is not written yet"))
+    /// Describes a product of `a` [..., m, k] and `b` [..., k, n].
+    pub fn builder(a: TensorDesc, b: TensorDesc) -> GemmBuilder {
+        GemmBuilder::new(a, b)
+    }
+
+    /// Rows of the product.
+    pub fn m(&self) -> u64 {
+        check::last_two(&self.a, self.trans_a)[0]
+    }
+
+    /// Columns of the product: those of `d`, or twice as many with `Swiglu`.
+    pub fn n(&self) -> u64 {
+        check::last_two(&self.b, self.trans_b)[1]
+    }
+
+    /// Length of the sums.
+    pub fn k(&self) -> u64 {
+        check::last_two(&self.a, self.trans_a)[1]
+    }
+
+    /// The leading dimensions of `d`, to which those of `a`, `b` and `c` broadcast.
+    pub fn batch(&self) -> &[u64] {
+        let shape = self.d.shape();
+        &shape[..shape.len() - 2]
+    }
+
+    /// The layout of op(a): [batch..., m, k], with stride 0 where it broadcasts.
+    pub fn a_layout(&self) -> Layout {
+        self.a_broadcast().expect("checked when it was built")
+    }
+
+    /// The layout of op(b): [batch..., k, n], with stride 0 where it broadcasts.
+    pub fn b_layout(&self) -> Layout {
+        self.b_broadcast().expect("checked when it was built")
+    }
+
+    /// The layout of `c`: [batch..., m, n], with stride 0 where it broadcasts.
+    pub fn c_layout(&self) -> Option<Layout> {
+        self.c_broadcast()
+            .map(|layout| layout.expect("checked when it was built"))
+    }
+
+    /// Whether `a` and `b` are read: not if `alpha` is 0.
+    pub fn reads_product(&self) -> bool {
+        self.alpha != 0.0
+    }
+
+    /// Whether `c` is read: if it is there and `beta` is not 0.
+    pub fn reads_c(&self) -> bool {
+        self.c.is_some() && self.beta != 0.0
+    }
+
+    fn a_broadcast(&self) -> Result<Layout> {
+        self.broadcast(self.a.layout, self.trans_a, [self.m(), self.k()])
+    }
+
+    fn b_broadcast(&self) -> Result<Layout> {
+        self.broadcast(self.b.layout, self.trans_b, [self.k(), self.n()])
+    }
+
+    fn c_broadcast(&self) -> Option<Result<Layout>> {
+        self.c
+            .map(|c| self.broadcast(c.layout, false, [self.m(), self.n()]))
+    }
+
+    fn broadcast(&self, layout: Layout, transposed: bool, matrix: [u64; 2]) -> Result<Layout> {
+        let rank = layout.rank();
+        let layout = if transposed {
+            layout.transposed(rank - 2, rank - 1)
+        } else {
+            layout
+        };
+        layout.broadcast_to(&[self.batch(), &matrix].concat())
     }
 
     fn work(&self) -> Cost {
-        Cost::default()
+        let sizes: f64 = self
+            .batch()
+            .iter()
+            .chain(&[self.m(), self.n(), self.k()])
+            .map(|&extent| extent as f64)
+            .product();
+        let read = |desc: Option<TensorDesc>, is_read| match desc {
+            Some(desc) if is_read => distinct_bytes(&desc),
+            _ => 0.0,
+        };
+        let product = self.reads_product();
+        Cost {
+            flops: if product { 2.0 * sizes } else { 0.0 },
+            bytes: read(Some(self.a), product)
+                + read(Some(self.b), product)
+                + read(self.c, self.reads_c())
+                + read(self.bias, true)
+                + distinct_bytes(&self.d),
+        }
     }
 }
 
@@ -123,7 +215,7 @@ impl OpKind for GemmKind {
     }
 
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
-        Ok(Box::new(Gemm::parse(signature)?))
+        Ok(Box::new(GemmBuilder::parse(signature)?))
     }
 
     fn kernels(&self) -> &'static [&'static Kernel] {
@@ -152,13 +244,40 @@ pub struct GroupedGemm {
 }
 
 impl GroupedGemm {
-    fn parse(signature: &Signature) -> Result<GroupedGemm> {
-        let _ = signature;
-        Err(Error::unsupported("grouped_gemm is not written yet"))
+    /// Describes a product of the rows of `a` [rows, k] with their expert's `b` [experts, n, k].
+    pub fn builder(a: TensorDesc, b: TensorDesc, expert_offsets: TensorDesc) -> GroupedGemmBuilder {
+        GroupedGemmBuilder::new(a, b, expert_offsets)
     }
 
+    /// Rows of `a` and `d`.
+    pub fn rows(&self) -> u64 {
+        self.a.shape()[0]
+    }
+
+    /// Number of experts.
+    pub fn experts(&self) -> u64 {
+        self.b.shape()[0]
+    }
+
+    /// Columns of the product: those of `d`, or twice as many with `Swiglu`.
+    pub fn n(&self) -> u64 {
+        self.b.shape()[1]
+    }
+
+    /// Length of the sums.
+    pub fn k(&self) -> u64 {
+        self.a.shape()[1]
+    }
+
+    /// Counts every row and every expert's weight: how many have rows, only the device knows.
     fn work(&self) -> Cost {
-        Cost::default()
+        Cost {
+            flops: 2.0 * self.rows() as f64 * self.n() as f64 * self.k() as f64,
+            bytes: [self.a, self.b, self.expert_offsets, self.d]
+                .iter()
+                .map(distinct_bytes)
+                .sum(),
+        }
     }
 }
 
@@ -210,7 +329,29 @@ impl OpKind for GroupedGemmKind {
     }
 
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
-        Ok(Box::new(GroupedGemm::parse(signature)?))
+        Ok(Box::new(GroupedGemmBuilder::parse(signature)?))
+    }
+
+    fn check_values(&self, op: &dyn Op, inputs: &Operands) -> Result<()> {
+        let op = downcast::<GroupedGemm>(op)?;
+        let offsets = i32_values("expert_offsets", inputs)?;
+        let mut previous = 0;
+        for (index, &offset) in offsets.iter().enumerate() {
+            let name = format!("expert_offsets[{index}]");
+            if index == 0 && offset != 0 {
+                return Err(Error::invalid(&name, offset, 0));
+            }
+            if offset < previous {
+                let expected = format!("at least {previous}, the offset before");
+                return Err(Error::invalid(&name, offset, expected));
+            }
+            if offset as u64 > op.rows() {
+                let expected = format!("at most {} rows", op.rows());
+                return Err(Error::invalid(&name, offset, expected));
+            }
+            previous = offset;
+        }
+        Ok(())
     }
 
     fn kernels(&self) -> &'static [&'static Kernel] {
@@ -239,13 +380,41 @@ pub struct MaskedGroupedGemm {
 }
 
 impl MaskedGroupedGemm {
-    fn parse(signature: &Signature) -> Result<MaskedGroupedGemm> {
-        let _ = signature;
-        Err(Error::unsupported("grouped_gemm_masked is not written yet"))
+    /// Describes a product of the rows of `a` [experts, capacity, k] with `b` [experts, n, k], as many as `counts` says.
+    pub fn builder(a: TensorDesc, b: TensorDesc, counts: TensorDesc) -> MaskedGroupedGemmBuilder {
+        MaskedGroupedGemmBuilder::new(a, b, counts)
     }
 
+    /// Number of experts.
+    pub fn experts(&self) -> u64 {
+        self.b.shape()[0]
+    }
+
+    /// Rows that each expert has room for.
+    pub fn capacity(&self) -> u64 {
+        self.a.shape()[1]
+    }
+
+    /// Columns of the product: those of `d`, or twice as many with `Swiglu`.
+    pub fn n(&self) -> u64 {
+        self.b.shape()[1]
+    }
+
+    /// Length of the sums.
+    pub fn k(&self) -> u64 {
+        self.a.shape()[2]
+    }
+
+    /// Counts every row: how many there are, only the device knows.
     fn work(&self) -> Cost {
-        Cost::default()
+        let rows = self.experts() as f64 * self.capacity() as f64;
+        Cost {
+            flops: 2.0 * rows * self.n() as f64 * self.k() as f64,
+            bytes: [self.a, self.b, self.counts, self.d]
+                .iter()
+                .map(distinct_bytes)
+                .sum(),
+        }
     }
 }
 
@@ -297,7 +466,19 @@ impl OpKind for MaskedGroupedGemmKind {
     }
 
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
-        Ok(Box::new(MaskedGroupedGemm::parse(signature)?))
+        Ok(Box::new(MaskedGroupedGemmBuilder::parse(signature)?))
+    }
+
+    fn check_values(&self, op: &dyn Op, inputs: &Operands) -> Result<()> {
+        let op = downcast::<MaskedGroupedGemm>(op)?;
+        for (index, count) in i32_values("counts", inputs)?.into_iter().enumerate() {
+            if u64::try_from(count).is_ok_and(|count| count <= op.capacity()) {
+                continue;
+            }
+            let expected = format!("0 to {} (capacity)", op.capacity());
+            return Err(Error::invalid(&format!("counts[{index}]"), count, expected));
+        }
+        Ok(())
     }
 
     fn kernels(&self) -> &'static [&'static Kernel] {
@@ -312,4 +493,24 @@ impl OpKind for MaskedGroupedGemmKind {
 
 fn present(name: &'static str, desc: Option<TensorDesc>, output: bool) -> Option<Operand> {
     desc.map(|desc| Operand { name, desc, output })
+}
+
+/// Bytes of the elements that a tensor has: those that broadcast or overlap count once, as far as its span tells.
+fn distinct_bytes(desc: &TensorDesc) -> f64 {
+    let elements = desc.layout.elements().min(desc.layout.span());
+    elements as f64 * desc.dtype.size().unwrap_or(1) as f64
+}
+
+fn downcast<T: 'static>(op: &dyn Op) -> Result<&T> {
+    op.as_any()
+        .downcast_ref()
+        .ok_or_else(|| Error::invalid("op", op.name(), std::any::type_name::<T>()))
+}
+
+fn i32_values(name: &str, inputs: &Operands) -> Result<Vec<i32>> {
+    inputs
+        .get(name)
+        .ok_or_else(|| Error::invalid(name, "nothing", "a tensor"))?
+        .to_i32()
+        .map_err(|error| error.within(name))
 }

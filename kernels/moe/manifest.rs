@@ -1,6 +1,267 @@
-//! Manifest.
+//! The kernels of this folder, their tunables and what they need.
 
-use ropeway_core::kernel::Kernel;
+use ropeway_core::info::DeviceInfo;
+use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
+
+use super::native;
 
 /// The kernels of this folder.
-pub(super) const KERNELS: &[&Kernel] = &[];
+pub(super) const KERNELS: &[&Kernel] = &[
+    &MOE_ROUTE,
+    &MOE_ROUTE_GROUP,
+    &EXPERT_ROWS,
+    &EXPERT_ROWS_GROUP,
+    &EXPERT_ROWS_NATIVE,
+    &MOE_EXPERTS,
+    &MOE_EXPERTS_NATIVE,
+];
+
+/// Experts whose counters and scores a kernel has room for, if the planner has not set it yet.
+const DEFAULT_CAPACITY: i64 = 512;
+
+/// The constant that sizes the arrays over experts: a power of two, so that models share compiled kernels.
+pub(super) fn experts_capacity(experts: u64) -> i64 {
+    experts.max(16).next_power_of_two() as i64
+}
+
+fn capacity(config: &Config) -> u64 {
+    config.get("EXPERTS_CAPACITY").unwrap_or(DEFAULT_CAPACITY) as u64
+}
+
+fn value(config: &Config, name: &str) -> u64 {
+    config.get(name).unwrap_or(0) as u64
+}
+
+const ROUTE_CL: Code = Code::Text(&[("route.cl", include_str!("route.cl"))]);
+const ROWS_CL: Code = Code::Text(&[("rows.cl", include_str!("rows.cl"))]);
+
+/// `moe_route`, one work-item (or task) a token.
+pub(super) static MOE_ROUTE: Kernel = Kernel {
+    name: "moe_route",
+    summary: "routing with one work-item a token and float16 vectors over the experts, for CPUs",
+    version: 1,
+    sources: &[
+        Source {
+            language: Language::Native,
+            code: Code::Native(&[("moe_route", native::moe_route)]),
+            requires: &[],
+        },
+        Source {
+            language: Language::OpenClC,
+            code: ROUTE_CL,
+            requires: &[],
+        },
+    ],
+    tunables: &[],
+    constraints: &[],
+    local_memory: |_| 0,
+};
+
+/// `moe_route`, one work-group a token.
+pub(super) static MOE_ROUTE_GROUP: Kernel = Kernel {
+    name: "moe_route_group",
+    summary: "routing with one work-group a token and ranks in local memory, for GPUs",
+    version: 1,
+    sources: &[Source {
+        language: Language::OpenClC,
+        code: ROUTE_CL,
+        requires: &[],
+    }],
+    tunables: &[Tunable {
+        name: "ROUTE_GROUP",
+        values: &[32, 64, 128, 256],
+        default: 64,
+        meaning: "work-items that share a token",
+    }],
+    constraints: &[Constraint {
+        rule: "ROUTE_GROUP <= max work-group size",
+        holds: |config, info| group_fits(config, info, "ROUTE_GROUP"),
+    }],
+    local_memory: |config| 12 * capacity(config) + 8 * value(config, "ROUTE_GROUP"),
+};
+
+const PERMUTE_TILE: Tunable = Tunable {
+    name: "PERMUTE_TILE",
+    values: &[1024, 4096, 16384],
+    default: 4096,
+    meaning: "ids that one work-group counts and places",
+};
+
+/// The permutation and the movement of rows with groups of one wide work-item.
+pub(super) static EXPERT_ROWS: Kernel = Kernel {
+    name: "expert_rows",
+    summary: "counting sort by expert, row copy and weighted sum with one wide work-item a group, for CPUs",
+    version: 1,
+    sources: &[Source {
+        language: Language::OpenClC,
+        code: ROWS_CL,
+        requires: &[],
+    }],
+    tunables: &[
+        Tunable {
+            name: "PERMUTE_GROUP",
+            values: &[1],
+            default: 1,
+            meaning: "work-items that share a tile of ids",
+        },
+        PERMUTE_TILE,
+        Tunable {
+            name: "ROW_GROUP",
+            values: &[1],
+            default: 1,
+            meaning: "work-items that share a block of columns",
+        },
+        Tunable {
+            name: "ROW_VECTOR",
+            values: &[8, 16],
+            default: 16,
+            meaning: "elements a work-item moves at once",
+        },
+        Tunable {
+            name: "ROW_UNROLL",
+            values: &[2, 4, 8, 16],
+            default: 8,
+            meaning: "vectors of y that a work-item sums at once",
+        },
+        Tunable {
+            name: "ROW_BLOCK",
+            values: &[512, 1024, 2048, 4096],
+            default: 2048,
+            meaning: "columns of a block",
+        },
+    ],
+    constraints: &[],
+    local_memory: rows_local_memory,
+};
+
+/// The permutation and the movement of rows with groups of many work-items.
+pub(super) static EXPERT_ROWS_GROUP: Kernel = Kernel {
+    name: "expert_rows_group",
+    summary: "counting sort by expert, row copy and weighted sum with many narrow work-items a group, for GPUs",
+    version: 1,
+    sources: &[Source {
+        language: Language::OpenClC,
+        code: ROWS_CL,
+        requires: &[],
+    }],
+    tunables: &[
+        Tunable {
+            name: "PERMUTE_GROUP",
+            values: &[32, 64, 128, 256],
+            default: 64,
+            meaning: "work-items that share a tile of ids",
+        },
+        PERMUTE_TILE,
+        Tunable {
+            name: "ROW_GROUP",
+            values: &[32, 64, 128, 256],
+            default: 64,
+            meaning: "work-items that share a block of columns",
+        },
+        Tunable {
+            name: "ROW_VECTOR",
+            values: &[4, 8],
+            default: 4,
+            meaning: "elements a work-item moves at once",
+        },
+        Tunable {
+            name: "ROW_UNROLL",
+            values: &[1, 2],
+            default: 1,
+            meaning: "vectors of y that a work-item sums at once",
+        },
+        Tunable {
+            name: "ROW_BLOCK",
+            values: &[512, 1024, 2048, 4096],
+            default: 2048,
+            meaning: "columns of a block",
+        },
+    ],
+    constraints: &[Constraint {
+        rule: "PERMUTE_GROUP and ROW_GROUP <= max work-group size",
+        holds: |config, info| {
+            group_fits(config, info, "PERMUTE_GROUP") && group_fits(config, info, "ROW_GROUP")
+        },
+    }],
+    local_memory: rows_local_memory,
+};
+
+fn rows_local_memory(config: &Config) -> u64 {
+    4 * capacity(config) + 4 * value(config, "PERMUTE_GROUP")
+}
+
+fn group_fits(config: &Config, info: &DeviceInfo, name: &str) -> bool {
+    let size = value(config, name);
+    size <= info.limits.max_group_size.into() && size <= info.limits.max_group[0].into()
+}
+
+/// `expert_scatter` and `expert_gather` on the cpu device.
+pub(super) static EXPERT_ROWS_NATIVE: Kernel = Kernel {
+    name: "expert_rows_native",
+    summary: "counting sort by expert, row copy and weighted sum on the cpu device's threads",
+    version: 1,
+    sources: &[Source {
+        language: Language::Native,
+        code: Code::Native(&[
+            ("expert_scatter", native::expert_scatter),
+            ("expert_gather", native::expert_gather),
+        ]),
+        requires: &[],
+    }],
+    tunables: &[],
+    constraints: &[],
+    local_memory: |_| 0,
+};
+
+/// The experts of `moe_ffn` over weights read in place.
+pub(super) static MOE_EXPERTS: Kernel = Kernel {
+    name: "moe_experts",
+    summary: "gathered panels times unpacked weights, rows in the vector lanes, swiglu in between, for CPUs",
+    version: 1,
+    sources: &[Source {
+        language: Language::OpenClC,
+        code: Code::Text(&[("experts.cl", include_str!("experts.cl"))]),
+        requires: &[],
+    }],
+    tunables: &[
+        Tunable {
+            name: "DOT_ROWS",
+            values: &[0, 2, 4, 8],
+            default: 4,
+            meaning: "the most rows of an expert that are multiplied as dot products",
+        },
+        Tunable {
+            name: "WEIGHT_ROWS",
+            values: &[8, 16, 32, 64],
+            default: 16,
+            meaning: "weight rows a work-item takes",
+        },
+        Tunable {
+            name: "K_CHUNK",
+            values: &[128, 256, 512],
+            default: 512,
+            meaning: "k of f16 and bf16 weights that are widened at once",
+        },
+    ],
+    constraints: &[],
+    local_memory: |_| 0,
+};
+
+/// The experts of `moe_ffn` on the cpu device.
+pub(super) static MOE_EXPERTS_NATIVE: Kernel = Kernel {
+    name: "moe_experts_native",
+    summary: "permutation, one matrix product an expert with swiglu in between, and weighted sum on the cpu device's threads",
+    version: 1,
+    sources: &[Source {
+        language: Language::Native,
+        code: Code::Native(&[
+            ("moe_permute", native::moe_permute),
+            ("moe_experts", native::moe_experts),
+            ("moe_combine", native::moe_combine),
+        ]),
+        requires: &[],
+    }],
+    tunables: &[],
+    constraints: &[],
+    local_memory: |_| 0,
+};

@@ -80,12 +80,14 @@ pub(super) static MOE_ROUTE_GROUP: Kernel = Kernel {
     local_memory: |config| 12 * capacity(config) + 8 * value(config, "ROUTE_GROUP"),
 };
 
-const PERMUTE_TILE: Tunable = Tunable {
-    name: "PERMUTE_TILE",
-    values: &[1024, 4096, 16384],
-    default: 4096,
-    meaning: "ids that one work-group counts and places",
-};
+const fn permute_tile(default: i64) -> Tunable {
+    Tunable {
+        name: "PERMUTE_TILE",
+        values: &[256, 1024, 4096, 16384],
+        default,
+        meaning: "ids that one work-group counts and places",
+    }
+}
 
 /// The permutation and the movement of rows with groups of one wide work-item.
 pub(super) static EXPERT_ROWS: Kernel = Kernel {
@@ -104,7 +106,7 @@ pub(super) static EXPERT_ROWS: Kernel = Kernel {
             default: 1,
             meaning: "work-items that share a tile of ids",
         },
-        PERMUTE_TILE,
+        permute_tile(4096),
         Tunable {
             name: "ROW_GROUP",
             values: &[1],
@@ -151,7 +153,7 @@ pub(super) static EXPERT_ROWS_GROUP: Kernel = Kernel {
             default: 64,
             meaning: "work-items that share a tile of ids",
         },
-        PERMUTE_TILE,
+        permute_tile(1024),
         Tunable {
             name: "ROW_GROUP",
             values: &[32, 64, 128, 256],
@@ -204,7 +206,9 @@ pub(super) static EXPERT_ROWS_NATIVE: Kernel = Kernel {
         language: Language::Native,
         code: Code::Native(&[
             ("expert_scatter", native::expert_scatter),
-            ("expert_gather", native::expert_gather),
+            ("expert_permute", native::expert_permute),
+            ("expert_invert_few", native::expert_invert),
+            ("expert_combine", native::expert_combine),
         ]),
         requires: &[],
     }],
@@ -250,15 +254,11 @@ pub(super) static MOE_EXPERTS: Kernel = Kernel {
 /// The experts of `moe_ffn` on the cpu device.
 pub(super) static MOE_EXPERTS_NATIVE: Kernel = Kernel {
     name: "moe_experts_native",
-    summary: "permutation, one matrix product an expert with swiglu in between, and weighted sum on the cpu device's threads",
+    summary: "gathered rows times each expert's weights, swiglu in between, on the cpu device's threads",
     version: 1,
     sources: &[Source {
         language: Language::Native,
-        code: Code::Native(&[
-            ("moe_permute", native::moe_permute),
-            ("moe_experts", native::moe_experts),
-            ("moe_combine", native::moe_combine),
-        ]),
+        code: Code::Native(&[("moe_experts", native::moe_experts)]),
         requires: &[],
     }],
     tunables: &[],

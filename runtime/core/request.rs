@@ -205,11 +205,13 @@ fn decode_f8(bits: u8, exponent_bits: u32, bias: i32, has_infinity: bool) -> f64
 }
 
 /// Appends `value`, rounded to nearest even, as little-endian bytes. Integers saturate.
+///
+/// The 16-bit floats are rounded by way of f32: `half` converts f64 in other ways on other platforms, and a case's bytes must not differ.
 fn encode(dtype: DType, value: f64, data: &mut Vec<u8>) -> Result<()> {
     match dtype {
         DType::F32 => data.extend_from_slice(&(value as f32).to_le_bytes()),
-        DType::F16 => data.extend_from_slice(&half::f16::from_f64(value).to_le_bytes()),
-        DType::BF16 => data.extend_from_slice(&half::bf16::from_f64(value).to_le_bytes()),
+        DType::F16 => data.extend_from_slice(&half::f16::from_f32(value as f32).to_le_bytes()),
+        DType::BF16 => data.extend_from_slice(&half::bf16::from_f32(value as f32).to_le_bytes()),
         DType::I8 => data.push(value.round_ties_even() as i8 as u8),
         DType::I32 => data.extend_from_slice(&(value.round_ties_even() as i32).to_le_bytes()),
         DType::U8 => data.push(value.round_ties_even() as u8),

@@ -53,6 +53,18 @@ pub enum Fill {
         /// `(position, value)`; NaN and infinities as the words of [`Special`].
         patches: Vec<(u64, Special)>,
     },
+    /// Another fill, with NaN (0 in integers) where the flat position modulo `period` lies in `begin..end`: the padding of a view, rows
+    /// past a count, and whatever else must never be read.
+    Poisoned {
+        /// The rest.
+        base: Box<Fill>,
+        /// Length of the pattern, at least 1.
+        period: u64,
+        /// First position of it that is poisoned.
+        begin: u64,
+        /// One past the last.
+        end: u64,
+    },
 }
 
 /// A value that JSON cannot hold as a number, or a number.
@@ -244,6 +256,20 @@ impl Fill {
                     .iter()
                     .find(|(at, _)| *at == position)
                     .map_or(value, |(_, special)| special.value())
+            }
+            Fill::Poisoned {
+                base,
+                period,
+                begin,
+                end,
+            } => {
+                let value = base.value(position, random);
+                let place = position % (*period).max(1);
+                if (*begin..*end).contains(&place) {
+                    f64::NAN
+                } else {
+                    value
+                }
             }
         }
     }

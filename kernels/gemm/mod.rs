@@ -11,6 +11,8 @@ use ropeway_core::request::Operands;
 use ropeway_core::{Error, Result};
 
 #[cfg(feature = "spec")]
+mod bound;
+#[cfg(feature = "spec")]
 mod cases;
 mod check;
 mod manifest;

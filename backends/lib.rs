@@ -26,4 +26,5 @@ macro_rules! drivers {
 
 drivers! {
     "cpu" cpu::CpuDriver,
+    "opencl" opencl::OpenClDriver,
 }

@@ -1,5 +1,29 @@
 //! The conformance suite: what a device must do, and every op on it against an f64 reference.
+//!
+//! ```
+//! use ropeway::Registry;
+//! use ropeway_conformance::{cases, suite};
+//!
+//! # fn main() -> ropeway_core::Result<()> {
+//! let device = Registry::default().open("cpu")?;
+//! let selection = cases::Selection { filter: Some("device/copies".into()), ..Default::default() };
+//! let cases = cases::select(device.info(), &selection)?;
+//! let report = suite::run(&device, &cases, &suite::Settings::default(), |_| {})?;
+//! assert!(report.passes(), "{:?}", report.failures().collect::<Vec<_>>());
+//! # Ok(())
+//! # }
+//! ```
 #![deny(unsafe_code)]
 
+pub mod cases;
+pub mod compare;
+pub mod device;
+pub mod expectations;
+pub mod generate;
+pub mod ops;
+pub mod report;
 pub mod request_file;
+pub mod saved;
+pub mod suite;
 pub mod tensor_file;
+pub mod verdict;

@@ -1,26 +1,373 @@
 //! `ropeway check`: the conformance suite on the devices of this machine.
 
+use std::hash::{BuildHasher, RandomState};
+use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use ropeway::Registry;
+use ropeway_conformance::cases::{self, Case, Replay, Selection};
+use ropeway_conformance::report::{self, DeviceReport, Outcome, Report, Status};
+use ropeway_conformance::suite::{self, Settings};
+use ropeway_core::device::Device;
+use ropeway_core::info::DeviceInfo;
 use ropeway_core::{Error, Result};
 
 /// What to check, and how to say what came of it.
 #[derive(Args, Debug)]
 pub struct Check {
-    /// Only cases whose id contains this (`gemm`, `gemm/fixed`, `device/copy`).
+    /// Only cases whose id contains this (`gemm`, `moe_ffn/fixed`, `device/copies`).
     filter: Option<String>,
+
+    /// Only this device, `backend` or `backend:number`; may be repeated. All devices otherwise.
+    #[arg(short, long, value_name = "DEVICE")]
+    device: Vec<String>,
+
+    /// Where generated cases come from, decimal or 0x…. The gate has a fixed seed, a full run a new one each time.
+    #[arg(long, value_parser = parse_seed)]
+    seed: Option<u64>,
+
+    /// Generated cases on each device, spread over the ops [default: 160, with --full 2000].
+    #[arg(long, value_name = "N")]
+    cases: Option<usize>,
+
+    /// Thousands of generated cases from a new seed.
+    #[arg(long)]
+    full: bool,
+
+    /// Name the cases instead of running them.
+    #[arg(long)]
+    list: bool,
+
+    /// Run one case again: its id, or the request file that a failing run saved.
+    #[arg(long, value_name = "ID|FILE", conflicts_with_all = ["filter", "full", "list", "seed", "cases"])]
+    replay: Option<String>,
+
+    /// Only op cases that this kernel can run, on it.
+    #[arg(long, value_name = "NAME")]
+    kernel: Option<String>,
+
+    /// How to write the report.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+
+    /// Shorthand for `--format json`.
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+
+    /// Cases that run at once [default: one a core].
+    #[arg(long, value_name = "N")]
+    jobs: Option<usize>,
+
+    /// Where the request files of failing cases go.
+    #[arg(long, value_name = "DIR", default_value = "conformance-failures")]
+    save: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    Table,
+    /// For scripts.
+    Json,
+    /// For continuous integration.
+    Junit,
+}
+
+fn parse_seed(text: &str) -> std::result::Result<u64, std::num::ParseIntError> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
 }
 
 impl Check {
-    /// Runs the suite.
+    /// Runs the suite: 0 if everything passed, 1 if something failed.
     ///
     /// # Errors
-    /// `InvalidArgument` for a call that cannot be meant.
-    pub fn run(self) -> Result<ExitCode> {
-        Err(Error::unsupported(format!(
-            "no case matches {:?}",
-            self.filter
-        )))
+    /// `InvalidArgument` for a device, filter, kernel or id that does not exist.
+    pub fn run(mut self) -> Result<ExitCode> {
+        if self.json {
+            self.format = Format::Json;
+        }
+        let registry = Registry::default();
+        let mut report = Report::default();
+        let chosen = self.choose(&registry, &mut report)?;
+        if self.format == Format::Table && !self.list {
+            print_devices(&chosen, &report);
+        }
+        let seed = self.seed.unwrap_or(match self.full {
+            true => RandomState::new().hash_one(std::process::id()),
+            false => Selection::GATE_SEED,
+        });
+        let mut matched = false;
+        for info in &chosen {
+            let cases = match self.select(info, seed) {
+                Ok(cases) => cases,
+                // A filter may name what only some of the devices have.
+                Err(error) if chosen.len() > 1 && self.replay.is_none() => {
+                    eprintln!("{}: {}", report::title(info), error.context());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            matched = true;
+            if self.list {
+                for case in &cases {
+                    println!("{} {}", info.selector(), case.id);
+                }
+                continue;
+            }
+            let device = registry.open(&info.selector())?;
+            report.devices.push(self.check(&device, &cases, seed)?);
+        }
+        if !matched {
+            return Err(Error::invalid(
+                "filter",
+                "no case on any device",
+                "at least one (`ropeway check --list` shows them all)",
+            ));
+        }
+        if self.list {
+            return Ok(ExitCode::SUCCESS);
+        }
+        match self.format {
+            Format::Table => print_verdict(&report),
+            Format::Json => println!("{:#}", report::json(&report)),
+            Format::Junit => print!("{}", report::junit(&report)),
+        }
+        Ok(match report.passes() {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        })
+    }
+
+    /// The devices to check; into the report go the backends that have none.
+    fn choose(&self, registry: &Registry, report: &mut Report) -> Result<Vec<DeviceInfo>> {
+        let mut found = Vec::new();
+        for probe in registry.probe() {
+            match probe.devices {
+                Ok(devices) => found.extend(devices),
+                Err(why) => report.missing.push((probe.backend.into(), why)),
+            }
+        }
+        let names = |info: &DeviceInfo, selector: &str| {
+            info.selector() == selector || info.backend == selector
+        };
+        for selector in &self.device {
+            if found.iter().any(|info| names(info, selector)) {
+                continue;
+            }
+            return Err(match report.missing.iter().find(|(b, _)| b == selector) {
+                Some((_, why)) => Error::invalid("device", selector, why),
+                None => {
+                    let known: Vec<_> = found.iter().map(DeviceInfo::selector).collect();
+                    Error::invalid("device", selector, format!("one of {known:?}"))
+                }
+            });
+        }
+        if !self.device.is_empty() {
+            found.retain(|info| self.device.iter().any(|s| names(info, s)));
+        }
+        match found.is_empty() {
+            true => Err(Error::invalid("device", "none", "at least one")),
+            false => Ok(found),
+        }
+    }
+
+    fn select(&self, info: &DeviceInfo, seed: u64) -> Result<Vec<Case>> {
+        match self.replay.as_deref().map(Replay::new) {
+            Some(Replay::Id(id)) => Ok(vec![cases::by_id(info, &id)?]),
+            Some(Replay::File(path)) => Ok(vec![cases::saved(&path)?]),
+            None => cases::select(
+                info,
+                &Selection {
+                    filter: self.filter.clone(),
+                    kernel: self.kernel.clone(),
+                    seed,
+                    generated: self.cases.unwrap_or(match self.full {
+                        true => Selection::FULL_GENERATED,
+                        false => Selection::GATE_GENERATED,
+                    }),
+                },
+            ),
+        }
+    }
+
+    fn check(&self, device: &Arc<dyn Device>, cases: &[Case], seed: u64) -> Result<DeviceReport> {
+        let defaults = Settings::default();
+        let settings = Settings {
+            jobs: self.jobs.unwrap_or(defaults.jobs),
+            save: Some(self.save.clone()),
+            seed,
+            complete: self.filter.is_none() && self.kernel.is_none() && self.replay.is_none(),
+        };
+        let title = report::title(device.info());
+        let progress = Progress::new(&title, cases.len());
+        let report = suite::run(device, cases, &settings, |outcome| progress.step(outcome))?;
+        progress.finish();
+        if self.format == Format::Table {
+            print_device(&report);
+        }
+        Ok(report)
+    }
+}
+
+/// A bar on a terminal, lines for failures and each tenth of the way otherwise; always on stderr.
+struct Progress {
+    bar: ProgressBar,
+    plain: bool,
+    title: String,
+}
+
+impl Progress {
+    fn new(title: &str, cases: usize) -> Progress {
+        let plain = !std::io::stderr().is_terminal();
+        let bar = match plain {
+            true => ProgressBar::hidden(),
+            false => ProgressBar::no_length(),
+        };
+        bar.set_length(cases as u64);
+        let style = ProgressStyle::with_template(
+            "{prefix} [{bar:32}] {pos}/{len} {elapsed_precise} {wide_msg}",
+        );
+        bar.set_style(style.expect("a valid template").progress_chars("=> "));
+        bar.set_prefix(title.to_owned());
+        Progress {
+            bar,
+            plain,
+            title: title.to_owned(),
+        }
+    }
+
+    fn step(&self, outcome: &Outcome) {
+        self.bar.set_message(outcome.id.clone());
+        self.bar.inc(1);
+        let say = |line: String| match self.plain {
+            true => eprintln!("{line}"),
+            false => self.bar.println(line),
+        };
+        if let Status::Failed(findings) = &outcome.status {
+            let first = findings.first().map_or("", String::as_str);
+            say(format!("FAILED {}: {first}", outcome.id));
+        }
+        let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(1).max(1));
+        if self.plain && done * 10 / all != (done - 1) * 10 / all {
+            say(format!("{}: {done} of {all} cases", self.title));
+        }
+    }
+
+    fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn print_devices(chosen: &[DeviceInfo], report: &Report) {
+    for info in chosen {
+        println!("{}", report::title(info));
+    }
+    for (backend, why) in &report.missing {
+        println!("{backend}: no device: {}", why.reason);
+        println!("  to get one: {}", why.remedy);
+    }
+    println!();
+}
+
+fn print_device(report: &DeviceReport) {
+    println!("{}", report.title());
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header([
+        "",
+        "passed",
+        "failed",
+        "skipped",
+        "error / bound",
+        "seconds",
+    ]);
+    for (group, counts) in report.groups() {
+        let skipped = match counts.expected_failures {
+            0 => counts.skipped.to_string(),
+            n => format!("{} + {n} expected failures", counts.skipped),
+        };
+        let ratio = match group {
+            "device" => String::new(),
+            _ if counts.passed == 0 => String::new(),
+            _ => format!("{:.3}", counts.worst_ratio),
+        };
+        table.add_row([
+            group.to_owned(),
+            counts.passed.to_string(),
+            counts.failed.to_string(),
+            skipped,
+            ratio,
+            format!("{:.1}", counts.seconds),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    println!("{table}");
+    let total = report.total();
+    for (reason, count) in &total.reasons {
+        println!("skipped {count}: {reason}");
+    }
+    let mut notes: Vec<(&str, usize)> = Vec::new();
+    for note in report.outcomes.iter().flat_map(|outcome| &outcome.notes) {
+        match notes.iter_mut().find(|(text, _)| text == note) {
+            Some((_, count)) => *count += 1,
+            None => notes.push((note, 1)),
+        }
+    }
+    for (note, count) in notes {
+        println!("noted {count}: {note}");
+    }
+    for (outcome, findings) in report.failures() {
+        println!("\nFAILED {}", outcome.id);
+        for finding in findings {
+            println!("  {finding}");
+        }
+        if let Some(path) = &outcome.saved {
+            println!("  saved: {}", path.display());
+        }
+        println!(
+            "  replay: ropeway check --device {} --replay {}",
+            report.info.selector(),
+            outcome.replay()
+        );
+    }
+    for entry in &report.unmatched {
+        println!("\nFAILED expectations of {}: {entry}", report.info.backend);
+    }
+    println!();
+}
+
+fn print_verdict(report: &Report) {
+    for device in &report.devices {
+        let total = device.total();
+        println!(
+            "{} {}: {} passed, {} failed, {} skipped{} in {:.1} s, seed 0x{:x}",
+            match device.passes() {
+                true => "ok    ",
+                false => "FAILED",
+            },
+            device.title(),
+            total.passed,
+            total.failed + device.unmatched.len(),
+            total.skipped,
+            match total.expected_failures {
+                0 => String::new(),
+                n => format!(", {n} failed as expected"),
+            },
+            device.seconds,
+            device.seed
+        );
+        if total.passed + total.expected_failures == 0 {
+            println!("       nothing ran, which is a failure");
+        }
     }
 }

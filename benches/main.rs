@@ -20,14 +20,20 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Judge every device and every op against the f64 reference.
-    Check(cmd::check::Check),
+    /// List the devices that opened, and why the rest did not.
+    Devices(cmd::devices::Devices),
+    /// Say which libraries, caches and settings were found where, and what is wrong with them.
+    Doctor(cmd::doctor::Doctor),
+    /// Run request files on a device and write result files.
+    Run(cmd::run::Run),
 }
 
 fn main() -> ExitCode {
     let line = CommandLine::parse();
     let outcome = match line.command {
-        Command::Check(check) => check.run(),
+        Command::Devices(devices) => devices.run(),
+        Command::Doctor(doctor) => doctor.run(),
+        Command::Run(run) => run.run(),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("ropeway: {error}");

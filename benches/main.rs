@@ -20,6 +20,8 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Judge every device and every op against the f64 reference.
+    Check(cmd::check::Check),
     /// List the devices that opened, and why the rest did not.
     Devices(cmd::devices::Devices),
     /// Say which libraries, caches and settings were found where, and what is wrong with them.
@@ -31,6 +33,7 @@ enum Command {
 fn main() -> ExitCode {
     let line = CommandLine::parse();
     let outcome = match line.command {
+        Command::Check(check) => check.run(),
         Command::Devices(devices) => devices.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Run(run) => run.run(),

@@ -22,8 +22,15 @@ use crate::tensor_file::{StoredTensor, TensorFile, TensorWriter};
 /// The most values and keys in `ropeway.attrs`: as a tree in memory, JSON takes fifty times its text, and no request needs many.
 const MAX_ATTRS: usize = 1_024;
 
-/// Stands in for a dtype that Ropeway has not; no op takes it.
-const FOREIGN: DType = DType::MxFp4;
+/// What stands in for a dtype that Ropeway has not, to find out what the op would have taken in its place.
+const STAND_INS: [DType; 6] = [
+    DType::F32,
+    DType::F16,
+    DType::BF16,
+    DType::I8,
+    DType::I32,
+    DType::U8,
+];
 
 /// An operand of a request file: a window into a stored tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,9 +115,11 @@ impl RequestFile {
         &self.file
     }
 
-    fn signature(&self, foreign: DType) -> Signature {
+    fn signature(&self, stand_in: DType) -> Signature {
         let tensors = self.inputs.iter().map(|input| {
-            let dtype = self.stored()[input.stored].known_dtype().unwrap_or(foreign);
+            let dtype = self.stored()[input.stored]
+                .known_dtype()
+                .unwrap_or(stand_in);
             let layout = input.layout;
             (input.name.clone(), TensorDesc { dtype, layout })
         });
@@ -123,31 +132,33 @@ impl RequestFile {
     /// Checks the request as the op does, before any data is read.
     ///
     /// # Errors
-    /// As [`OpKind::parse`]; a dtype that Ropeway has not is `Unsupported` where an operand's dtype is free.
+    /// As [`OpKind::parse`]. A dtype that Ropeway has not is `Unsupported` in an operand that may have one of several,
+    /// `InvalidArgument` in one whose dtype is fixed.
     pub fn parse(&self) -> Result<Box<dyn Op>> {
-        let foreign = self
-            .inputs
-            .iter()
-            .find(|input| self.stored()[input.stored].known_dtype().is_none());
-        let parsed = self.kind.parse(&self.signature(FOREIGN));
-        let Some(input) = foreign else {
-            return parsed;
+        let foreign = self.inputs.iter().find_map(|input| {
+            let stored = &self.stored()[input.stored];
+            match stored.known_dtype() {
+                Some(_) => None,
+                None => Some((&input.name, stored.dtype.to_string())),
+            }
+        });
+        let Some((name, dtype)) = foreign else {
+            return self.kind.parse(&self.signature(DType::F32));
         };
-        let dtype = self.stored()[input.stored].dtype.to_string();
-        match parsed {
-            Err(error) if error.kind() != ErrorKind::Unsupported => Err(Error::new(
-                error.kind(),
-                error.context().replace(FOREIGN.name(), &dtype),
-            )),
-            _ => match self.kind.parse(&self.signature(DType::F32)) {
-                // Something else is wrong as well, and that comes first.
-                Err(error) if error.kind() != ErrorKind::Unsupported => Err(error),
-                _ => Err(Error::unsupported(format!(
-                    "{}: no kernel takes {dtype}",
-                    input.name
-                ))),
-            },
-        }
+        let malformed = |stand_in: DType| {
+            let error = self.kind.parse(&self.signature(stand_in)).err();
+            error.filter(|error| error.kind() != ErrorKind::Unsupported)
+        };
+        let fitting: Vec<DType> = STAND_INS
+            .into_iter()
+            .filter(|stand_in| malformed(*stand_in).is_none())
+            .collect();
+        Err(match (fitting.as_slice(), malformed(DType::F32)) {
+            // Something else is wrong as well.
+            ([], Some(error)) => error,
+            ([only], _) => Error::invalid(name, dtype, only),
+            _ => Error::unsupported(format!("{name}: no kernel takes {dtype}")),
+        })
     }
 
     /// Reads the operands that `wanted` picks. Operands that are windows into one stored tensor share its bytes.

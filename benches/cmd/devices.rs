@@ -9,6 +9,8 @@ use ropeway_core::info::{DeviceInfo, DeviceKind};
 use ropeway_core::{DType, Result};
 use serde_json::{Value, json};
 
+use super::print_line;
+
 /// Backends of the design that this version does not contain, so that nothing was probed for them.
 const NOT_IN_THIS_VERSION: [(&str, &str); 3] = [
     ("cuda", "NVIDIA GPUs"),
@@ -28,12 +30,12 @@ impl Devices {
     /// Lists the devices. The exit code is 1 if there is none.
     ///
     /// # Errors
-    /// None.
+    /// `File` if standard output cannot be written.
     pub fn run(self) -> Result<ExitCode> {
         let probes = Registry::default().probe();
         match self.json {
-            true => println!("{:#}", to_json(&probes)),
-            false => println!("{}", to_text(&probes)),
+            true => print_line(format_args!("{:#}", to_json(&probes)))?,
+            false => print_line(to_text(&probes))?,
         }
         let any = probes
             .iter()

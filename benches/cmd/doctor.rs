@@ -10,6 +10,8 @@ use ropeway::{Registry, TunedTables, cache_dir, data_dir};
 use ropeway_core::{Error, Result};
 use serde_json::{Value, json};
 
+use super::print_line;
+
 /// Variables that change what Ropeway or the drivers it loads do.
 const VARIABLES: [&str; 14] = [
     "ROPEWAY_CACHE_DIR",
@@ -48,7 +50,7 @@ impl Doctor {
     /// Looks at everything. The exit code is 1 if a problem was found; a vendor whose library is not installed is none.
     ///
     /// # Errors
-    /// None.
+    /// `File` if standard output cannot be written.
     pub fn run(self) -> Result<ExitCode> {
         let mut problems = Vec::new();
         let report = json!({
@@ -64,8 +66,8 @@ impl Doctor {
             "problems": problems,
         });
         match self.json {
-            true => println!("{report:#}"),
-            false => print!("{}", to_text(&report, 0)),
+            true => print_line(format_args!("{report:#}"))?,
+            false => print_line(to_text(&report, 0).trim_end())?,
         }
         let sound = report["problems"].as_array().is_none_or(Vec::is_empty);
         Ok(ExitCode::from(u8::from(!sound)))

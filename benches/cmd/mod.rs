@@ -1,5 +1,22 @@
 //! The subcommands, one file each.
 
+pub mod check;
 pub mod devices;
 pub mod doctor;
 pub mod run;
+
+use std::fmt;
+use std::io::{self, Write};
+
+use ropeway_core::Result;
+
+/// Writes a line to standard output. A reader that has gone (`ropeway … | head`) is no failure.
+///
+/// # Errors
+/// `File` if it cannot be written otherwise.
+pub fn print_line(text: impl fmt::Display) -> Result<()> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}

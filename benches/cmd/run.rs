@@ -20,6 +20,8 @@ use ropeway_core::op::Op;
 use ropeway_core::plan::{Executable, Plan};
 use ropeway_core::{DType, Error, ErrorKind, Result};
 
+use super::print_line;
+
 /// Bytes that move between file and device at a time.
 const PIECE: usize = 4 << 20;
 
@@ -70,7 +72,7 @@ impl Run {
             let outcome = runner.run(request, &self.out.join(name));
             let outcome = outcome.unwrap_or_else(|error| Outcome::Error(error.to_string()));
             failed |= matches!(outcome, Outcome::Error(_));
-            println!("{}", describe(request, &outcome, self.json));
+            print_line(describe(request, &outcome, self.json))?;
         }
         Ok(ExitCode::from(u8::from(failed)))
     }

@@ -1,6 +1,143 @@
-//! Manifest.
+//! The kernels of this folder, and what may be tuned in them.
 
-use ropeway_core::kernel::Kernel;
+use ropeway_core::info::DeviceInfo;
+use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
+
+use super::native;
 
 /// The kernels of this folder.
-pub(super) const KERNELS: &[&Kernel] = &[];
+pub(super) const KERNELS: &[&Kernel] = &[&NATIVE, &GEMV, &PACKED, &GROUPED_NATIVE, &GROUPED_PACKED];
+
+const ELEMENTS: (&str, &str) = ("elements.cl", include_str!("elements.cl"));
+const PANELS: (&str, &str) = ("panels.cl", include_str!("panels.cl"));
+
+/// The cpu device's product.
+pub(super) static NATIVE: Kernel = Kernel {
+    name: "gemm_native",
+    summary: "any product on the cpu device, through its matrix product service",
+    version: 1,
+    sources: &[Source {
+        language: Language::Native,
+        code: Code::Native(&[("gemm", native::gemm)]),
+        requires: &[],
+    }],
+    tunables: &[],
+    constraints: &[],
+    local_memory: no_local_memory,
+};
+
+/// The cpu device's grouped product.
+pub(super) static GROUPED_NATIVE: Kernel = Kernel {
+    name: "grouped_native",
+    summary: "grouped products on the cpu device, expert after expert",
+    version: 1,
+    sources: &[Source {
+        language: Language::Native,
+        code: Code::Native(&[("grouped_gemm", native::grouped_gemm)]),
+        requires: &[],
+    }],
+    tunables: &[],
+    constraints: &[],
+    local_memory: no_local_memory,
+};
+
+const MR: Tunable = Tunable {
+    name: "MR",
+    values: &[8, 12],
+    default: 8,
+    meaning: "rows of a register tile, and width of a's panels",
+};
+
+const KC: Tunable = Tunable {
+    name: "KC",
+    values: &[256, 512, 1024],
+    default: 512,
+    meaning: "products summed in registers before they are added to the tile",
+};
+
+/// Both operands packed into panels, wide register tiles: for devices with few wide cores and caches.
+pub(super) static PACKED: Kernel = Kernel {
+    name: "gemm_packed",
+    summary: "packed panels and float16 register tiles, one work-item a group: large products on CPU-like devices",
+    version: 1,
+    sources: &[Source {
+        language: Language::OpenClC,
+        code: Code::Text(&[
+            ELEMENTS,
+            PANELS,
+            ("gemm_packed.cl", include_str!("gemm_packed.cl")),
+        ]),
+        requires: &[],
+    }],
+    tunables: &[
+        MR,
+        KC,
+        Tunable {
+            name: "STRIPS",
+            values: &[2, 4, 8, 16],
+            default: 8,
+            meaning: "most row strips that one group computes with the same panel of b",
+        },
+    ],
+    constraints: &[],
+    local_memory: no_local_memory,
+};
+
+/// Few rows or few columns: reads the large operand once, unpacked.
+pub(super) static GEMV: Kernel = Kernel {
+    name: "gemv",
+    summary: "at most 8 rows or columns of one operand, the other read once as it lies: decoding",
+    version: 1,
+    sources: &[Source {
+        language: Language::OpenClC,
+        code: Code::Text(&[ELEMENTS, ("gemv.cl", include_str!("gemv.cl"))]),
+        requires: &[],
+    }],
+    tunables: &[Tunable {
+        name: "CHUNK",
+        values: &[512, 1024, 2048],
+        default: 2048,
+        meaning: "columns whose sums one group keeps in cache, where k is the large operand's outer dimension",
+    }],
+    constraints: &[],
+    local_memory: no_local_memory,
+};
+
+/// Grouped products with b packed inside each group.
+pub(super) static GROUPED_PACKED: Kernel = Kernel {
+    name: "grouped_packed",
+    summary: "a packed by expert, b packed inside each group, float16 register tiles: experts on CPU-like devices",
+    version: 1,
+    sources: &[Source {
+        language: Language::OpenClC,
+        code: Code::Text(&[
+            ELEMENTS,
+            PANELS,
+            ("grouped_packed.cl", include_str!("grouped_packed.cl")),
+        ]),
+        requires: &[],
+    }],
+    tunables: &[
+        MR,
+        KC,
+        Tunable {
+            name: "BLOCK_M",
+            values: &[48, 64, 96, 128],
+            default: 128,
+            meaning: "rows of one expert that share a packed panel of b",
+        },
+    ],
+    constraints: &[Constraint {
+        rule: "BLOCK_M is a multiple of MR",
+        holds: block_is_whole,
+    }],
+    local_memory: no_local_memory,
+};
+
+fn no_local_memory(_: &Config) -> u64 {
+    0
+}
+
+fn block_is_whole(config: &Config, _: &DeviceInfo) -> bool {
+    config.value("BLOCK_M") % config.value("MR") == 0
+}

@@ -15,6 +15,7 @@ mod bound;
 #[cfg(feature = "spec")]
 mod cases;
 mod check;
+pub(crate) mod grouped;
 mod manifest;
 mod native;
 mod plan;
@@ -192,6 +193,10 @@ impl Op for Gemm {
 
     fn plan(&self, request: &PlanRequest<'_>) -> Result<Plan> {
         plan::gemm(self, request)
+    }
+
+    fn prepare(&self, operand: &str, request: &PlanRequest<'_>) -> Result<Plan> {
+        plan::prepare_gemm(self, operand, request)
     }
 
     fn cost(&self) -> Cost {

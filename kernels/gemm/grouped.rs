@@ -1,0 +1,302 @@
+//! The planner of `grouped_gemm` and `grouped_gemm_masked`, and of the grouped products inside other ops.
+//!
+//! Which rows belong to which expert stands on the device. So the grid is sized for the worst case, and each group finds
+//! its expert in the offsets (or counts) by itself; groups without rows end at once.
+
+use ropeway_core::Result;
+use ropeway_core::dtype::DType;
+use ropeway_core::info::DeviceInfo;
+use ropeway_core::kernel::{Config, Kernel};
+use ropeway_core::op::{PlanRequest, TuneKey};
+use ropeway_core::plan::{Arg, Determinism, Expr, Launch, Plan, Symbol};
+
+use super::manifest::{GROUPED_NATIVE, GROUPED_PACKED};
+use super::plan::{
+    activation_code, available, b_panels, f32_bytes, module, plain_rule, supported_dtypes,
+    workspace,
+};
+use super::{Activation, GroupedGemm, MaskedGroupedGemm};
+
+/// A grouped product in the terms of the kernels. `a`, `b`, `d` and `routing` may be operands or workspace.
+#[derive(Clone, Debug)]
+pub(crate) struct GroupedProduct {
+    /// Rows in expert order, [rows, k] or, masked, [experts, capacity, k].
+    pub(crate) a: Arg,
+    /// Strides of expert (masked only), row, and k.
+    pub(crate) a_strides: [Expr; 3],
+    /// [experts, n, k].
+    pub(crate) b: Arg,
+    /// Strides of expert, n and k.
+    pub(crate) b_strides: [Expr; 3],
+    /// I32: `expert_offsets` [experts + 1], or `counts` [experts] if masked.
+    pub(crate) routing: Arg,
+    /// [rows, n] or [experts, capacity, n]; half of n under swiglu.
+    pub(crate) d: Arg,
+    /// Strides of expert (masked only), row, and column.
+    pub(crate) d_strides: [Expr; 3],
+    /// Rows of this run (masked: experts * capacity).
+    pub(crate) rows: Expr,
+    /// The most rows the plan shall hold for.
+    pub(crate) rows_max: u64,
+    /// Rows an expert has room for, if masked.
+    pub(crate) capacity: Option<u64>,
+    /// Number of experts.
+    pub(crate) experts: u64,
+    /// Columns of b's transpose.
+    pub(crate) n: u64,
+    /// Reduction length.
+    pub(crate) k: u64,
+    /// `None` or `Swiglu`.
+    pub(crate) activation: Activation,
+    /// Of a, b and d.
+    pub(crate) dtypes: [DType; 3],
+}
+
+/// The kernels for grouped products of these dtypes, best first.
+pub(crate) fn candidates(dtypes: [DType; 3], info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
+    let [a, b, d] = dtypes;
+    supported_dtypes(a, b, d)?;
+    available(&[&GROUPED_NATIVE, &GROUPED_PACKED], info)
+}
+
+/// The kernel and configuration for a grouped product: the forced, tuned or default one.
+pub(crate) fn choose(
+    product: &GroupedProduct,
+    request: &PlanRequest<'_>,
+) -> Result<(&'static Kernel, Config)> {
+    let [a, b, _] = product.dtypes;
+    let key = TuneKey {
+        op: "grouped_gemm",
+        variant: &format!("{a}_{b}").to_lowercase(),
+        sizes: &[
+            ("rows", product.rows_max),
+            ("experts", product.experts),
+            ("n", product.n),
+            ("k", product.k),
+        ],
+    };
+    request.choose(&key, &candidates(product.dtypes, request.info)?)
+}
+
+/// Adds the launches of a grouped product to a plan.
+pub(crate) fn append(
+    plan: &mut Plan,
+    kernel: &'static Kernel,
+    config: &Config,
+    product: &GroupedProduct,
+) -> Result<()> {
+    if kernel.name == GROUPED_NATIVE.name {
+        append_native(plan, config, product);
+        return Ok(());
+    }
+    append_packed(plan, config, product)
+}
+
+impl GroupedProduct {
+    /// rows, experts, capacity, masked
+    fn sizes(&self) -> [Expr; 4] {
+        [
+            self.rows.clone(),
+            self.experts.into(),
+            self.capacity.unwrap_or(0).into(),
+            i64::from(self.capacity.is_some()).into(),
+        ]
+    }
+
+    /// The most blocks of `size` rows, with one block of rows that belong to no expert for each `size` of them.
+    fn blocks(&self, size: u64) -> Expr {
+        match self.capacity {
+            Some(capacity) => Expr::from(self.experts.saturating_mul(capacity.div_ceil(size))),
+            None => self.rows.clone().div_ceil(size) + Expr::from(self.experts),
+        }
+    }
+
+    fn blocks_max(&self, size: u64) -> u64 {
+        match self.capacity {
+            Some(capacity) => self.experts.saturating_mul(capacity.div_ceil(size)),
+            None => self.rows_max.div_ceil(size).saturating_add(self.experts),
+        }
+    }
+}
+
+fn append_native(plan: &mut Plan, config: &Config, product: &GroupedProduct) {
+    let module = plan.module(module(&GROUPED_NATIVE, config, product.dtypes));
+    let mut args = vec![
+        product.a.clone(),
+        product.b.clone(),
+        product.routing.clone(),
+        product.d.clone(),
+        Arg::Status,
+    ];
+    args.extend(product.sizes().map(Arg::U64));
+    args.extend([product.n, product.k].map(|v| Arg::U64(v.into())));
+    args.push(Arg::U32(activation_code(product.activation).into()));
+    for strides in [&product.a_strides, &product.b_strides, &product.d_strides] {
+        args.extend(strides.clone().map(Arg::U64));
+    }
+    plan.launches.push(Launch {
+        module,
+        entry: "grouped_gemm",
+        grid: [product.rows.clone(), product.n.into(), 1.into()],
+        group: [1; 3],
+        local_memory: 0,
+        args,
+    });
+}
+
+fn append_packed(plan: &mut Plan, config: &Config, product: &GroupedProduct) -> Result<()> {
+    let module = plan.module({
+        let mut config = config.clone();
+        config.set("B_PANEL_IS_PRIVATE", 1);
+        module(&GROUPED_PACKED, &config, product.dtypes)
+    });
+    let mr = config.value("MR") as u64;
+    let range = plan.take_workspace(f32_bytes(&[product.blocks_max(mr), mr, product.k])?);
+    let panels = |write| workspace(&range, DType::F32, write);
+    let mut args = vec![
+        product.a.clone(),
+        product.routing.clone(),
+        panels(true),
+        Arg::Status,
+    ];
+    args.extend(product.sizes().map(Arg::U32));
+    args.push(Arg::U32(product.k.into()));
+    args.extend(product.a_strides.clone().map(Arg::U64));
+    plan.launches.push(Launch {
+        module,
+        entry: "grouped_pack",
+        grid: [product.blocks(mr), 1.into(), 1.into()],
+        group: [1; 3],
+        local_memory: 0,
+        args,
+    });
+    let mut args = vec![
+        panels(false),
+        product.b.clone(),
+        product.routing.clone(),
+        product.d.clone(),
+    ];
+    args.extend(product.sizes().map(Arg::U32));
+    args.extend([product.n, product.k].map(|v| Arg::U32(v.into())));
+    args.push(Arg::U32(activation_code(product.activation).into()));
+    args.extend(product.b_strides.clone().map(Arg::U64));
+    args.extend(product.d_strides.clone().map(Arg::U64));
+    plan.launches.push(Launch {
+        module,
+        entry: "grouped_gemm",
+        grid: [
+            b_panels(product.n, product.activation).into(),
+            product.blocks(config.value("BLOCK_M") as u64),
+            1.into(),
+        ],
+        group: [1; 3],
+        local_memory: 0,
+        args,
+    });
+    Ok(())
+}
+
+/// Operands of both ops: a, b, offsets or counts, d.
+const A: usize = 0;
+const B: usize = 1;
+const ROUTING: usize = 2;
+const D: usize = 3;
+
+fn strides(operand: usize, first: usize) -> [Expr; 3] {
+    [0, 1, 2].map(|i| match (first + i).checked_sub(1) {
+        Some(axis) => Expr::stride(operand, axis),
+        None => Expr::Const(0),
+    })
+}
+
+impl GroupedProduct {
+    fn of_offsets(op: &GroupedGemm) -> GroupedProduct {
+        GroupedProduct {
+            a: Arg::operand(A),
+            a_strides: strides(A, 0),
+            b: Arg::operand(B),
+            b_strides: strides(B, 1),
+            routing: Arg::operand(ROUTING),
+            d: Arg::operand(D),
+            d_strides: strides(D, 0),
+            rows: Expr::extent(A, 0),
+            rows_max: op.a.shape()[0],
+            capacity: None,
+            experts: op.b.shape()[0],
+            n: op.b.shape()[1],
+            k: op.b.shape()[2],
+            activation: op.activation,
+            dtypes: [op.a.dtype, op.b.dtype, op.d.dtype],
+        }
+    }
+
+    fn of_counts(op: &MaskedGroupedGemm) -> GroupedProduct {
+        let [experts, capacity] = [op.a.shape()[0], op.a.shape()[1]];
+        GroupedProduct {
+            a: Arg::operand(A),
+            a_strides: strides(A, 1),
+            b: Arg::operand(B),
+            b_strides: strides(B, 1),
+            routing: Arg::operand(ROUTING),
+            d: Arg::operand(D),
+            d_strides: strides(D, 1),
+            rows: Expr::from(experts.saturating_mul(capacity)),
+            rows_max: experts.saturating_mul(capacity),
+            capacity: Some(capacity),
+            experts,
+            n: op.b.shape()[1],
+            k: op.b.shape()[2],
+            activation: op.activation,
+            dtypes: [op.a.dtype, op.b.dtype, op.d.dtype],
+        }
+    }
+}
+
+pub(super) fn grouped_gemm_candidates(
+    op: &GroupedGemm,
+    info: &DeviceInfo,
+) -> Result<Vec<&'static Kernel>> {
+    candidates([op.a.dtype, op.b.dtype, op.d.dtype], info)
+}
+
+pub(super) fn grouped_gemm(op: &GroupedGemm, request: &PlanRequest<'_>) -> Result<Plan> {
+    let product = GroupedProduct::of_offsets(op);
+    let (kernel, config) = choose(&product, request)?;
+    let mut plan = Plan::new("grouped_gemm", Determinism::RunToRun);
+    plan.symbols.push(Symbol {
+        name: "rows",
+        max: product.rows_max,
+    });
+    plan.operands = vec![
+        plain_rule("a", &op.a, false, Some(0)),
+        plain_rule("b", &op.b, false, None),
+        plain_rule("expert_offsets", &op.expert_offsets, false, None),
+        plain_rule("d", &op.d, true, Some(0)),
+    ];
+    append(&mut plan, kernel, &config, &product)?;
+    Ok(plan)
+}
+
+pub(super) fn grouped_gemm_masked_candidates(
+    op: &MaskedGroupedGemm,
+    info: &DeviceInfo,
+) -> Result<Vec<&'static Kernel>> {
+    candidates([op.a.dtype, op.b.dtype, op.d.dtype], info)
+}
+
+pub(super) fn grouped_gemm_masked(
+    op: &MaskedGroupedGemm,
+    request: &PlanRequest<'_>,
+) -> Result<Plan> {
+    let product = GroupedProduct::of_counts(op);
+    let (kernel, config) = choose(&product, request)?;
+    let mut plan = Plan::new("grouped_gemm_masked", Determinism::RunToRun);
+    plan.operands = vec![
+        plain_rule("a", &op.a, false, None),
+        plain_rule("b", &op.b, false, None),
+        plain_rule("counts", &op.counts, false, None),
+        plain_rule("d", &op.d, true, None),
+    ];
+    append(&mut plan, kernel, &config, &product)?;
+    Ok(plan)
+}

@@ -3,11 +3,16 @@
 //! Each test gets an open device and nothing else. What a device cannot do (a clock, an import) is skipped with the reason that the
 //! device gives.
 
+mod copies;
+mod memory;
+mod probe;
+
 use std::sync::Arc;
+use std::time::Duration;
 
 use ropeway_core::device::Device;
 use ropeway_core::info::Execution;
-use ropeway_core::{Error, ErrorKind};
+use ropeway_core::{Error, ErrorKind, Result};
 
 use crate::verdict::{Pass, Verdict};
 
@@ -54,8 +59,63 @@ macro_rules! ensure {
 }
 pub(crate) use ensure;
 
+/// Fails a test unless the call was refused as the caller's fault.
+fn refused<T>(result: Result<T>, what: &str) -> Outcome {
+    match result {
+        Ok(_) => Err(Ended::Failed(format!("{what} was accepted"))),
+        Err(error) if error.kind() == ErrorKind::InvalidArgument => Ok(()),
+        Err(error) => Err(Ended::Failed(format!(
+            "{what} gave {error}, not an invalid argument"
+        ))),
+    }
+}
+
+/// After this long a device counts as hung.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+const fn test(
+    name: &'static str,
+    needs_data: bool,
+    run: fn(&Arc<dyn Device>) -> Outcome,
+) -> DeviceTest {
+    DeviceTest {
+        name,
+        needs_data,
+        run,
+    }
+}
+
 /// All of them.
-pub const TESTS: &[DeviceTest] = &[];
+pub const TESTS: &[DeviceTest] = &[
+    test("memory/info", false, memory::info),
+    test("memory/zero_bytes", false, memory::zero_bytes),
+    test("memory/many", true, memory::many),
+    test("memory/out_of_memory", true, memory::out_of_memory),
+    test(
+        "memory/out_of_memory_is_typed",
+        false,
+        memory::out_of_memory_is_typed,
+    ),
+    test("memory/accounting", false, memory::accounting),
+    test(
+        "memory/dropped_while_queued",
+        true,
+        memory::dropped_while_queued,
+    ),
+    test(
+        "memory/outlives_its_queue",
+        true,
+        memory::outlives_its_queue,
+    ),
+    test("memory/pinned", false, memory::pinned),
+    test("copies/round_trip", true, copies::round_trip),
+    test("copies/upload_takes_over", true, copies::upload_takes_over),
+    test("copies/download", true, copies::download),
+    test("copies/download_dropped", true, copies::download_dropped),
+    test("copies/within_device", true, copies::within_device),
+    test("copies/fill", true, copies::fill),
+    test("copies/wrong_lengths", false, copies::wrong_lengths),
+];
 
 impl DeviceTest {
     /// Runs it; a panic fails it.

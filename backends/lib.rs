@@ -2,6 +2,7 @@
 //! info), `queue.rs` (launches, events, order), `compile.rs` (source and configuration to module), `sys.rs` (foreign
 //! functions, loading, status codes to errors).
 
+pub mod cache;
 pub mod loop_graph;
 
 use ropeway_core::device::Driver;

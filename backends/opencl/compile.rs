@@ -12,13 +12,23 @@ use ropeway_core::{Error, Result};
 
 use super::device::{Serial, Shared};
 use super::sys::{Handle, Kernel, Mem, Program};
+use crate::cache::{Cache, Key};
 
-/// Compiles for one device.
-pub(super) struct Compiler;
+/// Compiles for one device, or finds what was compiled before.
+pub(super) struct Compiler {
+    cache: Option<Cache>,
+}
 
 impl Compiler {
-    pub(super) fn new(_: &Shared, _: &OpenOptions) -> Compiler {
-        Compiler
+    pub(super) fn new(platform: &str, options: &OpenOptions) -> Compiler {
+        let directory = options.cache_dir.as_deref();
+        let directory = directory.filter(|_| !keeps_programs_itself(platform));
+        let opened = directory.map(Cache::open).transpose();
+        let cache = opened.unwrap_or_else(|error| {
+            tracing::warn!(%error, "compiled programs are not kept");
+            None
+        });
+        Compiler { cache }
     }
 
     pub(super) fn compile(
@@ -28,28 +38,87 @@ impl Compiler {
         config: &Config,
     ) -> Result<Arc<dyn Module>> {
         let (Language::OpenClC, Code::Text(pieces)) = (source.language, source.code) else {
-            return Err(Error::unsupported(format!(
-                "{:?} on an OpenCL device",
-                source.language
-            )));
+            let found = format!("{:?} on an OpenCL device", source.language);
+            return Err(Error::unsupported(found));
         };
-        let options = options(config);
-        let program = shared.context.program(&text(pieces))?;
-        let arguments = CString::new(options.as_str())
-            .map_err(|_| Error::invalid("config", &options, "names without NUL"))?;
-        if let Err(error) = program.build(shared.device, &arguments) {
-            let log = program.log(shared.device).unwrap_or_default();
-            return Err(Error::from_call(
-                error.kind(),
-                "clBuildProgram",
-                error.code().unwrap_or_default(),
-                format!("{} with options {options}\n{log}", error.context()),
-            ));
-        }
+        let (text, options) = (text(pieces), options(config));
+        let program = match &self.cache {
+            None => build(shared, shared.context.program(&text)?, &options)?,
+            Some(cache) => {
+                let key = key(shared, &text, &options);
+                match cached(cache, &key, shared, &options) {
+                    Some(program) => program,
+                    None => {
+                        let program = build(shared, shared.context.program(&text)?, &options)?;
+                        match program.binary() {
+                            Ok(binary) if binary.is_empty() => {}
+                            Ok(binary) => cache.store(&key, &binary),
+                            Err(error) => {
+                                tracing::debug!(%error, "the driver gives no binary of a program");
+                            }
+                        }
+                        program
+                    }
+                }
+            }
+        };
         Ok(Arc::new(OpenClModule {
             shared: shared.clone(),
             program: Arc::new(program),
         }))
+    }
+}
+
+/// PoCL has a cache of its own, with kernels compiled for the work-group sizes in use. Asking it for a binary makes it compile
+/// every kernel once more for work-groups of any size (0.3 s a kernel), which none of our launches runs. It can be told
+/// to keep nothing, by `POCL_KERNEL_CACHE=0`.
+fn keeps_programs_itself(platform: &str) -> bool {
+    platform == "Portable Computing Language"
+        && std::env::var_os("POCL_KERNEL_CACHE").is_none_or(|value| value != "0")
+}
+
+fn key(shared: &Shared, text: &str, options: &str) -> Key {
+    let info = &shared.info;
+    Key::new(&[
+        text,
+        options,
+        &info.name,
+        &info.platform,
+        &info.driver_version,
+        &info.compiler_version,
+    ])
+}
+
+/// The program out of the cache, unless it is not there or the driver refuses it.
+fn cached(cache: &Cache, key: &Key, shared: &Shared, options: &str) -> Option<Program> {
+    let binary = cache.load(key)?;
+    let program = shared
+        .context
+        .program_from_binary(shared.device, &binary)
+        .and_then(|program| build(shared, program, options));
+    match program {
+        Ok(program) => Some(program),
+        Err(error) => {
+            cache.set_aside(key, &error);
+            None
+        }
+    }
+}
+
+fn build(shared: &Shared, program: Program, options: &str) -> Result<Program> {
+    let arguments = CString::new(options)
+        .map_err(|_| Error::invalid("config", options, "names without NUL"))?;
+    match program.build(shared.device, &arguments) {
+        Ok(()) => Ok(program),
+        Err(error) => {
+            let log = program.log(shared.device).unwrap_or_default();
+            Err(Error::from_call(
+                error.kind(),
+                "clBuildProgram",
+                error.code().unwrap_or_default(),
+                format!("{} with options {options}\n{log}", error.context()),
+            ))
+        }
     }
 }
 

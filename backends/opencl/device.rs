@@ -137,7 +137,7 @@ impl OpenClDevice {
     pub(super) fn new(shared: Arc<Shared>, options: &OpenOptions) -> Result<OpenClDevice> {
         let mapping = Arc::new(shared.context.queue(shared.device)?);
         Ok(OpenClDevice {
-            compiler: Compiler::new(&shared, options),
+            compiler: Compiler::new(&shared.info.platform, options),
             mapping,
             shared,
         })

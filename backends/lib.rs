@@ -27,5 +27,6 @@ macro_rules! drivers {
 
 drivers! {
     "cpu" cpu::CpuDriver,
+    "null" null::NullDriver,
     "opencl" opencl::OpenClDriver,
 }

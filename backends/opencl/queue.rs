@@ -496,11 +496,11 @@ impl Queue for OpenClQueue {
         self.shared.sweep();
         match self.status_code() {
             0 => Ok(()),
-            code => Err(Error::new(
+            code => Err(Error::from_call(
                 ErrorKind::DataOutOfRange,
-                format!(
-                    "a kernel met a value in device memory that is out of range, and skipped it (status {code})"
-                ),
+                "",
+                code.into(),
+                "a kernel skipped an id, offset or length that is out of range",
             )),
         }
     }

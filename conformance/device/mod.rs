@@ -4,8 +4,14 @@
 //! device gives.
 
 mod copies;
+mod events;
+mod foreign;
+mod graphs;
+mod launches;
 mod memory;
+mod order;
 mod probe;
+mod threads;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,6 +121,52 @@ pub const TESTS: &[DeviceTest] = &[
     test("copies/within_device", true, copies::within_device),
     test("copies/fill", true, copies::fill),
     test("copies/wrong_lengths", false, copies::wrong_lengths),
+    test("order/in_a_queue", true, order::in_a_queue),
+    test("order/between_queues", true, order::between_queues),
+    test("order/diamond", true, order::diamond),
+    test(
+        "order/waits_that_are_over",
+        false,
+        order::waits_that_are_over,
+    ),
+    test("events/done", true, events::done),
+    test("events/progress", true, events::progress),
+    test("events/timeout", true, events::timeout),
+    test("events/enqueue_returns", true, events::enqueue_returns),
+    test("events/elapsed", true, events::elapsed),
+    test("threads/a_queue_each", true, threads::a_queue_each),
+    test("threads/one_queue", true, threads::one_queue),
+    test("threads/allocation", false, threads::allocation),
+    test(
+        "threads/short_lived_queues",
+        true,
+        threads::short_lived_queues,
+    ),
+    test("launches/arguments", true, launches::arguments),
+    test("launches/offsets", true, launches::offsets),
+    test("launches/grids", true, launches::grids),
+    test("launches/fewer_rows", true, launches::fewer_rows),
+    test("launches/wrong_operands", false, launches::wrong_operands),
+    test("launches/status_word", true, launches::status_word),
+    test("launches/compile_error", true, launches::compile_error),
+    test("launches/unknown_names", true, launches::unknown_names),
+    test("launches/nothing_leaks", false, launches::nothing_leaks),
+    test("graphs/replay", true, graphs::replay),
+    test("graphs/rebind", true, graphs::rebind),
+    test("graphs/wrong_rebind", false, graphs::wrong_rebind),
+    test(
+        "graphs/dropped_while_queued",
+        true,
+        graphs::dropped_while_queued,
+    ),
+    test("graphs/empty", false, graphs::empty),
+    test("foreign/buffers", false, foreign::buffers),
+    test("foreign/objects", false, foreign::objects),
+    test(
+        "foreign/usable_afterwards",
+        true,
+        foreign::usable_afterwards,
+    ),
 ];
 
 impl DeviceTest {

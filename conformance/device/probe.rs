@@ -85,7 +85,8 @@ fn cells(call: &mut NativeCall<'_>) -> Result<()> {
 }
 
 fn complain(call: &mut NativeCall<'_>) -> Result<()> {
-    call.write::<u32>()?[0] = call.size()? as u32;
+    let status = call.write::<u32>()?;
+    status[0] = call.int()? as u32;
     Ok(())
 }
 

@@ -668,6 +668,9 @@ impl Cut {
                     skipped = (rows - kept) * times * desc.layout.strides()[axis];
                     shape[axis] = kept * times + plus;
                     desc.layout = Layout::strided(&shape, desc.layout.strides()).ok()?;
+                    if desc.layout.elements() == 0 {
+                        skipped = 0;
+                    }
                     let is_index = !operand.output && desc.dtype == DType::I32;
                     same_rows &= plus == 0 && !(is_index && times != 1);
                 }

@@ -16,23 +16,43 @@ use ropeway_core::{Buffer, DType, ErrorKind};
 type Outcome = Result<(), Failed>;
 type Test = fn(&Arc<dyn Device>) -> Outcome;
 
-const TESTS: &[(&str, Test)] = &[
-    ("info_is_plausible", info_is_plausible),
-    ("copies_go_round", copies_go_round),
-    ("fills_touch_their_range_only", fills_touch_their_range_only),
-    ("empty_buffers_work", empty_buffers_work),
-    ("launch_gets_its_arguments", launch_gets_its_arguments),
-    ("events_order_queues", events_order_queues),
-    ("events_measure_device_time", events_measure_device_time),
-    ("waits_time_out", waits_time_out),
-    ("status_word_is_reported_once", status_word_is_reported_once),
+macro_rules! tests {
+    ($($name:ident,)*) => { &[$((stringify!($name), $name),)*] };
+}
+
+const TESTS: &[(&str, Test)] = tests![
+    info_is_plausible,
+    copies_go_round,
+    fills_touch_their_range_only,
+    empty_buffers_work,
+    launch_gets_its_arguments,
+    events_order_queues,
+    events_measure_device_time,
+    waits_time_out,
+    status_word_is_reported_once,
+    threads_share_a_device,
+    threads_share_a_queue,
+    foreign_objects_are_refused,
+    launches_beyond_the_limits_are_refused,
+    out_of_memory_is_survived,
+    a_failed_compilation_says_why,
+    objects_may_be_dropped_under_way,
+    uploads_do_not_wait,
+    imports_keep_their_owners,
+    ten_thousand_launches_leak_nothing,
+    compiled_programs_are_kept,
 ];
 
 fn main() {
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // One at a time: some look at the clock or at the memory of the process.
+    arguments.test_threads = Some(1);
     let mut trials = Vec::new();
     match OpenClDriver.probe() {
         Ok(devices) => {
+            if let Some(directory) = std::env::var_os(CACHE_CHILD) {
+                return cache_child(directory.as_ref());
+            }
             for info in devices {
                 for &(name, test) in TESTS {
                     let ordinal = info.ordinal;
@@ -76,6 +96,9 @@ static SOURCE: Source = Source {
              }\n\
              __kernel void copy_word(__global uint* x, ulong x_offset, __global uint* y, ulong y_offset) {\n\
                  y[y_offset] = x[x_offset];\n\
+             }\n\
+             __kernel void add_one(__global uint* x, ulong x_offset) {\n\
+                 x[x_offset + get_global_id(0)] += 1;\n\
              }\n\
              __kernel void report(__global uint* status, ulong status_offset, uint code) {\n\
                  if (code != 0) status[status_offset] = code;\n\
@@ -378,4 +401,422 @@ fn status_word_is_reported_once(device: &Arc<dyn Device>) -> Outcome {
         queue.synchronize(None)?;
     }
     Ok(())
+}
+
+fn threads_share_a_device(device: &Arc<dyn Device>) -> Outcome {
+    // Each thread has a queue and a buffer of its own, and all use one function.
+    let add = function(device, "add_one")?;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4u32)
+            .map(|thread| {
+                let add = &add;
+                scope.spawn(move || -> Result<(), Failed> {
+                    let queue = device.create_queue(QueueKind::Compute)?;
+                    let x = device.alloc(4 * 64)?;
+                    let start: Vec<u8> = (0..64u32)
+                        .flat_map(|i| (i * thread).to_ne_bytes())
+                        .collect();
+                    queue.upload(&x.all(), &start)?;
+                    for _ in 0..300 {
+                        launch(&*queue, add, 4, 16, &[operand(&x, 0, DType::I32)])?;
+                    }
+                    for (index, word) in words(&*queue, &x)?.into_iter().enumerate() {
+                        assert_eq!(word, index as u32 * thread + 300);
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("no panic")?;
+        }
+        Ok(())
+    })
+}
+
+fn threads_share_a_queue(device: &Arc<dyn Device>) -> Outcome {
+    let add = function(device, "add_one")?;
+    let queue = device.create_queue(QueueKind::Compute)?;
+    let x = device.alloc(4 * 64)?;
+    queue.fill(&x.all(), 0)?;
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..250 {
+                    launch(&*queue, &add, 1, 64, &[operand(&x, 0, DType::I32)]).expect("a launch");
+                }
+                queue.synchronize(None).expect("no error");
+            });
+        }
+    });
+    assert_eq!(words(&*queue, &x)?, [1000; 64]);
+    Ok(())
+}
+
+fn foreign_objects_are_refused(device: &Arc<dyn Device>) -> Outcome {
+    let other = OpenClDriver.open(device.info().ordinal, &OpenOptions::default())?;
+    let queue = device.create_queue(QueueKind::Compute)?;
+    let foreign = other.alloc(16)?;
+    let own = device.alloc(16)?;
+    let event = other.create_queue(QueueKind::Compute)?.record()?;
+    let add = function(device, "add_one")?;
+    let foreign_add = function(&other, "add_one")?;
+    for (what, result) in [
+        ("fill", queue.fill(&foreign.all(), 0)),
+        ("upload", queue.upload(&foreign.all(), &[0; 16])),
+        ("read", queue.read_blocking(&foreign.all(), &mut [0; 16])),
+        ("copy", queue.copy(&own.all(), &foreign.all())),
+        ("wait", queue.wait(&event)),
+        (
+            "operand",
+            launch(&*queue, &add, 1, 1, &[operand(&foreign, 0, DType::I32)]),
+        ),
+        (
+            "function",
+            launch(&*queue, &foreign_add, 1, 1, &[operand(&own, 0, DType::I32)]),
+        ),
+        ("length", queue.upload(&own.all(), &[0; 15])),
+        ("overlap", queue.copy(&own.slice(0, 8)?, &own.slice(7, 8)?)),
+        (
+            "elapsed",
+            queue.record()?.elapsed_since(&*event).map(|_| ()),
+        ),
+    ] {
+        let error = result.err().ok_or(format!("{what}: no error"))?;
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{what}: {error}");
+    }
+    Ok(queue.synchronize(None)?)
+}
+
+fn launches_beyond_the_limits_are_refused(device: &Arc<dyn Device>) -> Outcome {
+    let queue = device.create_queue(QueueKind::Compute)?;
+    let add = function(device, "add_one")?;
+    let x = device.alloc(4)?;
+    let operand = operand(&x, 0, DType::I32);
+    let too_wide = device.info().limits.max_group_size + 1;
+    for (what, result) in [
+        ("group", launch(&*queue, &add, 1, too_wide, &[operand])),
+        ("empty group", launch(&*queue, &add, 1, 0, &[operand])),
+        ("empty grid", launch(&*queue, &add, 0, 1, &[operand])),
+        ("grid", launch(&*queue, &add, 1 << 40, 1, &[operand])),
+        ("too few arguments", launch(&*queue, &add, 1, 1, &[])),
+        (
+            "too many arguments",
+            launch(&*queue, &add, 1, 1, &[operand, operand]),
+        ),
+    ] {
+        let error = result.err().ok_or(format!("{what}: no error"))?;
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{what}: {error}");
+    }
+    // And a sound one still runs, with all arguments set anew.
+    queue.fill(&x.all(), 0)?;
+    launch(&*queue, &add, 1, 1, &[operand])?;
+    assert_eq!(words(&*queue, &x)?, [1]);
+    Ok(())
+}
+
+fn out_of_memory_is_survived(device: &Arc<dyn Device>) -> Outcome {
+    let limits = &device.info().limits;
+    for bytes in [limits.max_buffer + 1, u64::MAX] {
+        let error = device
+            .alloc(bytes)
+            .err()
+            .ok_or("more than the largest buffer")?;
+        assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}");
+    }
+    // Buffers that are never written take no memory yet, but are counted.
+    let mut held = Vec::new();
+    let error = loop {
+        match device.alloc(limits.max_buffer) {
+            Ok(buffer) => held.push(buffer),
+            Err(error) => break error,
+        }
+        assert!(held.len() as u64 <= device.info().memory / limits.max_buffer);
+    };
+    assert_eq!(error.kind(), ErrorKind::OutOfMemory, "{error}");
+    assert_eq!(device.memory()?.used, held.len() as u64 * limits.max_buffer);
+    drop(held);
+    assert_eq!(device.memory()?.used, 0);
+    copies_go_round(device)
+}
+
+fn a_failed_compilation_says_why(device: &Arc<dyn Device>) -> Outcome {
+    static BROKEN: Source = Source {
+        language: Language::OpenClC,
+        code: Code::Text(&[
+            (
+                "sound.cl",
+                "__kernel void sound(__global float* x) { x[0] = 1; }",
+            ),
+            (
+                "broken.cl",
+                "\n\n__kernel void broken(__global float* x) { x[0] = no_such_variable; }",
+            ),
+        ]),
+        requires: &[],
+    };
+    let mut config = Config::default();
+    config.set("TILE_M", 64);
+    let error = device.compile(&BROKEN, &config).err().ok_or("compiled")?;
+    assert_eq!(error.kind(), ErrorKind::CompileFailed);
+    for part in [
+        "no_such_variable",
+        "broken.cl:3",
+        "TILE_M=64",
+        "clBuildProgram",
+    ] {
+        assert!(error.to_string().contains(part), "no {part} in: {error}");
+    }
+    let module = device.compile(&SOURCE, config.set("SCALE", 1))?;
+    let missing = module.function("no_such_entry").err().ok_or("found")?;
+    assert_eq!(missing.kind(), ErrorKind::InvalidArgument, "{missing}");
+    static FOREIGN: Source = Source {
+        language: Language::CudaC,
+        code: Code::Text(&[]),
+        requires: &[],
+    };
+    let foreign = device.compile(&FOREIGN, &config).err().ok_or("compiled")?;
+    assert_eq!(foreign.kind(), ErrorKind::Unsupported);
+    Ok(())
+}
+
+fn objects_may_be_dropped_under_way(device: &Arc<dyn Device>) -> Outcome {
+    let y = device.alloc(4)?;
+    let event = {
+        let (slow, copy) = (function(device, "slow")?, function(device, "copy_word")?);
+        let queue = device.create_queue(QueueKind::Compute)?;
+        let x = device.alloc(4)?;
+        queue.fill(&x.all(), 0)?;
+        launch(
+            &*queue,
+            &slow,
+            1,
+            1,
+            &[operand(&x, 0, DType::I32), Argument::U32(LONG)],
+        )?;
+        // Staged, and not yet read when the queue goes.
+        let (a, b) = (device.alloc(1000)?, device.alloc(1000)?);
+        queue.upload(&a.all(), &[3; 1000])?;
+        queue.copy(&a.all(), &b.all())?;
+        launch(
+            &*queue,
+            &copy,
+            1,
+            1,
+            &[operand(&x, 0, DType::I32), operand(&y, 0, DType::I32)],
+        )?;
+        queue.record()?
+        // Queue, functions and buffers go here, their work still waiting.
+    };
+    event.wait(Some(Duration::from_secs(60)))?;
+    let queue = device.create_queue(QueueKind::Compute)?;
+    assert_eq!(words(&*queue, &y)?[0] & 1, 1);
+    Ok(())
+}
+
+fn uploads_do_not_wait(device: &Arc<dyn Device>) -> Outcome {
+    let queue = device.create_queue(QueueKind::Compute)?;
+    let slow = function(device, "slow")?;
+    let (x, y) = (device.alloc(4)?, device.alloc(5 << 20)?);
+    queue.fill(&x.all(), 0)?;
+    launch(
+        &*queue,
+        &slow,
+        1,
+        1,
+        &[operand(&x, 0, DType::I32), Argument::U32(1)],
+    )?;
+    queue.synchronize(None)?;
+    launch(
+        &*queue,
+        &slow,
+        1,
+        1,
+        &[operand(&x, 0, DType::I32), Argument::U32(4 * LONG)],
+    )?;
+    let event = queue.record()?;
+    let mut data = vec![5u8; 5 << 20];
+    queue.upload(&y.all(), &data)?;
+    queue.upload(&y.slice(0, 4)?, &[6; 4])?;
+    assert!(
+        !event.is_done()?,
+        "the upload waited for the kernel before it"
+    );
+    // Taken over: what becomes of the source does not matter.
+    data.fill(9);
+    let mut read = vec![0; 5 << 20];
+    queue.read_blocking(&y.all(), &mut read)?;
+    assert!(read[..4] == [6; 4] && read[4..].iter().all(|&byte| byte == 5));
+    Ok(())
+}
+
+fn imports_keep_their_owners(device: &Arc<dyn Device>) -> Outcome {
+    use cl3::{command_queue as cl, event, memory};
+    let context = ropeway_backends::opencl::context(&**device).ok_or("an OpenCL device")?;
+    // SAFETY: a valid context, no host pointer.
+    let mem = unsafe {
+        memory::create_buffer(context, memory::CL_MEM_READ_WRITE, 64, std::ptr::null_mut())
+    }
+    .map_err(|code| format!("clCreateBuffer: {code}"))?;
+    struct Foreign(usize);
+    impl Drop for Foreign {
+        fn drop(&mut self) {
+            // SAFETY: the one count that `create_buffer` gave.
+            unsafe { memory::release_mem_object(self.0 as *mut _) }.expect("a valid buffer");
+        }
+    }
+    let owner = Arc::new(Foreign(mem as usize));
+    let watch = Arc::downgrade(&owner);
+    // SAFETY: a valid buffer of 64 bytes, which the owner keeps.
+    let too_long = unsafe { device.import_memory(mem, 65, Some(owner.clone())) };
+    assert_eq!(
+        too_long.err().ok_or("longer than the cl_mem")?.kind(),
+        ErrorKind::InvalidArgument
+    );
+    // SAFETY: as above.
+    let buffer = unsafe { device.import_memory(mem, 64, Some(owner)) }?;
+
+    let info = cl3::context::get_context_info(context, cl3::context::CL_CONTEXT_DEVICES)
+        .map_err(|code| format!("clGetContextInfo: {code}"))?;
+    let id = Vec::<isize>::from(info)[0];
+    let profiling = cl::CL_QUEUE_PROFILING_ENABLE;
+    // SAFETY: the context's own device.
+    #[allow(deprecated)]
+    let raw = unsafe { cl::create_command_queue(context, id as *mut _, profiling) }
+        .map_err(|code| format!("clCreateCommandQueue: {code}"))?;
+    // SAFETY: a valid queue, which is retained.
+    let queue = unsafe { device.import_queue(raw, None) }?;
+    let (slow, add) = (function(device, "slow")?, function(device, "add_one")?);
+    queue.fill(&buffer.all(), 0)?;
+    launch(
+        &*queue,
+        &slow,
+        1,
+        1,
+        &[operand(&buffer, 0, DType::I32), Argument::U32(1)],
+    )?;
+    queue.synchronize(None)?;
+    launch(
+        &*queue,
+        &slow,
+        1,
+        1,
+        &[operand(&buffer, 0, DType::I32), Argument::U32(LONG)],
+    )?;
+    launch(&*queue, &add, 1, 1, &[operand(&buffer, 5, DType::I32)])?;
+    drop(buffer);
+    assert!(
+        watch.upgrade().is_some(),
+        "work with the memory is still queued"
+    );
+    // The owner sees what Ropeway enqueued in its queue.
+    let mut word = [0u32];
+    // SAFETY: 4 bytes from byte 20 on, blocking.
+    let read = unsafe {
+        cl::enqueue_read_buffer(
+            raw,
+            mem,
+            cl3::types::CL_TRUE,
+            20,
+            4,
+            word.as_mut_ptr().cast(),
+            0,
+            std::ptr::null(),
+        )
+    };
+    let read = read.map_err(|code| format!("clEnqueueReadBuffer: {code}"))?;
+    assert_eq!(word, [1]);
+    queue.synchronize(None)?;
+    assert!(
+        watch.upgrade().is_none(),
+        "all work is done and the buffer is gone"
+    );
+    // SAFETY: the counts that this test took.
+    unsafe {
+        event::release_event(read).map_err(|code| format!("clReleaseEvent: {code}"))?;
+        cl::release_command_queue(raw).map_err(|code| format!("clReleaseCommandQueue: {code}"))?;
+    }
+    Ok(())
+}
+
+/// Resident bytes of this process, where the system tells.
+fn resident() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    Some(statm.split_whitespace().nth(1)?.parse::<u64>().ok()? * 4096)
+}
+
+fn ten_thousand_launches_leak_nothing(device: &Arc<dyn Device>) -> Outcome {
+    let queue = device.create_queue(QueueKind::Compute)?;
+    let add = function(device, "add_one")?;
+    let round = |count: u32| -> Outcome {
+        for _ in 0..count / 100 {
+            let x = device.alloc(4 * 64)?;
+            queue.upload(&x.all(), &[0; 256])?;
+            for _ in 0..100 {
+                launch(&*queue, &add, 1, 64, &[operand(&x, 0, DType::I32)])?;
+            }
+            queue.record()?;
+            assert_eq!(words(&*queue, &x)?[63], 100);
+        }
+        Ok(queue.synchronize(None)?)
+    };
+    round(3_000)?;
+    let before = resident();
+    round(10_000)?;
+    assert_eq!(device.memory()?.used, 0);
+    if let (Some(before), Some(after)) = (before, resident()) {
+        let grown = after.saturating_sub(before);
+        assert!(grown < 2 << 20, "{grown} bytes more after 10,000 launches");
+    }
+    Ok(())
+}
+
+/// Set for the process that [`compiled_programs_are_kept`] starts, to the cache's directory.
+const CACHE_CHILD: &str = "ROPEWAY_TEST_CACHE";
+
+/// PoCL is told to keep nothing itself, so that it uses our cache, too. It reads that at its start: hence a process.
+fn compiled_programs_are_kept(_: &Arc<dyn Device>) -> Outcome {
+    let directory = tempfile::tempdir()?;
+    let output = std::process::Command::new(std::env::current_exe()?)
+        .env(CACHE_CHILD, directory.path().join("programs"))
+        .env("POCL_KERNEL_CACHE", "0")
+        .output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+    }
+    Ok(())
+}
+
+fn cache_child(directory: &std::path::Path) {
+    let files = |suffix: &str| {
+        let entries = std::fs::read_dir(directory).expect("the cache's directory");
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        paths
+            .filter(|path| path.extension().is_some_and(|e| e == suffix))
+            .collect::<Vec<_>>()
+    };
+    let run = || {
+        let options = OpenOptions {
+            cache_dir: Some(directory.to_owned()),
+        };
+        let device = OpenClDriver.open(0, &options).expect("a device");
+        launch_gets_its_arguments(&device).expect("sound results");
+    };
+    run();
+    let kept = files("bin");
+    assert_eq!(kept.len(), 1, "one program was compiled: {kept:?}");
+    let written = |path: &std::path::Path| {
+        std::fs::metadata(path)
+            .and_then(|m| m.modified())
+            .expect("a file")
+    };
+    let time = written(&kept[0]);
+    run();
+    assert_eq!(time, written(&kept[0]), "the second run compiles nothing");
+    let mut bytes = std::fs::read(&kept[0]).expect("the file");
+    bytes.truncate(bytes.len() / 2);
+    std::fs::write(&kept[0], &bytes).expect("the file");
+    run();
+    assert_eq!((files("bin").len(), files("bad").len()), (1, 1));
+    run();
 }

@@ -24,7 +24,7 @@ enum Storage {
     Interleaved,
     /// The values are the first dv elements of the keys (multi-head latent attention).
     ValuesInKeys,
-    /// Rows have gaps of three elements.
+    /// Rows have gaps of three elements, which hold NaN.
     Padded,
     /// All sequences share the keys and values of one (stride 0).
     Shared,
@@ -85,6 +85,16 @@ fn patched(base: Fill, positions: impl IntoIterator<Item = u64>, special: Specia
     let patches = positions.into_iter().map(|at| (at, special)).collect();
     let base = Box::new(base);
     Fill::Patched { base, patches }
+}
+
+/// NaN in the first three of every d + 3 elements.
+fn gaps(fill: Fill, d: u64) -> Fill {
+    Fill::Poisoned {
+        base: Box::new(fill),
+        period: d + 3,
+        begin: 0,
+        end: 3,
+    }
 }
 
 fn uniform(scale: f64) -> Fill {
@@ -226,11 +236,13 @@ impl Case {
                     &[len * heads * d, d, heads * d, 1],
                     0,
                 ),
+            // Each row begins with three elements that are never read.
             Storage::Padded => {
                 let strides = [heads * len * (d + 3), len * (d + 3), d + 3, 1];
+                let offset = 3.min(batch * heads * len);
                 recipe
-                    .tensor(&stored, dtype, &[batch, heads, len, d + 3], fill)
-                    .view(name, &stored, &shape, &strides, 3.min(batch * heads * len))
+                    .tensor(&stored, dtype, &[batch, heads, len, d + 3], gaps(fill, d))
+                    .view(name, &stored, &shape, &strides, offset)
             }
             Storage::Transposed => {
                 let strides = [heads * len * d, len * d, 1, len];
@@ -729,13 +741,13 @@ impl RaggedCase {
             Storage::Padded => {
                 let row = heads * (d + 3);
                 recipe
-                    .tensor(&stored, dtype, &[blocks, size, heads, d + 3], fill)
+                    .tensor(&stored, dtype, &[blocks, size, heads, d + 3], gaps(fill, d))
                     .view(
                         name,
                         &stored,
                         &axes(shape),
                         &axes([size * row, row, d + 3, 1]),
-                        0,
+                        3.min(blocks * size * heads),
                     )
             }
             // [blocks, kv_heads, block_size, d], or [heads, tokens, d].

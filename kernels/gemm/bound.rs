@@ -36,7 +36,7 @@ fn gamma(n: u64) -> f64 {
 
 /// A sum of products, and what its error depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Dot {
+pub(crate) struct Dot {
     /// Σ ab.
     pub sum: f64,
     /// Σ |ab|.
@@ -47,7 +47,7 @@ pub(super) struct Dot {
 
 impl Dot {
     /// One more product.
-    pub(super) fn add(&mut self, product: f64) {
+    pub(crate) fn add(&mut self, product: f64) {
         self.sum += product;
         self.magnitude += product.abs();
         self.squares += product * product;
@@ -85,7 +85,7 @@ impl Approximate {
 
 /// What follows the product of one problem.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Epilogue {
+pub(crate) struct Epilogue {
     /// Length of the sums.
     pub k: u64,
     /// Factor of the product.
@@ -104,7 +104,7 @@ pub(super) struct Epilogue {
 
 impl Epilogue {
     /// The epilogue of a product with nothing but an activation.
-    pub(super) fn plain(k: u64, activation: Activation, out: DType, data: DataClass) -> Epilogue {
+    pub(crate) fn plain(k: u64, activation: Activation, out: DType, data: DataClass) -> Epilogue {
         Epilogue {
             k,
             alpha: 1.0,
@@ -117,7 +117,7 @@ impl Epilogue {
     }
 
     /// One row of the output, each element with its bound. `c` (already times beta) and `bias` are as long as `row`.
-    pub(super) fn row(&self, row: &[Dot], c: &[f64], bias: &[f64]) -> Vec<(f64, f64)> {
+    pub(crate) fn row(&self, row: &[Dot], c: &[f64], bias: &[f64]) -> Vec<(f64, f64)> {
         let x: Vec<_> = row
             .iter()
             .zip(c.iter().zip(bias))

@@ -11,7 +11,7 @@ use ropeway_core::request::Operands;
 use ropeway_core::{Error, Result};
 
 #[cfg(feature = "spec")]
-mod bound;
+pub(crate) mod bound;
 #[cfg(feature = "spec")]
 mod cases;
 mod check;

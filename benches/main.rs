@@ -3,7 +3,11 @@
 //! Exit codes: 0 all is well, 1 something that was asked for failed, 2 the call itself was wrong.
 #![deny(unsafe_code)]
 
+mod clblast;
 mod cmd;
+mod definition;
+mod measure;
+mod roofline;
 
 use std::process::ExitCode;
 
@@ -20,6 +24,8 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure workloads of real shapes against the roofline of the device.
+    Bench(cmd::bench::Bench),
     /// Judge every device and every op against the f64 reference.
     Check(cmd::check::Check),
     /// List the devices that opened, and why the rest did not.
@@ -33,6 +39,7 @@ enum Command {
 fn main() -> ExitCode {
     let line = CommandLine::parse();
     let outcome = match line.command {
+        Command::Bench(bench) => bench.run(),
         Command::Check(check) => check.run(),
         Command::Devices(devices) => devices.run(),
         Command::Doctor(doctor) => doctor.run(),

@@ -1,0 +1,251 @@
+//! Workloads: which op at which shapes, read from `definitions/*.toml`.
+//!
+//! ```toml
+//! about = "What these shapes are for."
+//!
+//! [[workload]]
+//! name = "gemv_4096"
+//! op = "gemm"
+//! dtypes = ["F32", "F16"]                        # measured one after the other
+//! tensors = { a = "T 1 4096", b = "T 4096 4096" } # dtype (T: the one being measured) and extents
+//! attrs = { trans_b = true }
+//! fill = { topk_ids = "distinct 64" }            # how I32 tensors are filled
+//! prepared = ["b"]                               # weights that an engine would prepare once
+//! limit = "read"                                 # what bounds it: "compute", "read" or "copy"
+//! cold = true                                    # rotate through operands that no cache holds
+//! ```
+
+use std::collections::BTreeMap;
+
+use ropeway_core::op::Op;
+use ropeway_core::request::{HostTensor, Operands, Request};
+use ropeway_core::spec::Random;
+use ropeway_core::{DType, Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The definitions that come with the program.
+pub const BUILT_IN: [(&str, &str); 4] = [
+    ("gemm", include_str!("definitions/gemm.toml")),
+    ("attention", include_str!("definitions/attention.toml")),
+    ("moe", include_str!("definitions/moe.toml")),
+    ("models", include_str!("definitions/models.toml")),
+];
+
+/// Random values that are made; larger tensors repeat them.
+const DISTINCT: u64 = 1 << 20;
+
+/// A file of workloads.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Definition {
+    /// What the shapes are for.
+    pub about: String,
+    /// The workloads.
+    #[serde(rename = "workload")]
+    pub workloads: Vec<Workload>,
+}
+
+/// What a workload is bounded by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Limit {
+    /// Multiply-adds.
+    Compute,
+    /// Reading memory.
+    Read,
+    /// Reading and writing memory.
+    Copy,
+}
+
+/// An op at certain shapes, in one or several dtypes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workload {
+    /// Its name, by which it is picked.
+    pub name: String,
+    /// The op.
+    pub op: String,
+    /// The dtypes that `T` stands for.
+    pub dtypes: Vec<String>,
+    /// Inputs: dtype and extents.
+    pub tensors: BTreeMap<String, String>,
+    /// Attributes.
+    #[serde(default)]
+    pub attrs: Map<String, Value>,
+    /// Content of I32 tensors: `constant V`, `steps V` (0, V, 2 V …), `distinct N` (different numbers below N in each row) or
+    /// `permutation`.
+    #[serde(default)]
+    pub fill: BTreeMap<String, String>,
+    /// Operands that are prepared once.
+    #[serde(default)]
+    pub prepared: Vec<String>,
+    /// What bounds it.
+    pub limit: Limit,
+    /// Whether each run finds its operands in memory rather than in a cache.
+    #[serde(default)]
+    pub cold: bool,
+}
+
+impl Definition {
+    /// Reads a definition.
+    ///
+    /// # Errors
+    /// `InvalidArgument` with the line.
+    pub fn parse(text: &str) -> Result<Definition> {
+        toml::from_str(text)
+            .map_err(|error| Error::new(ErrorKind::InvalidArgument, error.to_string()))
+    }
+}
+
+impl Workload {
+    fn wrong(&self, what: &str, found: &str, expected: &str) -> Error {
+        Error::invalid(what, format!("{found:?}"), expected).within(&self.name)
+    }
+
+    /// The request in one dtype; the same each time.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming what cannot be read, or as the op checks it.
+    pub fn request(&self, dtype: &str) -> Result<(Request, Box<dyn Op>)> {
+        let kind =
+            ropeway_kernels::op(&self.op).ok_or_else(|| self.wrong("op", &self.op, "an op"))?;
+        let mut inputs = Operands::new();
+        for (index, (name, text)) in self.tensors.iter().enumerate() {
+            let mut words = text.split_whitespace();
+            let word = match words.next() {
+                Some("T") => dtype,
+                Some(word) => word,
+                None => "",
+            };
+            let element =
+                DType::from_name(word).ok_or_else(|| self.wrong(name, text, "a dtype"))?;
+            let shape = words
+                .map(|word| word.parse().map_err(|_| self.wrong(name, text, "extents")))
+                .collect::<Result<Vec<u64>>>()?;
+            let fill = self.fill.get(name).map(String::as_str);
+            let mut random = Random::new(index as u64);
+            let values = self.values(name, element, &shape, fill, &mut random)?;
+            inputs.insert(name.clone(), repeat(element, &shape, &values)?);
+        }
+        let request = Request {
+            op: self.op.clone(),
+            inputs,
+            attrs: self.attrs.clone(),
+        };
+        let op = kind
+            .parse(&request.signature())
+            .map_err(|error| error.within(&self.name))?;
+        kind.check_values(&*op, &request.inputs)
+            .map_err(|error| error.within(&self.name))?;
+        Ok((request, op))
+    }
+
+    fn values(
+        &self,
+        name: &str,
+        dtype: DType,
+        shape: &[u64],
+        fill: Option<&str>,
+        random: &mut Random,
+    ) -> Result<Vec<f64>> {
+        let elements: u64 = shape.iter().product();
+        let Some(fill) = fill else {
+            let scale = if dtype.is_float() { 1.0 } else { 100.0 };
+            let values = (0..elements.min(DISTINCT)).map(|_| (random.unit() * 2.0 - 1.0) * scale);
+            return Ok(values.collect());
+        };
+        let (word, number) = fill.split_once(' ').unwrap_or((fill, "0"));
+        let number: u64 = number
+            .parse()
+            .map_err(|_| self.wrong(name, fill, "a number"))?;
+        Ok(match word {
+            "constant" => vec![number as f64; elements as usize],
+            "steps" => (0..elements).map(|step| (step * number) as f64).collect(),
+            "permutation" => shuffled(elements, random),
+            "distinct" => {
+                let row = shape.last().copied().unwrap_or(1);
+                let rows = (0..elements / row.max(1)).flat_map(|_| {
+                    let mut ids = shuffled(number, random);
+                    ids.truncate(row as usize);
+                    ids
+                });
+                rows.collect()
+            }
+            _ => return Err(self.wrong(name, fill, "constant, steps, distinct or permutation")),
+        })
+    }
+}
+
+fn shuffled(count: u64, random: &mut Random) -> Vec<f64> {
+    let mut values: Vec<f64> = (0..count).map(|value| value as f64).collect();
+    for last in (1..values.len()).rev() {
+        values.swap(last, random.below(last as u64 + 1) as usize);
+    }
+    values
+}
+
+/// A tensor of these values, over and over.
+fn repeat(dtype: DType, shape: &[u64], values: &[f64]) -> Result<HostTensor> {
+    let elements: u64 = shape.iter().product();
+    let block = HostTensor::from_f64(dtype, &[values.len() as u64], values)?.data;
+    let bytes = (elements * dtype.size().unwrap_or(1)) as usize;
+    let data = block.iter().copied().cycle().take(bytes).collect();
+    HostTensor::new(dtype, shape, data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_with_the_program_can_be_read_and_checked() {
+        let mut names = std::collections::BTreeSet::new();
+        for (file, text) in BUILT_IN {
+            let definition =
+                Definition::parse(text).unwrap_or_else(|error| panic!("{file}: {error}"));
+            assert!(
+                definition.about.len() > 100,
+                "{file}: a paragraph says what it is for"
+            );
+            for workload in definition.workloads {
+                assert!(
+                    names.insert(workload.name.clone()),
+                    "{}: twice",
+                    workload.name
+                );
+                for dtype in &workload.dtypes {
+                    let made = workload.request(dtype);
+                    let unsupported = |error: &Error| error.kind() == ErrorKind::Unsupported;
+                    assert!(
+                        made.as_ref().err().is_none_or(unsupported),
+                        "{:?}",
+                        made.err()
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_distinct_ids_hold_no_id_twice() {
+        let text = r#"about = ""
+            [[workload]]
+            name = "scatter"
+            op = "expert_scatter"
+            dtypes = ["F32"]
+            tensors = { x = "T 9 4", topk_ids = "I32 9 3" }
+            attrs = { experts = 4 }
+            fill = { topk_ids = "distinct 4" }
+            limit = "copy""#;
+        let (request, _) = Definition::parse(text).unwrap().workloads[0]
+            .request("F32")
+            .unwrap();
+        for row in request.inputs["topk_ids"].to_i32().unwrap().chunks(3) {
+            assert!(
+                row[0] != row[1] && row[1] != row[2] && row[0] != row[2],
+                "{row:?}"
+            );
+        }
+    }
+}

@@ -1,6 +1,159 @@
-//! Manifest.
+//! The kernels of this folder, their tunables and what they need.
 
-use ropeway_core::kernel::Kernel;
+use ropeway_core::info::DeviceInfo;
+use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
+
+use super::native;
 
 /// The kernels of this folder.
-pub(super) const KERNELS: &[&Kernel] = &[];
+pub(super) const KERNELS: &[&Kernel] = &[
+    &ATTENTION_PREFILL,
+    &ATTENTION_DECODE,
+    &ATTENTION_TILED,
+    &ATTENTION_MERGE,
+    &ATTENTION_NATIVE,
+];
+
+const SHARED_CL: (&str, &str) = ("attention.cl", include_str!("attention.cl"));
+
+const SPLIT_KEYS: Tunable = Tunable {
+    name: "SPLIT_KEYS",
+    values: &[128, 256, 512, 1024, 2048],
+    default: 512,
+    meaning: "keys in a split, where the keys of few rows are divided among work-groups",
+};
+
+const KEY_BLOCK: Tunable = Tunable {
+    name: "KEY_BLOCK",
+    values: &[16, 32, 64],
+    default: 64,
+    meaning: "keys between two rescalings of the sums",
+};
+
+/// Many rows, one wide work-item a group.
+pub(super) static ATTENTION_PREFILL: Kernel = Kernel {
+    name: "attention_prefill",
+    summary: "blocks of rows in the lanes of one wide work-item, keys and values packed for all of them, for CPUs",
+    version: 1,
+    sources: &[Source {
+        language: Language::OpenClC,
+        code: Code::Text(&[
+            SHARED_CL,
+            ("attention_prefill.cl", include_str!("attention_prefill.cl")),
+        ]),
+        requires: &[],
+    }],
+    tunables: &[
+        SPLIT_KEYS,
+        KEY_BLOCK,
+        Tunable {
+            name: "ROW_GROUPS",
+            values: &[1, 2, 4, 8],
+            default: 4,
+            meaning: "vectors of 16 rows in a work-item",
+        },
+    ],
+    constraints: &[],
+    local_memory: |_| 0,
+};
+
+/// Few rows against many keys, one wide work-item a group.
+pub(super) static ATTENTION_DECODE: Kernel = Kernel {
+    name: "attention_decode",
+    summary: "at most 8 rows against keys that are read once, one wide work-item a split, for CPUs",
+    version: 1,
+    sources: &[Source {
+        language: Language::OpenClC,
+        code: Code::Text(&[
+            SHARED_CL,
+            ("attention_decode.cl", include_str!("attention_decode.cl")),
+        ]),
+        requires: &[],
+    }],
+    tunables: &[SPLIT_KEYS, KEY_BLOCK],
+    constraints: &[],
+    local_memory: |_| 0,
+};
+
+/// Many small work-items with local memory.
+pub(super) static ATTENTION_TILED: Kernel = Kernel {
+    name: "attention_tiled",
+    summary: "16 rows a work-group of 64 that share local memory, for GPUs",
+    version: 1,
+    sources: &[Source {
+        language: Language::OpenClC,
+        code: Code::Text(&[
+            SHARED_CL,
+            ("attention_tiled.cl", include_str!("attention_tiled.cl")),
+        ]),
+        requires: &[],
+    }],
+    tunables: &[
+        SPLIT_KEYS,
+        Tunable {
+            name: "KEYS",
+            values: &[16, 32],
+            default: 32,
+            meaning: "keys at a time",
+        },
+        Tunable {
+            name: "DEPTH",
+            values: &[16, 32, 64],
+            default: 32,
+            meaning: "columns of q and k in local memory at a time",
+        },
+    ],
+    constraints: &[Constraint {
+        rule: "work-groups of 64",
+        holds: |_, info: &DeviceInfo| {
+            info.limits.max_group_size >= TILED_GROUP && info.limits.max_group[0] >= TILED_GROUP
+        },
+    }],
+    local_memory: tiled_local_memory,
+};
+
+/// Work-items in a group of `attention_tiled`.
+pub(super) const TILED_GROUP: u32 = 64;
+
+/// Rows in a group of `attention_tiled`.
+pub(super) const TILED_ROWS: u64 = 16;
+
+fn tiled_local_memory(config: &Config) -> u64 {
+    let value = |name, default| config.get(name).unwrap_or(default) as u64;
+    let (keys, depth) = (value("KEYS", 32), value("DEPTH", 32));
+    let floats = (TILED_ROWS + keys) * (depth + 1) + keys * (TILED_ROWS + 1) + 7 * TILED_ROWS;
+    4 * floats + 16 * keys
+}
+
+/// The last step where keys were split.
+pub(super) static ATTENTION_MERGE: Kernel = Kernel {
+    name: "attention_merge",
+    summary: "joins the splits of each row, in their order",
+    version: 1,
+    sources: &[Source {
+        language: Language::OpenClC,
+        code: Code::Text(&[
+            SHARED_CL,
+            ("attention_merge.cl", include_str!("attention_merge.cl")),
+        ]),
+        requires: &[],
+    }],
+    tunables: &[SPLIT_KEYS],
+    constraints: &[],
+    local_memory: |_| 0,
+};
+
+/// The cpu device's function.
+pub(super) static ATTENTION_NATIVE: Kernel = Kernel {
+    name: "attention_native",
+    summary: "matrix products over blocks of keys for many rows, dot products over splits of keys for few",
+    version: 1,
+    sources: &[Source {
+        language: Language::Native,
+        code: Code::Native(&[("attention_native", native::attention_native)]),
+        requires: &[],
+    }],
+    tunables: &[],
+    constraints: &[],
+    local_memory: |_| 0,
+};

@@ -1,48 +1,850 @@
-//! Planners.
+//! Planners: which kernels run a problem, with which launches.
+//!
+//! The three ops differ in how sequences and keys are found (`LAYOUT`), and in what bounds the number of work-groups, since the lengths of
+//! the sequences are known to the device only. Every kernel of `attention.cl` takes the same arguments.
 
-use ropeway_core::info::DeviceInfo;
-use ropeway_core::kernel::Kernel;
-use ropeway_core::op::PlanRequest;
-use ropeway_core::plan::Plan;
+use std::ops::Range;
+
+use ropeway_core::dtype::DType;
+use ropeway_core::info::{DeviceInfo, DeviceKind};
+use ropeway_core::kernel::{Config, Kernel, ModuleKey};
+use ropeway_core::memory::TensorDesc;
+use ropeway_core::op::{Op, PlanRequest, TuneKey};
+use ropeway_core::plan::{
+    Arg, Determinism, Expr, Extent, Form, Launch, OperandRule, Plan, StrideRule, Symbol,
+};
 use ropeway_core::{Error, Result};
 
-use super::{Attention, PagedAttention, VarlenAttention};
+use super::manifest::{
+    ATTENTION_DECODE, ATTENTION_MERGE, ATTENTION_NATIVE, ATTENTION_PREFILL, ATTENTION_TILED,
+    TILED_GROUP, TILED_ROWS,
+};
+use super::{Attention, PagedAttention, Softmax, VarlenAttention};
+
+/// Rows that `attention_decode` can take at most.
+const FEW_ROWS: u64 = 8;
+
+/// Rows of a sequence and key head up to which its keys are split.
+const SPLIT_ROWS: u64 = 128;
+
+/// The greatest head sizes that kernels are compiled for: a problem takes the next one, so that models share compiled kernels.
+const HEAD_SIZES: [u64; 4] = [64, 128, 256, 576];
+
+/// Bits of `flags`; the same in `attention.cl`.
+pub(super) mod flag {
+    pub const CAUSAL: i64 = 1;
+    pub const SOFTCAP: i64 = 2;
+    pub const MASK: i64 = 4;
+    pub const ALIBI: i64 = 8;
+    pub const SINKS: i64 = 16;
+    pub const LSE: i64 = 32;
+    pub const KV_LENS: i64 = 64;
+}
+
+/// What the planners need of any of the three ops.
+struct Problem {
+    name: &'static str,
+    /// `LAYOUT` of `attention.cl`.
+    layout: i64,
+    dtype: DType,
+    heads: u64,
+    kv_heads: u64,
+    d: u64,
+    dv: u64,
+    /// The most rows (queries times heads that share a key head) of all sequences together, dense: of one.
+    rows: u64,
+    /// The most sequences.
+    sequences: u64,
+    /// The most keys of all sequences together (varlen), of one otherwise.
+    keys: u64,
+    /// Whether k and v have stride 1 on their last axis.
+    unit: bool,
+    softmax: Softmax,
+}
+
+impl Problem {
+    fn dense(op: &Attention) -> Problem {
+        Problem {
+            name: "attention",
+            layout: 0,
+            dtype: op.q.dtype,
+            heads: op.heads(),
+            kv_heads: op.kv_heads(),
+            d: op.d(),
+            dv: op.dv(),
+            rows: op.q_len().saturating_mul(group(op.heads(), op.kv_heads())),
+            sequences: op.batch(),
+            keys: op.kv_len(),
+            unit: unit(&op.k) && unit(&op.v),
+            softmax: op.softmax,
+        }
+    }
+
+    fn varlen(op: &VarlenAttention) -> Problem {
+        Problem {
+            name: "attention_varlen",
+            layout: 1,
+            dtype: op.q.dtype,
+            heads: op.heads(),
+            kv_heads: op.kv_heads(),
+            d: op.d(),
+            dv: op.dv(),
+            rows: op.tokens().saturating_mul(group(op.heads(), op.kv_heads())),
+            sequences: op.batch(),
+            keys: op.kv_tokens(),
+            unit: unit(&op.k) && unit(&op.v),
+            softmax: op.softmax,
+        }
+    }
+
+    fn paged(op: &PagedAttention) -> Problem {
+        Problem {
+            name: "attention_paged",
+            layout: 2,
+            dtype: op.q.dtype,
+            heads: op.heads(),
+            kv_heads: op.kv_heads(),
+            d: op.d(),
+            dv: op.dv(),
+            rows: op.tokens().saturating_mul(group(op.heads(), op.kv_heads())),
+            sequences: op.batch(),
+            keys: op.max_kv_len(),
+            unit: unit(&op.k_cache) && unit(&op.v_cache),
+            softmax: op.softmax,
+        }
+    }
+
+    fn group(&self) -> u64 {
+        group(self.heads, self.kv_heads)
+    }
+
+    /// Whether every sequence has few rows.
+    fn few(&self) -> bool {
+        self.layout == 0 && self.rows <= FEW_ROWS
+    }
+
+    /// The kernels that can run it, the best first.
+    fn candidates(&self, op: &dyn Op, info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
+        for operand in op.operands() {
+            if !info.dtype(operand.desc.dtype).storage {
+                let dtype = operand.desc.dtype;
+                let context = format!("{} cannot store {dtype} ({})", info.name, operand.name);
+                return Err(Error::unsupported(context));
+            }
+        }
+        let size = self.d.max(self.dv);
+        let most = HEAD_SIZES[HEAD_SIZES.len() - 1];
+        if size > most {
+            let context = format!("heads of size {size}; kernels have room for {most}");
+            return Err(Error::unsupported(context));
+        }
+        for (what, count) in [
+            ("rows", self.rows.saturating_add(self.sequences)),
+            (
+                "keys",
+                self.keys.saturating_mul(if self.layout == 0 {
+                    1
+                } else {
+                    self.sequences.max(1)
+                }),
+            ),
+            ("sequences", self.sequences),
+        ] {
+            if count > 1 << 28 {
+                let context = format!("{count} {what}; they are numbered in 32 bits");
+                return Err(Error::unsupported(context));
+            }
+        }
+        let mut kernels = if self.few() {
+            vec![
+                &ATTENTION_NATIVE,
+                &ATTENTION_DECODE,
+                &ATTENTION_PREFILL,
+                &ATTENTION_TILED,
+            ]
+        } else {
+            vec![&ATTENTION_NATIVE, &ATTENTION_PREFILL, &ATTENTION_TILED]
+        };
+        if info.kind != DeviceKind::Cpu {
+            kernels.sort_by_key(|kernel| kernel.name != ATTENTION_TILED.name);
+        }
+        let mut lack = Error::unsupported("no kernel");
+        let mut found = Vec::new();
+        for kernel in kernels {
+            match kernel
+                .source_for(info)
+                .and_then(|_| kernel.validate(&kernel.default_config(), info))
+            {
+                Ok(()) => found.push(kernel),
+                Err(error) => lack = Error::unsupported(error.context()),
+            }
+        }
+        if found.is_empty() {
+            Err(lack)
+        } else {
+            Ok(found)
+        }
+    }
+
+    fn choose(&self, op: &dyn Op, request: &PlanRequest<'_>) -> Result<ModuleKey> {
+        let key = TuneKey {
+            op: self.name,
+            variant: &self.dtype.to_string(),
+            sizes: &[
+                ("rows", self.rows),
+                ("keys", self.keys),
+                ("heads", self.kv_heads),
+                ("d", self.d),
+                ("dv", self.dv),
+            ],
+        };
+        let (kernel, config) = request.choose(&key, &self.candidates(op, request.info)?)?;
+        Ok(ModuleKey { kernel, config })
+    }
+
+    /// The constants that every kernel of a plan shares.
+    fn complete(&self, config: &mut Config, split_keys: i64) {
+        let size = self.d.max(self.dv);
+        let head_max = HEAD_SIZES.into_iter().find(|&most| size <= most);
+        config
+            .set("LAYOUT", self.layout)
+            .set("UNIT", i64::from(self.unit))
+            .set(
+                "HEAD_MAX",
+                head_max.expect("checked with the candidates") as i64,
+            )
+            .set("SPLIT_KEYS", split_keys)
+            .set_dtype("DTYPE", self.dtype);
+    }
+}
+
+fn group(heads: u64, kv_heads: u64) -> u64 {
+    heads.checked_div(kv_heads).unwrap_or(0)
+}
+
+fn unit(desc: &TensorDesc) -> bool {
+    let last = desc.layout.rank() - 1;
+    desc.layout.strides()[last] == 1 || desc.layout.shape()[last] <= 1
+}
 
 pub(super) fn attention_candidates(
     op: &Attention,
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
-    let _ = (op, info);
-    Err(Error::unsupported("attention has no kernel yet"))
-}
-
-pub(super) fn attention(op: &Attention, request: &PlanRequest<'_>) -> Result<Plan> {
-    let _ = (op, request);
-    Err(Error::unsupported("attention has no kernel yet"))
+    Problem::dense(op).candidates(op, info)
 }
 
 pub(super) fn attention_varlen_candidates(
     op: &VarlenAttention,
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
-    let _ = (op, info);
-    Err(Error::unsupported("attention_varlen has no kernel yet"))
-}
-
-pub(super) fn attention_varlen(op: &VarlenAttention, request: &PlanRequest<'_>) -> Result<Plan> {
-    let _ = (op, request);
-    Err(Error::unsupported("attention_varlen has no kernel yet"))
+    Problem::varlen(op).candidates(op, info)
 }
 
 pub(super) fn attention_paged_candidates(
     op: &PagedAttention,
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
-    let _ = (op, info);
-    Err(Error::unsupported("attention_paged has no kernel yet"))
+    Problem::paged(op).candidates(op, info)
+}
+
+// ---- operands ------------------------------------------------------------------------------------------------------
+
+/// Adds an operand to a plan and gives its index.
+fn bind(plan: &mut Plan, name: &'static str, dtype: DType, shape: &[Extent], unit: bool) -> usize {
+    let mut strides = vec![StrideRule::Any; shape.len()];
+    if unit && let Some(last) = strides.last_mut() {
+        *last = StrideRule::Exactly(1);
+    }
+    plan.operands.push(OperandRule {
+        name,
+        dtype,
+        write: matches!(name, "o" | "lse"),
+        shape: shape.to_vec(),
+        strides,
+        offset_multiple: 1,
+        form: Form::Plain,
+    });
+    plan.operands.len() - 1
+}
+
+fn varies(symbol: usize, plus: u64) -> Extent {
+    Extent::Varies {
+        symbol,
+        times: 1,
+        plus,
+    }
+}
+
+fn int(value: impl Into<Expr>) -> Arg {
+    Arg::I32(value.into())
+}
+
+fn long(value: impl Into<Expr>) -> Arg {
+    Arg::I64(value.into())
+}
+
+/// What a planner has found out about its op's operands; `None` for those that are not there.
+struct Operands {
+    q: usize,
+    k: usize,
+    v: usize,
+    mask: Option<usize>,
+    kv_lens: Option<usize>,
+    cu_q: Option<usize>,
+    cu_kv: Option<usize>,
+    block_table: Option<usize>,
+    sinks: Option<usize>,
+    alibi_slopes: Option<usize>,
+    o: usize,
+    lse: Option<usize>,
+    /// Mask strides: batch, head, row, key.
+    mask_strides: [Expr; 4],
+}
+
+/// Numbers of work-groups and the lengths that kernels are told.
+struct Sizes {
+    sequences: Expr,
+    q_len: Expr,
+    kv_len: Expr,
+    blocks: Expr,
+    block_size: u64,
+}
+
+/// Strides in the order batch, head, row, column of an operand whose axes these are; 0 for an axis that it lacks.
+fn strides(operand: usize, axes: [Option<usize>; 4]) -> impl Iterator<Item = Arg> {
+    axes.into_iter()
+        .map(move |axis| long(axis.map_or(Expr::Const(0), |axis| Expr::stride(operand, axis))))
+}
+
+/// The axes batch, head, row, column of q and o.
+fn query_axes(problem: &Problem) -> [Option<usize>; 4] {
+    match problem.layout {
+        0 => [Some(0), Some(1), Some(2), Some(3)],
+        _ => [None, Some(1), Some(0), Some(2)],
+    }
+}
+
+/// The axes batch (or block), head, row, column of k and v.
+fn key_axes(problem: &Problem) -> [Option<usize>; 4] {
+    match problem.layout {
+        0 => [Some(0), Some(1), Some(2), Some(3)],
+        1 => [None, Some(1), Some(0), Some(2)],
+        _ => [Some(0), Some(2), Some(1), Some(3)],
+    }
+}
+
+/// How the work of a plan is divided.
+struct Division {
+    /// Sequences of at most this many rows go to `attention_decode`.
+    few_rows: u64,
+    /// The keys of sequences of at most this many rows are split.
+    split_rows: u64,
+    /// Splits that `partial` has room for, by the bound operands and at the most.
+    slots: Expr,
+    most_slots: u64,
+}
+
+/// The arguments of every kernel, in the order of `OPERANDS` in `attention.cl`.
+fn arguments(
+    problem: &Problem,
+    operands: &Operands,
+    sizes: &Sizes,
+    division: &Division,
+    partial: Option<&Range<u64>>,
+) -> Vec<Arg> {
+    let optional = |operand: Option<usize>| operand.map_or(Arg::Absent, Arg::operand);
+    let stride = |operand: Option<usize>, axis: usize| {
+        long(operand.map_or(Expr::Const(0), |operand| Expr::stride(operand, axis)))
+    };
+    let mut flags = 0;
+    for (set, bit) in [
+        (problem.softmax.causal, flag::CAUSAL),
+        (problem.softmax.softcap > 0.0, flag::SOFTCAP),
+        (operands.mask.is_some(), flag::MASK),
+        (operands.alibi_slopes.is_some(), flag::ALIBI),
+        (operands.sinks.is_some(), flag::SINKS),
+        (operands.lse.is_some(), flag::LSE),
+        (operands.kv_lens.is_some(), flag::KV_LENS),
+    ] {
+        flags |= if set { bit } else { 0 };
+    }
+    let mut args = vec![
+        Arg::operand(operands.q),
+        Arg::operand(operands.k),
+        Arg::operand(operands.v),
+    ];
+    args.extend(
+        [
+            operands.mask,
+            operands.kv_lens,
+            operands.cu_q,
+            operands.cu_kv,
+            operands.block_table,
+            operands.sinks,
+            operands.alibi_slopes,
+            Some(operands.o),
+            operands.lse,
+        ]
+        .map(optional),
+    );
+    args.push(partial.map_or(Arg::Absent, |range| Arg::Workspace {
+        range: range.clone(),
+        dtype: DType::F32,
+        write: true,
+    }));
+    args.push(Arg::Status);
+    args.extend([
+        int(sizes.sequences.clone()),
+        int(problem.heads),
+        int(problem.kv_heads),
+        int(sizes.q_len.clone()),
+        int(sizes.kv_len.clone()),
+        int(problem.d),
+        int(problem.dv),
+    ]);
+    args.extend(strides(operands.q, query_axes(problem)));
+    args.extend(strides(operands.k, key_axes(problem)));
+    args.extend(strides(operands.v, key_axes(problem)));
+    args.extend(strides(operands.o, query_axes(problem)));
+    let [batch, head, row, _] = query_axes(problem);
+    for axis in [batch, head, row] {
+        args.push(long(match (operands.lse, axis) {
+            (Some(lse), Some(axis)) => Expr::stride(lse, axis),
+            _ => Expr::Const(0),
+        }));
+    }
+    args.extend(operands.mask_strides.iter().cloned().map(long));
+    args.extend([
+        int(sizes.blocks.clone()),
+        int(sizes.block_size),
+        stride(operands.block_table, 0),
+        stride(operands.block_table, 1),
+        stride(operands.kv_lens, 0),
+        stride(operands.cu_q, 0),
+        stride(operands.cu_kv, 0),
+        stride(operands.sinks, 0),
+        stride(operands.alibi_slopes, 0),
+        int(division.few_rows),
+        int(division.split_rows),
+        int(division.slots.clone()),
+        Arg::F32(problem.softmax.scale),
+        Arg::F32(problem.softmax.softcap),
+        int(problem.softmax.window),
+        int(flags),
+    ]);
+    args
+}
+
+// ---- plans ---------------------------------------------------------------------------------------------------------
+
+pub(super) fn attention(op: &Attention, request: &PlanRequest<'_>) -> Result<Plan> {
+    let problem = Problem::dense(op);
+    let key = problem.choose(op, request)?;
+    let mut plan = Plan::new(problem.name, Determinism::BatchInvariant);
+    let symbols = [
+        ("batch", op.batch()),
+        ("q_len", op.q_len()),
+        ("kv_len", op.kv_len()),
+    ];
+    plan.symbols
+        .extend(symbols.map(|(name, max)| Symbol { name, max }));
+    let [batch, q_len, kv_len] = [0, 1, 2].map(|symbol| varies(symbol, 0));
+    let exactly = Extent::Exactly;
+    let (heads, kv_heads) = (exactly(op.heads()), exactly(op.kv_heads()));
+    let q = bind(
+        &mut plan,
+        "q",
+        op.q.dtype,
+        &[batch, heads, q_len, exactly(op.d())],
+        false,
+    );
+    let k_shape = [batch, kv_heads, kv_len, exactly(op.d())];
+    let k = bind(&mut plan, "k", op.k.dtype, &k_shape, problem.unit);
+    let v_shape = [batch, kv_heads, kv_len, exactly(op.dv())];
+    let v = bind(&mut plan, "v", op.v.dtype, &v_shape, problem.unit);
+    let mut mask_strides = [0, 0, 0, 0].map(Expr::Const);
+    let mask = op.mask.as_ref().map(|mask| {
+        let full = [batch, heads, q_len, kv_len];
+        let lead = full.len() - mask.shape().len();
+        let mut shape = Vec::new();
+        for (axis, &extent) in mask.shape().iter().enumerate() {
+            shape.push(if extent == 1 {
+                exactly(1)
+            } else {
+                full[lead + axis]
+            });
+        }
+        let index = bind(&mut plan, "mask", DType::F32, &shape, false);
+        for (axis, &extent) in mask.shape().iter().enumerate() {
+            if extent != 1 {
+                mask_strides[lead + axis] = Expr::stride(index, axis);
+            }
+        }
+        index
+    });
+    let kv_lens = op
+        .kv_lens
+        .map(|_| bind(&mut plan, "kv_lens", DType::I32, &[batch], false));
+    let (sinks, alibi_slopes) = per_head(&mut plan, op.sinks, op.alibi_slopes, op.heads());
+    let o = bind(
+        &mut plan,
+        "o",
+        op.o.dtype,
+        &[batch, heads, q_len, exactly(op.dv())],
+        false,
+    );
+    let lse = op
+        .lse
+        .map(|_| bind(&mut plan, "lse", DType::F32, &[batch, heads, q_len], false));
+    let operands = Operands {
+        q,
+        k,
+        v,
+        mask,
+        kv_lens,
+        cu_q: None,
+        cu_kv: None,
+        block_table: None,
+        sinks,
+        alibi_slopes,
+        o,
+        lse,
+        mask_strides,
+    };
+    let sizes = Sizes {
+        sequences: Expr::extent(q, 0),
+        q_len: Expr::extent(q, 2),
+        kv_len: Expr::extent(k, 2),
+        blocks: Expr::Const(0),
+        block_size: 1,
+    };
+    finish(plan, &problem, key, &operands, &sizes)
+}
+
+pub(super) fn attention_varlen(op: &VarlenAttention, request: &PlanRequest<'_>) -> Result<Plan> {
+    let problem = Problem::varlen(op);
+    let key = problem.choose(op, request)?;
+    let mut plan = Plan::new(problem.name, Determinism::BatchInvariant);
+    let symbols = [
+        ("tokens", op.tokens()),
+        ("kv_tokens", op.kv_tokens()),
+        ("batch", op.batch()),
+    ];
+    plan.symbols
+        .extend(symbols.map(|(name, max)| Symbol { name, max }));
+    let [tokens, kv_tokens] = [0, 1].map(|symbol| varies(symbol, 0));
+    let exactly = Extent::Exactly;
+    let (heads, kv_heads) = (exactly(op.heads()), exactly(op.kv_heads()));
+    let q = bind(
+        &mut plan,
+        "q",
+        op.q.dtype,
+        &[tokens, heads, exactly(op.d())],
+        false,
+    );
+    let k_shape = [kv_tokens, kv_heads, exactly(op.d())];
+    let k = bind(&mut plan, "k", op.k.dtype, &k_shape, problem.unit);
+    let v_shape = [kv_tokens, kv_heads, exactly(op.dv())];
+    let v = bind(&mut plan, "v", op.v.dtype, &v_shape, problem.unit);
+    let cu_q = bind(&mut plan, "cu_q", DType::I32, &[varies(2, 1)], false);
+    let cu_kv = bind(&mut plan, "cu_kv", DType::I32, &[varies(2, 1)], false);
+    let (sinks, alibi_slopes) = per_head(&mut plan, op.sinks, op.alibi_slopes, op.heads());
+    let o = bind(
+        &mut plan,
+        "o",
+        op.o.dtype,
+        &[tokens, heads, exactly(op.dv())],
+        false,
+    );
+    let lse = op
+        .lse
+        .map(|_| bind(&mut plan, "lse", DType::F32, &[tokens, heads], false));
+    let operands = Operands {
+        q,
+        k,
+        v,
+        mask: None,
+        kv_lens: None,
+        cu_q: Some(cu_q),
+        cu_kv: Some(cu_kv),
+        block_table: None,
+        sinks,
+        alibi_slopes,
+        o,
+        lse,
+        mask_strides: [0, 0, 0, 0].map(Expr::Const),
+    };
+    let sizes = Sizes {
+        sequences: Expr::extent(cu_q, 0) - 1,
+        q_len: Expr::extent(q, 0),
+        kv_len: Expr::extent(k, 0),
+        blocks: Expr::Const(0),
+        block_size: 1,
+    };
+    finish(plan, &problem, key, &operands, &sizes)
 }
 
 pub(super) fn attention_paged(op: &PagedAttention, request: &PlanRequest<'_>) -> Result<Plan> {
-    let _ = (op, request);
-    Err(Error::unsupported("attention_paged has no kernel yet"))
+    let problem = Problem::paged(op);
+    let key = problem.choose(op, request)?;
+    let mut plan = Plan::new(problem.name, Determinism::BatchInvariant);
+    let symbols = [
+        ("tokens", op.tokens()),
+        ("batch", op.batch()),
+        ("blocks", op.blocks()),
+        ("max_blocks", op.max_blocks()),
+    ];
+    plan.symbols
+        .extend(symbols.map(|(name, max)| Symbol { name, max }));
+    let [tokens, batch, blocks, max_blocks] = [0, 1, 2, 3].map(|symbol| varies(symbol, 0));
+    let exactly = Extent::Exactly;
+    let (heads, kv_heads) = (exactly(op.heads()), exactly(op.kv_heads()));
+    let block_size = exactly(op.block_size());
+    let q = bind(
+        &mut plan,
+        "q",
+        op.q.dtype,
+        &[tokens, heads, exactly(op.d())],
+        false,
+    );
+    let cu_q = bind(&mut plan, "cu_q", DType::I32, &[varies(1, 1)], false);
+    let k_shape = [blocks, block_size, kv_heads, exactly(op.d())];
+    let k = bind(
+        &mut plan,
+        "k_cache",
+        op.k_cache.dtype,
+        &k_shape,
+        problem.unit,
+    );
+    let v_shape = [blocks, block_size, kv_heads, exactly(op.dv())];
+    let v = bind(
+        &mut plan,
+        "v_cache",
+        op.v_cache.dtype,
+        &v_shape,
+        problem.unit,
+    );
+    let block_table = bind(
+        &mut plan,
+        "block_table",
+        DType::I32,
+        &[batch, max_blocks],
+        false,
+    );
+    let kv_lens = bind(&mut plan, "kv_lens", DType::I32, &[batch], false);
+    let (sinks, alibi_slopes) = per_head(&mut plan, op.sinks, op.alibi_slopes, op.heads());
+    let o = bind(
+        &mut plan,
+        "o",
+        op.o.dtype,
+        &[tokens, heads, exactly(op.dv())],
+        false,
+    );
+    let lse = op
+        .lse
+        .map(|_| bind(&mut plan, "lse", DType::F32, &[tokens, heads], false));
+    let operands = Operands {
+        q,
+        k,
+        v,
+        mask: None,
+        kv_lens: Some(kv_lens),
+        cu_q: Some(cu_q),
+        cu_kv: None,
+        block_table: Some(block_table),
+        sinks,
+        alibi_slopes,
+        o,
+        lse,
+        mask_strides: [0, 0, 0, 0].map(Expr::Const),
+    };
+    let sizes = Sizes {
+        sequences: Expr::extent(kv_lens, 0),
+        q_len: Expr::extent(q, 0),
+        kv_len: Expr::extent(block_table, 1) * op.block_size(),
+        blocks: Expr::extent(k, 0),
+        block_size: op.block_size().max(1),
+    };
+    finish(plan, &problem, key, &operands, &sizes)
+}
+
+fn per_head(
+    plan: &mut Plan,
+    sinks: Option<TensorDesc>,
+    alibi_slopes: Option<TensorDesc>,
+    heads: u64,
+) -> (Option<usize>, Option<usize>) {
+    let shape = [Extent::Exactly(heads)];
+    let sinks = sinks.map(|_| bind(plan, "sinks", DType::F32, &shape, false));
+    let slopes = alibi_slopes.map(|_| bind(plan, "alibi_slopes", DType::F32, &shape, false));
+    (sinks, slopes)
+}
+
+/// Divides the work of a problem whose keys fall into splits of `split_keys`.
+fn divide(problem: &Problem, key: &ModuleKey, sizes: &Sizes, split_keys: u64) -> Division {
+    let group = problem.group();
+    let decode = key.kernel.name == ATTENTION_DECODE.name;
+    let beside = key.kernel.name == ATTENTION_PREFILL.name && problem.layout != 0;
+    let few_rows = if decode {
+        problem.rows.next_power_of_two()
+    } else if beside && group <= FEW_ROWS {
+        group.next_power_of_two()
+    } else {
+        0
+    };
+    let rows = if problem.layout == 0 {
+        problem.rows
+    } else {
+        group.max(few_rows)
+    };
+    let one_split = problem.keys <= split_keys;
+    let split_rows = if rows > SPLIT_ROWS || one_split {
+        0
+    } else {
+        rows
+    };
+    let per_sequence = if split_rows == 0 {
+        Expr::Const(1)
+    } else {
+        sizes.kv_len.clone().div_ceil(split_keys).max(1)
+    };
+    let most = if split_rows == 0 {
+        1
+    } else {
+        problem.keys.div_ceil(split_keys).max(1)
+    };
+    // The keys of a varlen batch are counted all together: each sequence begins at most one split more.
+    let (slots, most_slots) = match problem.layout {
+        1 => (
+            per_sequence + sizes.sequences.clone(),
+            most + problem.sequences,
+        ),
+        _ => (
+            sizes.sequences.clone() * per_sequence,
+            problem.sequences * most,
+        ),
+    };
+    Division {
+        few_rows,
+        split_rows,
+        slots,
+        most_slots,
+    }
+}
+
+/// Adds the launches.
+fn finish(
+    mut plan: Plan,
+    problem: &Problem,
+    mut key: ModuleKey,
+    operands: &Operands,
+    sizes: &Sizes,
+) -> Result<Plan> {
+    if problem.heads == 0 || problem.kv_heads == 0 {
+        return Ok(plan);
+    }
+    let kv_heads = Expr::from(problem.kv_heads);
+    if key.kernel.name == ATTENTION_NATIVE.name {
+        problem.complete(&mut key.config, 1);
+        let division = Division {
+            few_rows: 0,
+            split_rows: 0,
+            slots: Expr::Const(0),
+            most_slots: 0,
+        };
+        let args = arguments(problem, operands, sizes, &division, None);
+        launch(
+            &mut plan,
+            key,
+            "attention_native",
+            [1.into(), 1.into(), 1.into()],
+            1,
+            args,
+        );
+        return Ok(plan);
+    }
+    let split_keys = key.config.value("SPLIT_KEYS");
+    problem.complete(&mut key.config, split_keys);
+    let division = divide(problem, &key, sizes, split_keys as u64);
+    let partial = (division.split_rows > 0).then(|| {
+        let floats = [problem.kv_heads, division.split_rows, problem.dv + 2, 4];
+        let bytes = floats
+            .into_iter()
+            .fold(division.most_slots, u64::saturating_mul);
+        plan.take_workspace(bytes)
+    });
+    let args = || arguments(problem, operands, sizes, &division, partial.as_ref());
+
+    // Sequences of few rows have one tile; the ids of a dense batch are tiles of each split, otherwise tiles of whole sequences may join.
+    let rows = sizes.q_len.clone() * problem.group();
+    let works = |tile_rows: u64| match problem.layout {
+        0 => rows.clone().div_ceil(tile_rows) * division.slots.clone(),
+        _ => {
+            rows.clone().div_ceil(tile_rows)
+                + sizes.sequences.clone()
+                + division.slots.clone() * division.split_rows.div_ceil(tile_rows)
+        }
+    };
+    let few_works = match problem.layout {
+        1 if division.split_rows == 0 => sizes.sequences.clone(),
+        _ => division.slots.clone(),
+    };
+    let tiled = key.kernel.name == ATTENTION_TILED.name;
+    if division.few_rows > 0 {
+        let mut decode = ModuleKey {
+            kernel: &ATTENTION_DECODE,
+            config: Config::default(),
+        };
+        decode.config = ATTENTION_DECODE.default_config();
+        problem.complete(&mut decode.config, split_keys);
+        if let Some(block) = key.config.get("KEY_BLOCK") {
+            decode.config.set("KEY_BLOCK", block);
+        }
+        decode.config.set("FEW_ROWS", division.few_rows as i64);
+        let grid = [few_works, kv_heads.clone(), 1.into()];
+        launch(&mut plan, decode, "attention_decode", grid, 1, args());
+    }
+    if tiled {
+        let grid = [works(TILED_ROWS), kv_heads.clone(), 1.into()];
+        launch(&mut plan, key, "attention_tiled", grid, TILED_GROUP, args());
+    } else if key.kernel.name == ATTENTION_PREFILL.name {
+        let tile_rows = 16 * key.config.value("ROW_GROUPS") as u64;
+        let grid = [works(tile_rows), kv_heads.clone(), 1.into()];
+        launch(&mut plan, key, "attention_prefill", grid, 1, args());
+    }
+    if division.split_rows > 0 {
+        let mut merge = ModuleKey {
+            kernel: &ATTENTION_MERGE,
+            config: Config::default(),
+        };
+        problem.complete(&mut merge.config, split_keys);
+        let grid = [
+            sizes.sequences.clone() * division.split_rows,
+            kv_heads,
+            1.into(),
+        ];
+        let group = if tiled { TILED_GROUP } else { 1 };
+        launch(&mut plan, merge, "attention_merge", grid, group, args());
+    }
+    Ok(plan)
+}
+
+fn launch(
+    plan: &mut Plan,
+    key: ModuleKey,
+    entry: &'static str,
+    grid: [Expr; 3],
+    group: u32,
+    args: Vec<Arg>,
+) {
+    let module = plan.module(key);
+    plan.launches.push(Launch {
+        module,
+        entry,
+        grid,
+        group: [group, 1, 1],
+        local_memory: 0,
+        args,
+    });
 }

@@ -25,9 +25,6 @@ const STATUS_BLOCK: u32 = 2;
 /// Rows of a task.
 const ROWS: usize = 64;
 
-/// Rows up to which lanes are the columns of a head rather than rows.
-const FEW_ROWS: usize = 8;
-
 /// Keys between two rescalings.
 const KEY_BLOCK: usize = 64;
 
@@ -179,6 +176,8 @@ struct Part {
     rows: usize,
     first_key: usize,
     end_key: usize,
+    /// Lanes are the columns of a head rather than rows.
+    few: bool,
 }
 
 /// What a part leaves: sums of p v, and of p, of each row, relative to the row's maximum.
@@ -235,7 +234,7 @@ fn attention<T: Element>(call: &mut NativeCall<'_>) -> Result<()> {
         sinks_stride,
         alibi_slopes_stride,
     ] = sizes(call)?;
-    let [_few_rows, _split_rows, _slots] = sizes(call)?;
+    let [few_rows, _split_rows, _slots] = sizes(call)?;
     let (scale, softcap) = (call.float()?, call.float()?);
     let [window, flags] = sizes(call)?;
     let problem = Problem {
@@ -317,7 +316,7 @@ fn attention<T: Element>(call: &mut NativeCall<'_>) -> Result<()> {
             part,
         })
     };
-    let few = |sequence: &Sequence| sequence.queries * problem.group <= FEW_ROWS;
+    let few = |sequence: &Sequence| sequence.queries * problem.group <= few_rows;
     let tiles = list
         .iter()
         .filter(|sequence| !few(sequence))
@@ -331,6 +330,7 @@ fn attention<T: Element>(call: &mut NativeCall<'_>) -> Result<()> {
                     rows: ROWS.min(rows - first_row),
                     first_key: 0,
                     end_key: sequence.keys,
+                    few: false,
                 })
             })
         });
@@ -351,6 +351,7 @@ fn attention<T: Element>(call: &mut NativeCall<'_>) -> Result<()> {
                 rows: sequence.queries * problem.group,
                 first_key: 0,
                 end_key: sequence.keys,
+                few: true,
             })
         })
         .collect();
@@ -464,7 +465,10 @@ impl<T: Element> Problem<'_, T> {
     /// Copies `columns` elements as f32, the rest of `to` becomes zero.
     fn pack(from: &[T], at: usize, stride: usize, columns: usize, to: &mut [[f32; TILE]]) {
         let to = to.as_flattened_mut();
-        if stride == 1 || columns <= 1 {
+        if columns == 0 {
+            return;
+        }
+        if stride == 1 || columns == 1 {
             T::widen(&from[at..][..columns], &mut to[..columns]);
         } else {
             for (column, to) in to[..columns].iter_mut().enumerate() {
@@ -533,7 +537,6 @@ impl<T: Element> WithSimd for Attend<'_, T> {
     fn with_simd<S: Simd>(self, simd: S) -> Partial {
         let Attend { problem, part } = self;
         let (d_tiles, dv_tiles) = (problem.d.div_ceil(TILE), problem.dv.div_ceil(TILE));
-        let few = part.rows <= FEW_ROWS && part.sequence.queries * problem.group <= FEW_ROWS;
         let mut block = Block {
             keys: vec![[0.0; TILE]; KEY_BLOCK * d_tiles],
             values: vec![[0.0; TILE]; KEY_BLOCK * dv_tiles],
@@ -541,7 +544,7 @@ impl<T: Element> WithSimd for Attend<'_, T> {
             first_key: 0,
             count: 0,
         };
-        let lanes = if few { 1 } else { S::F32_LANES };
+        let lanes = if part.few { 1 } else { S::F32_LANES };
         let groups = part.rows.div_ceil(lanes);
         let mut rows = Rows::new(problem, &part, lanes, groups, d_tiles);
         let mut scores = vec![0.0; KEY_BLOCK * lanes];
@@ -559,7 +562,7 @@ impl<T: Element> WithSimd for Attend<'_, T> {
             for group in 0..groups {
                 let queries =
                     &rows.queries[group * d_tiles * TILE * lanes..][..d_tiles * TILE * lanes];
-                if few {
+                if part.few {
                     dot_products(simd, queries, &block, d_tiles, &mut scores);
                 } else {
                     lane_products(simd, queries, &block, d_tiles, &mut scores);
@@ -568,7 +571,7 @@ impl<T: Element> WithSimd for Attend<'_, T> {
                 rows.exponentials(group, &mut scores[..block.count * lanes]);
                 let sums =
                     &mut rows.sums[group * dv_tiles * TILE * lanes..][..dv_tiles * TILE * lanes];
-                if few {
+                if part.few {
                     add_values_to_row(simd, &scores, &block, dv_tiles, rows.rescale[0], sums);
                 } else {
                     add_values_to_lanes(simd, &scores, &block, dv_tiles, &rows.rescale, sums);

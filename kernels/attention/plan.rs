@@ -336,7 +336,7 @@ fn key_axes(problem: &Problem) -> [Option<usize>; 4] {
 
 /// How the work of a plan is divided.
 struct Division {
-    /// Sequences of at most this many rows go to `attention_decode`.
+    /// Sequences of at most this many rows go to `attention_decode`, or to its like in `native.rs`.
     few_rows: u64,
     /// The keys of sequences of at most this many rows are split.
     split_rows: u64,
@@ -748,7 +748,11 @@ fn finish(
     if key.kernel.name == ATTENTION_NATIVE.name {
         problem.complete(&mut key.config, 1);
         let division = Division {
-            few_rows: 0,
+            few_rows: if problem.layout != 0 || problem.few() {
+                FEW_ROWS
+            } else {
+                0
+            },
             split_rows: 0,
             slots: Expr::Const(0),
             most_slots: 0,

@@ -2,13 +2,14 @@
 //!
 //! ```
 //! use ropeway::Registry;
-//! use ropeway_conformance::{cases, suite};
+//! use ropeway_conformance::cases::{Selection, select};
+//! use ropeway_conformance::suite::{Settings, Suite};
 //!
 //! # fn main() -> ropeway_core::Result<()> {
 //! let device = Registry::default().open("cpu")?;
-//! let selection = cases::Selection { filter: Some("device/copies".into()), ..Default::default() };
-//! let cases = cases::select(device.info(), &selection)?;
-//! let report = suite::run(&device, &cases, &suite::Settings::default(), |_| {})?;
+//! let selection = Selection { filter: Some("device/copies".into()), ..Selection::default() };
+//! let cases = select(device.info(), &selection)?;
+//! let report = Suite::new(device, Settings::default())?.run(&cases, |_| {})?;
 //! assert!(report.passes(), "{:?}", report.failures().collect::<Vec<_>>());
 //! # Ok(())
 //! # }

@@ -4,18 +4,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ropeway_core::Result;
 use ropeway_core::device::{Device, Queue, QueueKind};
 use ropeway_core::spec::Recipe;
 
 use crate::cases::{Body, Case, Selection};
-use crate::expectations::{Expectations, Judged};
+use crate::expectations::Expectations;
 use crate::generate::Generated;
 use crate::ops::{self, Posed, Subject, Variant};
 use crate::report::{DeviceReport, Outcome, Status};
-use crate::saved;
+use crate::saved::{self, Saved};
 use crate::verdict::Verdict;
 
 /// How to run.
@@ -43,145 +43,158 @@ impl Default for Settings {
     }
 }
 
-/// Runs `cases` on `device`; `observe` is told of each outcome as it comes.
-///
-/// # Errors
-/// If a queue cannot be made or the expectations do not parse. What goes wrong in a case is its verdict.
-pub fn run(
-    device: &Arc<dyn Device>,
-    cases: &[Case],
-    settings: &Settings,
-    mut observe: impl FnMut(&Outcome),
-) -> Result<DeviceReport> {
-    let begin = Instant::now();
-    let info = device.info().clone();
-    let expectations = Expectations::of(info.backend, &info.name)?;
-    let subject = Subject::new(Arc::clone(device));
-    let mut outcomes: Vec<Option<Outcome>> = Vec::new();
-    outcomes.resize_with(cases.len(), || None);
+/// The suite on one device.
+pub struct Suite {
+    subject: Subject,
+    expectations: Expectations,
+    settings: Settings,
+}
 
-    let mut op_cases = Vec::new();
-    for (number, case) in cases.iter().enumerate() {
-        match &case.body {
-            // Device tests count memory and time: they run alone.
-            Body::Device(test) => {
-                let started = Instant::now();
-                let verdict = test.check(device);
-                let outcome = conclude(case, verdict, started.elapsed(), &expectations, None);
-                observe(&outcome);
-                outcomes[number] = Some(outcome);
-            }
-            _ => op_cases.push(number),
-        }
+impl Suite {
+    /// On this device, with the expectations that ship for its backend.
+    ///
+    /// # Errors
+    /// If the expectations do not parse.
+    pub fn new(device: Arc<dyn Device>, settings: Settings) -> Result<Suite> {
+        let info = device.info();
+        Ok(Suite {
+            expectations: Expectations::of(info.backend, &info.name)?,
+            subject: Subject::new(device),
+            settings,
+        })
     }
 
-    let jobs = settings.jobs.clamp(1, op_cases.len().max(1));
-    let queues = (0..jobs)
-        .map(|_| device.create_queue(QueueKind::Compute))
-        .collect::<Result<Vec<_>>>()?;
-    let next = AtomicUsize::new(0);
-    let (send, receive) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for queue in &queues {
-            let send = send.clone();
-            let (next, op_cases, subject, expectations) =
-                (&next, &op_cases, &subject, &expectations);
-            scope.spawn(move || {
-                while let Some(&number) = op_cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome =
-                        run_op_case(subject, &**queue, &cases[number], expectations, settings);
-                    if send.send((number, outcome)).is_err() {
-                        return;
+    /// Runs one case and holds its verdict against the expectations. `queue` is for op cases; device tests make their own.
+    pub fn case(&self, queue: &dyn Queue, case: &Case) -> Outcome {
+        let started = Instant::now();
+        let (verdict, failing) = match &case.body {
+            Body::Device(test) => (test.check(self.subject.device()), None),
+            Body::Saved(saved) => (self.saved(queue, saved), None),
+            Body::Fixed { recipe, variant } => {
+                let thorough = variant.kernel.is_none();
+                let verdict = self.attempt(queue, recipe, variant, thorough);
+                (verdict, Some(((**recipe).clone(), variant)))
+            }
+            Body::Generated {
+                kind,
+                seed,
+                variant,
+            } => match Generated::new(*kind, *seed) {
+                Err(error) => (Verdict::Failed(vec![error.to_string()]), None),
+                Ok(generated) => {
+                    let attempt = |recipe: &Recipe| self.attempt(queue, recipe, variant, true);
+                    match attempt(&generated.recipe()) {
+                        Verdict::Failed(findings) => {
+                            let (verdict, smallest) = shrink(generated, findings, attempt);
+                            (verdict, Some((smallest, variant)))
+                        }
+                        other => (other, None),
                     }
                 }
-            });
+            },
+        };
+        let saved = match (&verdict, failing, &self.settings.save) {
+            (Verdict::Failed(_), Some((recipe, variant)), Some(folder)) => {
+                Some(saved::save(&recipe, variant, &case.id, folder))
+            }
+            _ => None,
+        };
+        let judged = self.expectations.judge(&case.id, verdict);
+        let mut outcome = Outcome::new(&case.id, judged, started.elapsed());
+        match saved {
+            Some(Ok(path)) => outcome.saved = Some(path),
+            Some(Err(error)) => outcome.notes.push(format!("could not be saved: {error}")),
+            None => {}
         }
-        drop(send);
-        for (number, outcome) in receive {
+        outcome
+    }
+
+    fn attempt(
+        &self,
+        queue: &dyn Queue,
+        recipe: &Recipe,
+        variant: &Variant,
+        thorough: bool,
+    ) -> Verdict {
+        caught(|| ops::check(&self.subject, queue, recipe, variant, thorough))
+    }
+
+    fn saved(&self, queue: &dyn Queue, saved: &Saved) -> Verdict {
+        caught(|| match saved.pose() {
+            Posed::Settled(verdict) => verdict,
+            Posed::Problem(problem) => {
+                ops::check_problem(&self.subject, queue, &problem, &saved.variant, true)
+            }
+        })
+    }
+
+    /// Runs cases: device tests one after the other, since they count memory and time, then op cases on several queues at once.
+    /// `observe` is told of each outcome as it comes.
+    ///
+    /// # Errors
+    /// If a queue cannot be made. What goes wrong in a case is its verdict.
+    pub fn run(&self, cases: &[Case], mut observe: impl FnMut(&Outcome)) -> Result<DeviceReport> {
+        let begin = Instant::now();
+        let device = self.subject.device();
+        let mut outcomes: Vec<Option<Outcome>> = Vec::new();
+        outcomes.resize_with(cases.len(), || None);
+        let (alone, beside): (Vec<usize>, Vec<usize>) =
+            (0..cases.len()).partition(|&number| matches!(cases[number].body, Body::Device(_)));
+
+        let jobs = self.settings.jobs.clamp(1, beside.len().max(1));
+        let queue = device.create_queue(QueueKind::Compute)?;
+        for number in alone {
+            let outcome = self.case(&*queue, &cases[number]);
             observe(&outcome);
             outcomes[number] = Some(outcome);
         }
-    });
-
-    let outcomes: Vec<Outcome> = outcomes
-        .into_iter()
-        .zip(cases)
-        .map(|(outcome, case)| {
-            outcome.unwrap_or_else(|| {
-                let died = Verdict::Failed(vec!["its thread ended without a verdict".into()]);
-                Outcome::new(&case.id, Judged::AsIs(died), Duration::ZERO)
-            })
+        drop(queue);
+        let queues = (0..jobs)
+            .map(|_| device.create_queue(QueueKind::Compute))
+            .collect::<Result<Vec<_>>>()?;
+        let next = AtomicUsize::new(0);
+        let (send, receive) = mpsc::channel();
+        std::thread::scope(|scope| {
+            for queue in &queues {
+                let (send, next, beside) = (send.clone(), &next, &beside);
+                scope.spawn(move || {
+                    while let Some(&number) = beside.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let outcome = self.case(&**queue, &cases[number]);
+                        if send.send((number, outcome)).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            drop(send);
+            for (number, outcome) in receive {
+                observe(&outcome);
+                outcomes[number] = Some(outcome);
+            }
+        });
+        let outcomes: Vec<Outcome> = outcomes.into_iter().flatten().collect();
+        Ok(DeviceReport {
+            info: device.info().clone(),
+            seed: self.settings.seed,
+            unmatched: self.unmatched(&outcomes),
+            outcomes,
+            seconds: begin.elapsed().as_secs_f64(),
         })
-        .collect();
-    let unmatched = match settings.complete {
-        true => expectations.unmatched(outcomes.iter().map(|outcome| {
+    }
+
+    /// Entries of the expectations that no case of a complete run matches.
+    fn unmatched(&self, outcomes: &[Outcome]) -> Vec<String> {
+        if !self.settings.complete {
+            return Vec::new();
+        }
+        self.expectations.unmatched(outcomes.iter().map(|outcome| {
             let said = match &outcome.status {
                 Status::Skipped(said) => Some(said.as_str()),
                 _ => None,
             };
             (outcome.id.as_str(), said)
-        })),
-        false => Vec::new(),
-    };
-    Ok(DeviceReport {
-        info,
-        seed: settings.seed,
-        outcomes,
-        unmatched,
-        seconds: begin.elapsed().as_secs_f64(),
-    })
-}
-
-fn run_op_case(
-    subject: &Subject,
-    queue: &dyn Queue,
-    case: &Case,
-    expectations: &Expectations,
-    settings: &Settings,
-) -> Outcome {
-    let started = Instant::now();
-    let attempt = |recipe: &Recipe, variant: &Variant, thorough: bool| {
-        caught(|| ops::check(subject, queue, recipe, variant, thorough))
-    };
-    let (verdict, failing, variant) = match &case.body {
-        Body::Device(_) => unreachable!("device tests run before"),
-        Body::Saved(saved) => {
-            let verdict = caught(|| match saved.pose() {
-                Posed::Settled(verdict) => verdict,
-                Posed::Problem(problem) => {
-                    ops::check_problem(subject, queue, &problem, &saved.variant, true)
-                }
-            });
-            (verdict, None, &saved.variant)
-        }
-        Body::Fixed { recipe, variant } => {
-            let verdict = attempt(recipe, variant, variant.kernel.is_none());
-            (verdict, Some((**recipe).clone()), variant)
-        }
-        Body::Generated {
-            kind,
-            seed,
-            variant,
-        } => {
-            let (verdict, failing) = match Generated::new(*kind, *seed) {
-                Err(error) => (Verdict::Failed(vec![error.to_string()]), None),
-                Ok(generated) => match attempt(&generated.recipe(), variant, true) {
-                    Verdict::Failed(findings) => {
-                        shrink(generated, findings, |recipe| attempt(recipe, variant, true))
-                    }
-                    other => (other, None),
-                },
-            };
-            (verdict, failing, variant)
-        }
-    };
-    let saved = match (&verdict, failing, &settings.save) {
-        (Verdict::Failed(_), Some(recipe), Some(folder)) => {
-            Some(saved::save(&recipe, variant, &case.id, folder))
-        }
-        _ => None,
-    };
-    conclude(case, verdict, started.elapsed(), expectations, saved)
+        }))
+    }
 }
 
 /// Makes a failing case as small as it goes. The findings are those of the small one, after those of the original.
@@ -189,7 +202,7 @@ fn shrink(
     generated: Generated,
     mut findings: Vec<String>,
     attempt: impl Fn(&Recipe) -> Verdict,
-) -> (Verdict, Option<Recipe>) {
+) -> (Verdict, Recipe) {
     let mut last = Vec::new();
     let (smallest, runs) = generated.shrink(|recipe| match attempt(recipe) {
         Verdict::Failed(found) => {
@@ -205,7 +218,7 @@ fn shrink(
         ));
         findings.extend(last);
     }
-    (Verdict::Failed(findings), Some(smallest))
+    (Verdict::Failed(findings), smallest)
 }
 
 /// A panic in a planner, a reference or a kernel's host code fails its case, not the run.
@@ -218,21 +231,4 @@ fn caught(check: impl FnOnce() -> Verdict) -> Verdict {
             .unwrap_or("no message");
         Verdict::Failed(vec![format!("panicked: {text}")])
     })
-}
-
-fn conclude(
-    case: &Case,
-    verdict: Verdict,
-    time: Duration,
-    expectations: &Expectations,
-    saved: Option<Result<PathBuf>>,
-) -> Outcome {
-    let judged = expectations.judge(&case.id, verdict);
-    let mut outcome = Outcome::new(&case.id, judged, time);
-    match saved {
-        Some(Ok(path)) => outcome.saved = Some(path),
-        Some(Err(error)) => outcome.notes.push(format!("could not be saved: {error}")),
-        None => {}
-    }
-    outcome
 }

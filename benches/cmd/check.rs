@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ropeway::Registry;
 use ropeway_conformance::cases::{self, Case, Replay, Selection};
 use ropeway_conformance::report::{self, DeviceReport, Outcome, Report, Status};
-use ropeway_conformance::suite::{self, Settings};
+use ropeway_conformance::suite::{Settings, Suite};
 use ropeway_core::device::Device;
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::{Error, Result};
@@ -208,7 +208,8 @@ impl Check {
         };
         let title = report::title(device.info());
         let progress = Progress::new(&title, cases.len());
-        let report = suite::run(device, cases, &settings, |outcome| progress.step(outcome))?;
+        let suite = Suite::new(Arc::clone(device), settings)?;
+        let report = suite.run(cases, |outcome| progress.step(outcome))?;
         progress.finish();
         if self.format == Format::Table {
             print_device(&report);

@@ -1,0 +1,131 @@
+//! Each thing the suite watches, damaged: a case that passes on the cpu device must fail on the same device with the damage, for the
+//! reason that the damage gives.
+
+mod faulty;
+
+use std::sync::Arc;
+
+use faulty::{Damage, FaultyDevice};
+use ropeway::Registry;
+use ropeway_conformance::ops::{self, Subject, Variant};
+use ropeway_conformance::verdict::Verdict;
+use ropeway_core::DType;
+use ropeway_core::device::{Device, QueueKind};
+use ropeway_core::spec::{DataClass, Fill, Recipe};
+
+fn cpu() -> Arc<dyn Device> {
+    Registry::default()
+        .open("cpu")
+        .expect("the cpu device is always there")
+}
+
+fn product(dtype: DType, data: DataClass, fill: Fill) -> Recipe {
+    Recipe::new("gemm", "detector", data, 7)
+        .tensor("a", dtype, &[5, 7], fill.clone())
+        .tensor("b", dtype, &[7, 6], fill)
+}
+
+fn random() -> Recipe {
+    product(DType::F32, DataClass::Random, Fill::Uniform { scale: 1.0 })
+}
+
+fn verdict(device: Arc<dyn Device>, recipe: &Recipe) -> Verdict {
+    let queue = device.create_queue(QueueKind::Compute).unwrap();
+    let subject = Subject::new(device);
+    ops::check(&subject, &*queue, recipe, &Variant::default(), true)
+}
+
+fn finding(damage: Damage, recipe: &Recipe) -> String {
+    let healthy = verdict(cpu(), recipe);
+    assert!(matches!(healthy, Verdict::Passed(_)), "{healthy:?}");
+    match verdict(FaultyDevice::damaging(cpu(), damage), recipe) {
+        Verdict::Failed(findings) => findings.join("\n"),
+        other => panic!("{damage:?} was not caught: {other:?}"),
+    }
+}
+
+#[test]
+fn a_write_past_the_end_changes_the_canary_after() {
+    let finding = finding(Damage::PastTheEnd, &random());
+    assert!(
+        finding.contains("d: 1 bytes of the canary after it were written, the first 0 bytes past"),
+        "{finding}"
+    );
+}
+
+#[test]
+fn a_write_before_the_begin_changes_the_canary_before() {
+    let finding = finding(Damage::BeforeTheBegin, &random());
+    assert!(
+        finding
+            .contains("d: 1 bytes of the canary before it were written, the first 1 bytes before"),
+        "{finding}"
+    );
+}
+
+#[test]
+fn a_changed_input_is_named() {
+    let finding = finding(Damage::Input, &random());
+    assert!(
+        finding.contains("a: an input was written, first at byte 0"),
+        "{finding}"
+    );
+}
+
+#[test]
+fn a_second_run_that_differs_within_the_bound_fails() {
+    let finding = finding(Damage::SecondRun, &random());
+    assert!(
+        finding.contains("d: two runs of a plan that declares") && finding.contains("at [0, 0]"),
+        "{finding}"
+    );
+    assert!(!finding.contains("outside their bound"), "{finding}");
+}
+
+#[test]
+fn nan_where_the_reference_is_finite_fails() {
+    let finding = finding(Damage::Nan, &random());
+    assert!(
+        finding.contains("d: 1 of 30 elements lie outside their bound"),
+        "{finding}"
+    );
+}
+
+#[test]
+fn elements_that_nobody_wrote_fail_in_floats_and_integers() {
+    let integers = product(
+        DType::I8,
+        DataClass::Exact,
+        Fill::Integers { low: -8, high: 8 },
+    );
+    for recipe in [random(), integers] {
+        let finding = finding(Damage::NoLaunch, &recipe);
+        assert!(
+            finding.contains("d: 30 elements were not written, the first at [0, 0]"),
+            "{finding}"
+        );
+    }
+}
+
+#[test]
+fn padding_between_the_rows_of_a_view_is_poisoned_and_harmless() {
+    let recipe = Recipe::new("gemm", "padded", DataClass::Random, 3)
+        .tensor("store", DType::F32, &[60], Fill::Uniform { scale: 1.0 })
+        .tensor("b", DType::F32, &[7, 6], Fill::Uniform { scale: 1.0 })
+        .view("a", "store", &[5, 7], &[11, 1], 2);
+    let healthy = verdict(cpu(), &recipe);
+    assert!(matches!(healthy, Verdict::Passed(_)), "{healthy:?}");
+    finding(Damage::Input, &recipe);
+}
+
+#[test]
+fn a_case_that_cannot_be_made_fails_and_one_that_is_unsupported_is_skipped() {
+    let absent = Recipe::new("gemm", "absent", DataClass::Exact, 0);
+    assert!(matches!(verdict(cpu(), &absent), Verdict::Failed(_)));
+    let unknown = Recipe::new("sort", "unknown", DataClass::Exact, 0);
+    assert!(matches!(verdict(cpu(), &unknown), Verdict::Failed(_)));
+    let f8 = Recipe::new("gemm", "f8", DataClass::Exact, 0)
+        .tensor("a", DType::F8E4M3, &[2, 2], Fill::Constant(1.0))
+        .tensor("b", DType::F8E4M3, &[2, 2], Fill::Constant(1.0));
+    assert!(matches!(verdict(cpu(), &f8), Verdict::Skipped(_)));
+}

@@ -1,0 +1,144 @@
+//! The faults.
+
+use super::faulty::Substitution;
+
+/// One fault, and where it must show.
+pub struct Fault {
+    /// Its name.
+    pub name: &'static str,
+    /// The cases that must catch it: ids that contain this.
+    pub cases: &'static str,
+    /// The kernel to run them on.
+    pub kernel: Option<&'static str>,
+    /// The fault itself.
+    pub substitution: Substitution,
+}
+
+const fn fault(
+    name: &'static str,
+    cases: &'static str,
+    kernel: &'static str,
+    (file, find, replace): (&'static str, &'static str, &'static str),
+) -> Fault {
+    Fault {
+        name,
+        cases,
+        kernel: Some(kernel),
+        substitution: Substitution {
+            file,
+            find,
+            replace,
+        },
+    }
+}
+
+/// All of them.
+pub const FAULTS: &[Fault] = &[
+    // The last product of the sum is dropped, at three lengths of the sum: random data and the probabilistic bound.
+    fault(
+        "dropped_product/k64",
+        "k64_",
+        "gemm_packed",
+        DROPPED_PRODUCT,
+    ),
+    fault(
+        "dropped_product/k1024",
+        "k1024_",
+        "gemm_packed",
+        DROPPED_PRODUCT,
+    ),
+    fault(
+        "dropped_product/k16384",
+        "k16384_",
+        "gemm_packed",
+        DROPPED_PRODUCT,
+    ),
+    fault(
+        "off_by_one_edge",
+        "gemm/fixed",
+        "gemm_packed",
+        (
+            "gemm_packed.cl",
+            "r < min((uint)MR, m - s * MR); r++",
+            "r < min((uint)MR, m - s * MR - 1); r++",
+        ),
+    ),
+    fault(
+        "missing_tail",
+        "gemm/fixed",
+        "gemm_packed",
+        (
+            "gemm_packed.cl",
+            "uint live = min(swiglu ? 16u : 32u, columns - col);",
+            "uint live = min(swiglu ? 16u : 32u, columns - col) / 16 * 16;",
+        ),
+    ),
+    fault(
+        "wrong_transpose_stride",
+        "gemm/fixed",
+        "gemm_packed",
+        (
+            "panels.cl",
+            "load_1(x, at + r * x_stride + k * k_stride, dtype)",
+            "load_1(x, at + r * k_stride + k * x_stride, dtype)",
+        ),
+    ),
+    fault(
+        "f16_overflow_in_the_accumulator",
+        "gemm/fixed",
+        "gemm_packed",
+        (
+            "panels.cl",
+            "#define TILE_ADD(r)",
+            "inline float16 overflow(float16 v)\n\
+             { return select(v, copysign((float16)INFINITY, v), fabs(v) > 65504.0f); }\n\
+             #define TILE_ADD(r) lo##r = overflow(lo##r); hi##r = overflow(hi##r);",
+        ),
+    ),
+    fault(
+        "read_of_poisoned_padding",
+        "gemm/fixed",
+        "gemm_packed",
+        (
+            "gemm_packed.cl",
+            "min((uint)KC, k - k0), tile)",
+            "(min((uint)KC, k - k0) + 1) / 2 * 2, tile)",
+        ),
+    ),
+    fault(
+        "write_past_the_end",
+        "gemm/fixed",
+        "gemm_packed",
+        (
+            "gemm_packed.cl",
+            "uint live = min(swiglu ? 16u : 32u, columns - col);",
+            "uint live = swiglu ? 16u : 32u;",
+        ),
+    ),
+    fault(
+        "ignored_beta",
+        "gemm/fixed",
+        "gemm_packed",
+        (
+            "elements.cl",
+            "fma((float16)beta, gather_16(c, c_at, c_col, live, C_DTYPE), v)",
+            "v + gather_16(c, c_at, c_col, live, C_DTYPE)",
+        ),
+    ),
+    fault(
+        "lost_expert",
+        "grouped_gemm/fixed",
+        "grouped_packed",
+        (
+            "grouped_packed.cl",
+            "for (; expert < experts; expert++) {",
+            "for (; expert + 1 < experts; expert++) {",
+        ),
+    ),
+];
+
+const DROPPED_PRODUCT: (&str, &str, &str) = (
+    "gemm_packed.cl",
+    "min((uint)KC, k - k0), tile)",
+    "min((uint)KC, k - k0) - (k0 + KC >= k ? 1 : 0), tile)",
+);

@@ -1,7 +1,7 @@
 //! The cases of the gate, and the strategies that draw random ones.
 
 use ropeway_core::DType::{self, BF16, F16, F32, I8, I32};
-use ropeway_core::spec::{Fill, Recipe, Special};
+use ropeway_core::spec::{DataClass, Fill, Recipe, Special};
 
 mod problem;
 mod strategy;
@@ -28,6 +28,7 @@ pub(super) fn gemm() -> Vec<Recipe> {
     .concat()
     .iter()
     .map(Product::recipe)
+    .chain(shared_memory())
     .collect()
 }
 
@@ -84,6 +85,8 @@ fn exact() -> Vec<Product> {
             .data(SMALL)
             .trans(false, true),
     );
+    // Several blocks in every direction, none of them full.
+    cases.push(Product::new("exact_blocks", 261, 530, 601).data(SMALL));
     // Sums beyond 2^11 and 2^8: the output must be rounded to nearest even, not cut.
     cases.push(
         Product::new("exact_rounded", 19, 23, 200)
@@ -234,6 +237,32 @@ fn views() -> Vec<Product> {
             .trans(false, true),
         c_padded,
         c_column_major,
+    ]
+}
+
+/// Operands that are windows into one tensor.
+fn shared_memory() -> Vec<Recipe> {
+    let exact = |name: &str| Recipe::new("gemm", name, DataClass::Exact, 11);
+    let small = Fill::Integers { low: -4, high: 4 };
+    vec![
+        // A · Aᵀ: both operands are the same elements.
+        exact("shared_gram_m21_n21_k33_f32")
+            .tensor("x", F32, &[21, 33], small.clone())
+            .view("a", "x", &[21, 33], &[33, 1], 0)
+            .view("b", "x", &[33, 21], &[1, 33], 0),
+        // Four heads of queries and keys as one projection stores them: [tokens, 2, heads, head_dim].
+        exact("shared_heads_b4_m12_n12_k16_f16")
+            .tensor("qk", F16, &[12, 2, 4, 16], small.clone())
+            .view("a", "qk", &[4, 12, 16], &[16, 128, 1], 0)
+            .view("b", "qk", &[4, 12, 16], &[16, 128, 1], 64)
+            .attr("trans_b", true),
+        // Everything out of one vector, overlapping, at odd offsets.
+        exact("shared_overlapping_m9_n10_k8_f32")
+            .tensor("pool", F32, &[120], small)
+            .view("a", "pool", &[9, 8], &[3, 2], 1)
+            .view("b", "pool", &[8, 10], &[5, 1], 7)
+            .view("c", "pool", &[9, 10], &[0, 11], 13)
+            .view("bias", "pool", &[10], &[1], 3),
     ]
 }
 
@@ -437,7 +466,24 @@ pub(super) fn grouped_gemm() -> Vec<Recipe> {
     ]
     .iter()
     .map(Grouped::recipe)
+    .chain([offsets_inside_a_tensor()])
     .collect()
+}
+
+/// The offsets are a window: the layers of a network share one tensor of them.
+fn offsets_inside_a_tensor() -> Recipe {
+    let small = Fill::Integers { low: -4, high: 4 };
+    let offsets = [-1.0, 900.0, 77.0, 0.0, 4.0, 4.0, 11.0, -5.0];
+    Recipe::new(
+        "grouped_gemm",
+        "offsets_view_e3_rows11_n17_k20_f32",
+        DataClass::Exact,
+        11,
+    )
+    .tensor("a", F32, &[11, 20], small.clone())
+    .tensor("b", F32, &[3, 17, 20], small)
+    .tensor("offsets", I32, &[8], Fill::Values(offsets.to_vec()))
+    .view("expert_offsets", "offsets", &[4], &[1], 3)
 }
 
 pub(super) fn grouped_gemm_masked() -> Vec<Recipe> {

@@ -13,6 +13,8 @@
 pub mod device;
 pub mod dtype;
 pub mod error;
+pub mod executable;
+pub mod expr;
 pub mod info;
 pub mod kernel;
 pub mod memory;

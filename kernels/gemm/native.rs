@@ -4,12 +4,17 @@
 use std::ops::Range;
 
 use bytemuck::Pod;
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use ropeway_core::dtype::DType;
 use ropeway_core::native::{Matrix, NativeCall, NativeDevice};
 use ropeway_core::{Error, ErrorKind, Result};
+
+mod elements;
+mod skinny;
+
+use elements::{Element, Elements};
+use skinny::Skinny;
 
 /// Rows of d that are computed together.
 const BLOCK_M: usize = 512;
@@ -86,6 +91,7 @@ fn gemm_into<T: Element>(
                 activation,
                 exact: has & EXACT != 0,
             },
+            threads: device.threads(),
         };
         let target = Target {
             rows: m,
@@ -125,41 +131,62 @@ fn grouped_into<T: Element>(
     let [b_expert, b_row, b_column] = sizes(call)?;
     let [d_expert, d_row, d_column] = sizes(call)?;
     let columns = if activation == SWIGLU { n / 2 } else { n };
-    let zero = |d: &mut [T], at: usize, rows: Range<usize>| {
-        for row in rows {
-            for column in 0..columns {
-                d[at + row * d_row + column * d_column] = T::from_sum(0.0);
-            }
-        }
-    };
+    // Offsets that descend or pass the end give empty experts, as in the kernels.
+    let mut wrong = masked == 0 && routing[0] != 0;
+    let mut jobs = Vec::with_capacity(experts + 1);
     let mut done = 0;
     for expert in 0..experts {
-        let (begin, count, a_at, d_at) = if masked != 0 {
-            let count = routing[expert].clamp(0, capacity as i32);
-            if count != routing[expert] {
-                status[0] = 1;
-            }
-            (0, count as usize, expert * a_expert, expert * d_expert)
+        let given = routing[expert + usize::from(masked == 0)];
+        let (least, most) = if masked != 0 {
+            (0, capacity)
         } else {
-            // Offsets that descend or pass the end give empty experts, as in the kernels.
-            let end = (routing[expert + 1].max(0) as usize).clamp(done, rows);
-            if end as i64 != i64::from(routing[expert + 1]) || routing[0] != 0 {
-                status[0] = 1;
-            }
-            let begin = std::mem::replace(&mut done, end);
-            (begin, end - begin, begin * a_row, begin * d_row)
+            (done, rows)
         };
-        debug_assert!(begin + count <= rows.max(capacity));
+        let end = (given.max(0) as usize).clamp(least, most);
+        wrong |= end as i64 != i64::from(given);
+        jobs.push(if masked != 0 {
+            Job {
+                expert,
+                a_at: expert * a_expert,
+                d_at: expert * d_expert,
+                rows: end,
+                limit: capacity,
+            }
+        } else {
+            let begin = std::mem::replace(&mut done, end);
+            Job {
+                expert,
+                a_at: begin * a_row,
+                d_at: begin * d_row,
+                rows: end - begin,
+                limit: end - begin,
+            }
+        });
+    }
+    if masked == 0 {
+        jobs.push(Job {
+            expert: 0,
+            a_at: 0,
+            d_at: done * d_row,
+            rows: 0,
+            limit: rows - done,
+        });
+    }
+    if wrong {
+        status[0] = 1;
+    }
+    let all: usize = jobs.iter().map(|job| job.rows).sum();
+    let run = |job: &Job, d: &mut [T]| {
         let product = Product {
             a: Side {
                 elements: a,
-                at: a_at,
+                at: job.a_at,
                 row: a_row,
                 column: a_column,
             },
             b: Side {
                 elements: b,
-                at: expert * b_expert,
+                at: job.expert * b_expert,
                 row: b_column,
                 column: b_row,
             },
@@ -173,21 +200,56 @@ fn grouped_into<T: Element>(
                 activation,
                 exact: false,
             },
+            // An expert with more than its share keeps all threads busy by itself.
+            threads: match job.rows * device.threads() > all {
+                true => device.threads(),
+                false => 1,
+            },
         };
         let target = Target {
-            rows: count,
+            rows: job.rows,
             row: d_row,
             column: d_column,
         };
-        product.run(device, d.get_mut(d_at..).unwrap_or_default(), target);
-        if masked != 0 {
-            zero(d, d_at, count..capacity);
+        product.run(device, d, target);
+        for row in job.rows..job.limit {
+            for column in 0..columns {
+                d[row * d_row + column * d_column] = T::from_sum(0.0);
+            }
         }
+    };
+    jobs.retain(|job| job.limit > 0 && columns > 0);
+    let span = |job: &Job| (job.limit - 1) * d_row + (columns - 1) * d_column + 1;
+    let apart = jobs
+        .windows(2)
+        .all(|pair| pair[0].d_at + span(&pair[0]) <= pair[1].d_at);
+    if !apart {
+        for job in &jobs {
+            run(job, &mut d[job.d_at..]);
+        }
+        return Ok(());
     }
-    if masked == 0 {
-        zero(d, 0, done..rows);
+    let (mut rest, mut at) = (d, 0);
+    let mut parts = Vec::with_capacity(jobs.len());
+    for job in &jobs {
+        let (part, next) = std::mem::take(&mut rest)[job.d_at - at..].split_at_mut(span(job));
+        parts.push((job, part));
+        (rest, at) = (next, job.d_at + span(job));
     }
+    parts
+        .into_par_iter()
+        .with_max_len(1)
+        .for_each(|(job, part)| run(job, part));
     Ok(())
+}
+
+/// The rows of one expert: `rows` to compute, the rest up to `limit` to zero.
+struct Job {
+    expert: usize,
+    a_at: usize,
+    d_at: usize,
+    rows: usize,
+    limit: usize,
 }
 
 fn sizes<const N: usize>(call: &mut NativeCall<'_>) -> Result<[usize; N]> {
@@ -229,125 +291,6 @@ fn source_of<'a>(call: &mut NativeCall<'a>, dtype: DType) -> Result<Elements<'a>
     }
 }
 
-/// Elements to read, whatever their dtype.
-#[derive(Clone, Copy)]
-enum Elements<'a> {
-    None,
-    F32(&'a [f32]),
-    F16(&'a [f16]),
-    BF16(&'a [bf16]),
-    I8(&'a [i8]),
-    I32(&'a [i32]),
-}
-
-impl Elements<'_> {
-    fn get(&self, at: usize) -> f32 {
-        match self {
-            Elements::None => 0.0,
-            Elements::F32(x) => x[at],
-            Elements::F16(x) => x[at].to_f32(),
-            Elements::BF16(x) => x[at].to_f32(),
-            Elements::I8(x) => f32::from(x[at]),
-            Elements::I32(x) => x[at] as f32,
-        }
-    }
-
-    fn integer(&self, at: usize) -> f64 {
-        match self {
-            Elements::I32(x) => f64::from(x[at]),
-            other => f64::from(other.get(at)),
-        }
-    }
-
-    /// `to[i]` = element `at + i * stride`.
-    fn widen(&self, at: usize, stride: usize, to: &mut [f32]) {
-        if to.is_empty() {
-            return;
-        }
-        if stride != 1 {
-            for (i, wide) in to.iter_mut().enumerate() {
-                *wide = self.get(at + i * stride);
-            }
-            return;
-        }
-        let range = at..at + to.len();
-        match self {
-            Elements::None => to.fill(0.0),
-            Elements::F32(x) => to.copy_from_slice(&x[range]),
-            Elements::F16(x) => x[range].convert_to_f32_slice(to),
-            Elements::BF16(x) => {
-                for (wide, narrow) in to.iter_mut().zip(&x[range]) {
-                    *wide = f32::from_bits(u32::from(narrow.to_bits()) << 16);
-                }
-            }
-            Elements::I8(x) => {
-                for (wide, narrow) in to.iter_mut().zip(&x[range]) {
-                    *wide = f32::from(*narrow);
-                }
-            }
-            Elements::I32(x) => {
-                for (wide, narrow) in to.iter_mut().zip(&x[range]) {
-                    *wide = *narrow as f32;
-                }
-            }
-        }
-    }
-}
-
-/// A type that results are stored in.
-trait Element: Pod + Send + Sync {
-    /// Whether sums may be formed in the output itself.
-    const IS_F32: bool = false;
-    /// Rounds to nearest even; integers saturate.
-    fn from_sum(value: f64) -> Self;
-    /// As `from_sum`, a row at once.
-    fn narrow(from: &[f32], to: &mut [Self]) {
-        for (narrow, wide) in to.iter_mut().zip(from) {
-            *narrow = Self::from_sum(f64::from(*wide));
-        }
-    }
-}
-
-impl Element for f32 {
-    const IS_F32: bool = true;
-    fn from_sum(value: f64) -> f32 {
-        value as f32
-    }
-    fn narrow(from: &[f32], to: &mut [f32]) {
-        to.copy_from_slice(from);
-    }
-}
-
-impl Element for f16 {
-    fn from_sum(value: f64) -> f16 {
-        f16::from_f64(value)
-    }
-    fn narrow(from: &[f32], to: &mut [f16]) {
-        to.convert_from_f32_slice(from);
-    }
-}
-
-impl Element for bf16 {
-    fn from_sum(value: f64) -> bf16 {
-        bf16::from_f64(value)
-    }
-    fn narrow(from: &[f32], to: &mut [bf16]) {
-        to.convert_from_f32_slice(from);
-    }
-}
-
-impl Element for i8 {
-    fn from_sum(value: f64) -> i8 {
-        value.round_ties_even() as i8
-    }
-}
-
-impl Element for i32 {
-    fn from_sum(value: f64) -> i32 {
-        value.round_ties_even() as i32
-    }
-}
-
 /// An operand as a matrix.
 #[derive(Clone, Copy)]
 struct Side<'a> {
@@ -358,6 +301,14 @@ struct Side<'a> {
 }
 
 impl<'a> Side<'a> {
+    fn transposed(&self) -> Side<'a> {
+        Side {
+            row: self.column,
+            column: self.row,
+            ..*self
+        }
+    }
+
     /// A block of it in f32: in place if it is f32, else converted into `scratch`.
     fn block<'s>(
         &self,
@@ -465,6 +416,8 @@ struct Product<'a> {
     n: usize,
     k: usize,
     epilogue: Epilogue<'a>,
+    /// Threads that may work on it.
+    threads: usize,
 }
 
 impl Product<'_> {
@@ -482,24 +435,27 @@ impl Product<'_> {
         if target.rows == 0 || columns == 0 {
             return;
         }
+        if self.run_skinny(d, target) {
+            return;
+        }
         let floats = matches!(self.a.elements, Elements::F32(_))
             && matches!(self.b.elements, Elements::F32(_));
         let rows_apart = target.column == 1 && (target.rows == 1 || target.row >= columns);
         if T::IS_F32 && floats && rows_apart && self.epilogue.activation != SWIGLU && self.k > 0 {
             return self.run_in_place(device, bytemuck::cast_slice_mut(d), target);
         }
-        let tasks = 2 * device.threads();
+        let tasks = if self.threads > 1 {
+            2 * self.threads
+        } else {
+            1
+        };
         let block_n = columns.div_ceil(tasks).next_multiple_of(32).min(BLOCK_N);
         for begin in (0..target.rows).step_by(BLOCK_M) {
             let blocks = Blocks {
                 rows: begin..(begin + BLOCK_M).min(target.rows),
                 columns,
                 block_n,
-                halves: if self.epilogue.activation == SWIGLU {
-                    2
-                } else {
-                    1
-                },
+                halves: self.halves(),
             };
             let d = &mut d[begin * target.row..];
             if matches!(self.a.elements, Elements::I8(_)) {
@@ -526,6 +482,56 @@ impl Product<'_> {
         }
     }
 
+    /// Few rows, or few columns: the large operand is read once, as it lies. False if the problem is not of that kind.
+    fn run_skinny<T: Element>(&self, d: &mut [T], target: Target) -> bool {
+        if matches!(self.a.elements, Elements::I8(_)) || self.k == 0 {
+            return false;
+        }
+        let (rows, columns) = (target.rows, self.columns());
+        let halves = self.halves();
+        let few_rows = rows <= self.n;
+        let (w, x) = match few_rows {
+            true => (self.b.transposed(), self.a),
+            false => (self.a, self.b.transposed()),
+        };
+        let skinny = Skinny {
+            w,
+            w_rows: rows.max(self.n),
+            x,
+            x_rows: rows.min(self.n),
+            k: self.k,
+            threads: self.threads,
+        };
+        if !skinny.fits() {
+            return false;
+        }
+        let mut sums = skinny.sums();
+        if few_rows {
+            let by_column = std::mem::take(&mut sums);
+            sums = (0..rows)
+                .flat_map(|row| by_column.iter().skip(row).step_by(rows))
+                .copied()
+                .collect();
+        }
+        let blocks = Blocks {
+            rows: 0..rows,
+            columns,
+            block_n: columns,
+            halves,
+        };
+        self.store(&blocks, &sums, d, target);
+        true
+    }
+
+    /// Parts of n that make one column of d.
+    fn halves(&self) -> usize {
+        if self.epilogue.activation == SWIGLU {
+            2
+        } else {
+            1
+        }
+    }
+
     /// f32 operands, and a d of f32 rows: the sums are formed where they belong.
     fn run_in_place(&self, device: &dyn NativeDevice, d: &mut [f32], target: Target) {
         let matrix = |side: &Side<'_>, data| Matrix {
@@ -547,7 +553,7 @@ impl Product<'_> {
             0.0,
             d,
             ldd,
-            device.threads(),
+            self.threads,
         );
         let epilogue = Epilogue {
             alpha: 1.0,

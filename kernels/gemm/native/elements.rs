@@ -1,0 +1,127 @@
+//! Elements of any dtype, read into f32 and rounded from it.
+
+use bytemuck::Pod;
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+/// Elements to read, whatever their dtype.
+#[derive(Clone, Copy)]
+pub(super) enum Elements<'a> {
+    None,
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    BF16(&'a [bf16]),
+    I8(&'a [i8]),
+    I32(&'a [i32]),
+}
+
+impl Elements<'_> {
+    pub(super) fn get(&self, at: usize) -> f32 {
+        match self {
+            Elements::None => 0.0,
+            Elements::F32(x) => x[at],
+            Elements::F16(x) => x[at].to_f32(),
+            Elements::BF16(x) => x[at].to_f32(),
+            Elements::I8(x) => f32::from(x[at]),
+            Elements::I32(x) => x[at] as f32,
+        }
+    }
+
+    pub(super) fn integer(&self, at: usize) -> f64 {
+        match self {
+            Elements::I32(x) => f64::from(x[at]),
+            other => f64::from(other.get(at)),
+        }
+    }
+
+    /// `to[i]` = element `at + i * stride`.
+    pub(super) fn widen(&self, at: usize, stride: usize, to: &mut [f32]) {
+        if to.is_empty() {
+            return;
+        }
+        if stride != 1 {
+            for (i, wide) in to.iter_mut().enumerate() {
+                *wide = self.get(at + i * stride);
+            }
+            return;
+        }
+        let range = at..at + to.len();
+        match self {
+            Elements::None => to.fill(0.0),
+            Elements::F32(x) => to.copy_from_slice(&x[range]),
+            Elements::F16(x) => x[range].convert_to_f32_slice(to),
+            Elements::BF16(x) => pulp::Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    for (wide, narrow) in to.iter_mut().zip(&x[range]) {
+                        *wide = f32::from_bits(u32::from(narrow.to_bits()) << 16);
+                    }
+                },
+            ),
+            Elements::I8(x) => {
+                for (wide, narrow) in to.iter_mut().zip(&x[range]) {
+                    *wide = f32::from(*narrow);
+                }
+            }
+            Elements::I32(x) => {
+                for (wide, narrow) in to.iter_mut().zip(&x[range]) {
+                    *wide = *narrow as f32;
+                }
+            }
+        }
+    }
+}
+
+/// A type that results are stored in.
+pub(super) trait Element: Pod + Send + Sync {
+    /// Whether sums may be formed in the output itself.
+    const IS_F32: bool = false;
+    /// Rounds to nearest even; integers saturate.
+    fn from_sum(value: f64) -> Self;
+    /// As `from_sum`, a row at once.
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        for (narrow, wide) in to.iter_mut().zip(from) {
+            *narrow = Self::from_sum(f64::from(*wide));
+        }
+    }
+}
+
+impl Element for f32 {
+    const IS_F32: bool = true;
+    fn from_sum(value: f64) -> f32 {
+        value as f32
+    }
+    fn narrow(from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+}
+
+impl Element for f16 {
+    fn from_sum(value: f64) -> f16 {
+        f16::from_f64(value)
+    }
+    fn narrow(from: &[f32], to: &mut [f16]) {
+        to.convert_from_f32_slice(from);
+    }
+}
+
+impl Element for bf16 {
+    fn from_sum(value: f64) -> bf16 {
+        bf16::from_f64(value)
+    }
+    fn narrow(from: &[f32], to: &mut [bf16]) {
+        to.convert_from_f32_slice(from);
+    }
+}
+
+impl Element for i8 {
+    fn from_sum(value: f64) -> i8 {
+        value.round_ties_even() as i8
+    }
+}
+
+impl Element for i32 {
+    fn from_sum(value: f64) -> i32 {
+        value.round_ties_even() as i32
+    }
+}

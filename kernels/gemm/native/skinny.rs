@@ -1,0 +1,154 @@
+//! Products with few rows on one side: the large operand is read once, as it lies, and never packed.
+
+use rayon::prelude::*;
+
+use super::Side;
+use super::elements::Elements;
+
+/// Most rows of the small operand.
+pub(super) const ROWS: usize = 8;
+/// Products that one pass over a row sums; a converted block of them stays in the first-level cache.
+const BLOCK: usize = 1024;
+/// Rows of w that are added to the sums at once, where k is w's outer dimension.
+const K_STEP: usize = 4;
+
+/// The large operand w, [rows, k], and the small one x, [at most `ROWS`, k].
+pub(super) struct Skinny<'a> {
+    pub(super) w: Side<'a>,
+    pub(super) w_rows: usize,
+    pub(super) x: Side<'a>,
+    pub(super) x_rows: usize,
+    pub(super) k: usize,
+    pub(super) threads: usize,
+}
+
+impl Skinny<'_> {
+    /// Whether one of w's strides is 1, so that it can be read forwards.
+    pub(super) fn fits(&self) -> bool {
+        self.x_rows <= ROWS && (self.w.column == 1 || self.w.row == 1)
+    }
+
+    /// All sums, [w_rows, x_rows].
+    pub(super) fn sums(&self) -> Vec<f32> {
+        let mut x = vec![0.0; self.x_rows * self.k];
+        for (row, x) in x.chunks_mut(self.k.max(1)).enumerate() {
+            self.x
+                .elements
+                .widen(self.x.at + row * self.x.row, self.x.column, x);
+        }
+        let mut sums = vec![0.0; self.w_rows * self.x_rows];
+        if self.k == 0 || sums.is_empty() {
+            return sums;
+        }
+        let share = self.w_rows.div_ceil(2 * self.threads);
+        let (rows, work): (usize, fn(&Self, &[f32], usize, &mut [f32])) = if self.w.column == 1 {
+            (share.clamp(1, 64), Self::dots)
+        } else {
+            (share.next_multiple_of(64).clamp(64, BLOCK), Self::columns)
+        };
+        sums.par_chunks_mut(rows * self.x_rows)
+            .enumerate()
+            .for_each(|(index, sums)| work(self, &x, index * rows, sums));
+        sums
+    }
+
+    /// Rows of w that lie along k: one dot product for each row of x.
+    fn dots(&self, x: &[f32], first: usize, sums: &mut [f32]) {
+        let arch = pulp::Arch::new();
+        let mut scratch = vec![0.0; BLOCK.min(self.k)];
+        for (row, sums) in (first..).zip(sums.chunks_mut(self.x_rows)) {
+            for k0 in (0..self.k).step_by(BLOCK) {
+                let count = BLOCK.min(self.k - k0);
+                let w = self.line(self.w.at + row * self.w.row + k0, count, &mut scratch);
+                for (x, sum) in x.chunks(self.k).zip(sums.iter_mut()) {
+                    let x = &x[k0..k0 + count];
+                    *sum += arch.dispatch(Dot { w, x });
+                }
+            }
+        }
+    }
+
+    /// Columns of w that lie side by side: multiples of them are added up, a few k at a time.
+    fn columns(&self, x: &[f32], first: usize, sums: &mut [f32]) {
+        let count = sums.len() / self.x_rows;
+        let mut scratch = vec![0.0; K_STEP * count];
+        let mut totals = vec![0.0; self.x_rows * count];
+        for k0 in (0..self.k).step_by(K_STEP) {
+            let steps = K_STEP.min(self.k - k0);
+            for (step, line) in scratch.chunks_mut(count).take(steps).enumerate() {
+                let at = self.w.at + first + (k0 + step) * self.w.column;
+                self.w.elements.widen(at, 1, line);
+            }
+            for (x, totals) in x.chunks(self.k).zip(totals.chunks_mut(count)) {
+                let mut factors = [0.0; K_STEP];
+                factors[..steps].copy_from_slice(&x[k0..k0 + steps]);
+                // A last, short step must not read what an earlier one left: infinity times 0 is NaN.
+                scratch[steps * count..].fill(0.0);
+                add_multiples(&scratch, factors, totals);
+            }
+        }
+        for (column, sums) in sums.chunks_mut(self.x_rows).enumerate() {
+            for (row, sum) in sums.iter_mut().enumerate() {
+                *sum = totals[row * count + column];
+            }
+        }
+    }
+
+    /// `count` elements of w in f32: in place if they are, else converted.
+    fn line<'s>(&'s self, at: usize, count: usize, scratch: &'s mut [f32]) -> &'s [f32] {
+        if let Elements::F32(w) = self.w.elements {
+            return &w[at..at + count];
+        }
+        let line = &mut scratch[..count];
+        self.w.elements.widen(at, 1, line);
+        line
+    }
+}
+
+/// A dot product in the vectors of the processor at hand, with four sums side by side.
+struct Dot<'a> {
+    w: &'a [f32],
+    x: &'a [f32],
+}
+
+impl pulp::WithSimd for Dot<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) -> f32 {
+        let (w, w_rest) = S::as_simd_f32s(self.w);
+        let (x, x_rest) = S::as_simd_f32s(self.x);
+        let (w_fours, w) = w.as_chunks::<4>();
+        let (x_fours, x) = x.as_chunks::<4>();
+        let mut sums = [simd.splat_f32s(0.0); 4];
+        for (w, x) in w_fours.iter().zip(x_fours) {
+            for (sum, (w, x)) in sums.iter_mut().zip(w.iter().zip(x)) {
+                *sum = simd.mul_add_f32s(*w, *x, *sum);
+            }
+        }
+        for (w, x) in w.iter().zip(x) {
+            sums[0] = simd.mul_add_f32s(*w, *x, sums[0]);
+        }
+        let [a, b, c, d] = sums;
+        let sum = simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d));
+        let rest: f32 = w_rest.iter().zip(x_rest).map(|(w, x)| w * x).sum();
+        simd.reduce_sum_f32s(sum) + rest
+    }
+}
+
+/// `totals += Σ factors[i] · rows[i]`, with `rows` one after the other.
+fn add_multiples(rows: &[f32], factors: [f32; K_STEP], totals: &mut [f32]) {
+    let count = totals.len();
+    let [f0, f1, f2, f3] = factors;
+    let (r0, rest) = rows.split_at(count);
+    let (r1, rest) = rest.split_at(count);
+    let (r2, r3) = rest.split_at(count);
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for ((((total, a), b), c), d) in totals.iter_mut().zip(r0).zip(r1).zip(r2).zip(r3) {
+                *total = f3.mul_add(*d, f2.mul_add(*c, f1.mul_add(*b, f0.mul_add(*a, *total))));
+            }
+        },
+    );
+}

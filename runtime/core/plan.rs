@@ -230,11 +230,11 @@ impl Plan {
             })
     }
 
-    /// Adds `bytes` to the workspace and gives their range.
+    /// Adds `bytes` to the workspace and gives their range. A range of no bytes has a place too, so that a launch can be given it.
     pub fn take_workspace(&mut self, bytes: u64) -> Range<u64> {
         let begin = self.workspace;
         self.workspace = begin
-            .saturating_add(bytes)
+            .saturating_add(bytes.max(1))
             .next_multiple_of(WORKSPACE_ALIGNMENT);
         begin..begin + bytes
     }

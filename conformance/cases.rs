@@ -32,6 +32,8 @@ pub struct Selection {
     pub seed: u64,
     /// Generated cases of all ops together.
     pub generated: usize,
+    /// Only op cases of at most this many operations and bytes together, and no device tests: for devices that watch every access.
+    pub max_work: Option<f64>,
 }
 
 impl Selection {
@@ -50,6 +52,7 @@ impl Default for Selection {
             kernel: None,
             seed: Selection::GATE_SEED,
             generated: Selection::GATE_GENERATED,
+            max_work: None,
         }
     }
 }
@@ -137,6 +140,9 @@ pub fn select(info: &DeviceInfo, selection: &Selection) -> Result<Vec<Case>> {
             cases.push(generated(kind, seed, kernel));
         }
     }
+    if let Some(most) = selection.max_work {
+        cases.retain(|case| work(&case.body).is_some_and(|work| work <= most));
+    }
     if let Some(filter) = &selection.filter {
         cases.retain(|case| case.id.contains(filter.as_str()));
     }
@@ -155,6 +161,19 @@ pub fn select(info: &DeviceInfo, selection: &Selection) -> Result<Vec<Case>> {
         ));
     }
     Ok(cases)
+}
+
+/// Operations and bytes of an op case that can be read.
+fn work(body: &Body) -> Option<f64> {
+    let (kind, recipe) = match body {
+        Body::Fixed { recipe, .. } => (ropeway_kernels::op(&recipe.op)?, Recipe::clone(recipe)),
+        Body::Generated { kind, seed, .. } => {
+            (*kind, generate::Generated::new(*kind, *seed).ok()?.recipe())
+        }
+        Body::Device(_) | Body::Saved(_) => return None,
+    };
+    let cost = kind.parse(&signature(&recipe).ok()?).ok()?.cost();
+    Some(cost.flops + cost.bytes)
 }
 
 fn generated(kind: &'static dyn OpKind, seed: u64, kernel: Option<&'static str>) -> Case {

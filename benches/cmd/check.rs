@@ -47,6 +47,10 @@ pub struct Check {
     #[arg(long, value_name = "ID|FILE", conflicts_with_all = ["filter", "full", "list", "seed", "cases"])]
     replay: Option<String>,
 
+    /// Only op cases of at most this many operations and bytes together, for devices that watch every access and are slow.
+    #[arg(long, value_name = "N")]
+    max_work: Option<f64>,
+
     /// Only op cases that this kernel can run, on it.
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
@@ -188,6 +192,7 @@ impl Check {
                 &Selection {
                     filter: self.filter.clone(),
                     kernel: self.kernel.clone(),
+                    max_work: self.max_work,
                     seed,
                     generated: self.cases.unwrap_or(match self.full {
                         true => Selection::FULL_GENERATED,

@@ -18,6 +18,8 @@ mod paged;
 mod plan;
 #[cfg(feature = "spec")]
 mod reference;
+#[cfg(all(test, feature = "spec"))]
+mod tests;
 mod varlen;
 
 pub use paged::{PagedAttention, PagedAttentionKind};

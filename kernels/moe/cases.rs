@@ -645,7 +645,7 @@ fn ffn(name: &str, dtype: DType, layer: Layer, attributes: Value) -> Recipe {
         inter,
         experts,
     } = layer;
-    let scale = |n: u64| uniform(3.0 / (n.max(1) as f64).sqrt());
+    let scale = |n: u64| uniform((3072.0 / (n.max(1) as f64).sqrt()).round() / 1024.0);
     attrs(recipe("moe_ffn", name, DataClass::Random), attributes)
         .tensor("x", dtype, &[tokens, hidden], uniform(1.0))
         .tensor("logits", dtype, &[tokens, experts], uniform(3.0))

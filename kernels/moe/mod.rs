@@ -15,6 +15,8 @@ mod plan;
 #[cfg(feature = "spec")]
 mod reference;
 mod route;
+#[cfg(all(test, feature = "spec"))]
+mod tests;
 
 pub use ffn::{MoeFfn, MoeFfnKind};
 pub use permute::{ExpertGather, ExpertGatherKind, ExpertScatter, ExpertScatterKind};

@@ -253,10 +253,10 @@ impl OpSpec for ExpertGatherSpec {
         for token in 0..op.tokens() as usize {
             // y[token] = Σ weights[token, slot] · rows[row_of(token, slot)]
             let mut sums = vec![Dot::default(); hidden];
-            for slot in token * topk..(token + 1) * topk {
-                if let Some(at) = row_of(slot) {
+            for (slot, weight) in row(&weights, token, op.topk()).iter().enumerate() {
+                if let Some(at) = row_of(token * topk + slot) {
                     for (sum, value) in sums.iter_mut().zip(row(&rows, at, op.hidden())) {
-                        sum.add(weights[slot] * value);
+                        sum.add(weight * value);
                     }
                 }
             }

@@ -95,9 +95,8 @@ impl Shared {
         }
     }
 
-    /// Drops `kept` some time after `until` is done, without waiting for it.
+    /// Drops `kept` at the first [`Shared::sweep`] after `until` is done.
     pub(super) fn retire(&self, until: Arc<RawEvent>, kept: Box<dyn Any + Send>) {
-        self.sweep();
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
         retired.push(Retired {
             until,
@@ -105,14 +104,14 @@ impl Shared {
         });
     }
 
-    /// Drops what has been retired and is over. (An event that failed is over, too.)
+    /// Drops what has been retired and is over. (An event that failed is over, too.) An owner's drop is foreign code, so no lock
+    /// may be held here.
     pub(super) fn sweep(&self) {
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
         let over: Vec<Retired> = retired
             .extract_if(.., |entry| !matches!(entry.until.is_done(), Ok(false)))
             .collect();
         drop(retired);
-        // An owner's drop is foreign code, which may come back here.
         drop(over);
     }
 }
@@ -416,5 +415,48 @@ impl Drop for MappedMemory {
         // leaks, which harms nobody.
         let _ = unsafe { self.mapping.unmap(&self.mem, self.address.as_ptr()) };
         let _ = self.mapping.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ropeway_core::device::Driver;
+
+    use super::*;
+    use crate::opencl::{OpenClDriver, sys};
+
+    #[test]
+    fn a_lost_device_fails_every_call_with_its_cause() {
+        let Ok(devices) = OpenClDriver.probe() else {
+            return println!("skipped: no OpenCL device");
+        };
+        let opened = OpenClDriver.open(devices[0].ordinal, &OpenOptions::default());
+        let device = opened.expect("probed");
+        let (queue, buffer) = (device.create_queue(QueueKind::Compute), device.alloc(4));
+        let (queue, buffer) = (queue.expect("a queue"), buffer.expect("memory"));
+        let event = queue.record().expect("an event");
+        let any: &dyn Any = &*device;
+        let shared = &any.downcast_ref::<OpenClDevice>().expect("ours").shared;
+        // Any other failure passes through and leaves the device as it is.
+        shared.note(sys::error("clEnqueueNDRangeKernel", -5));
+        queue.synchronize(None).expect("not lost");
+        let cause = shared.note(sys::error("clFinish", -36));
+        shared.note(sys::error("clFlush", -2));
+        for error in [
+            device.alloc(4).err(),
+            device.memory().err(),
+            device.create_queue(QueueKind::Compute).err(),
+            device.alloc_pinned(4).err(),
+            queue.fill(&buffer.all(), 0).err(),
+            queue.upload(&buffer.all(), &[0; 4]).err(),
+            queue.read_blocking(&buffer.all(), &mut [0; 4]).err(),
+            queue.record().err(),
+            queue.synchronize(None).err(),
+            queue.flush().err(),
+            event.wait(None).err(),
+            event.is_done().err(),
+        ] {
+            assert_eq!(error.expect("the device is lost"), cause);
+        }
     }
 }

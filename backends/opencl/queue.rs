@@ -137,6 +137,15 @@ impl OpenClQueue {
         Ok(marker)
     }
 
+    fn event(&self, raw: Arc<RawEvent>) -> Arc<dyn Event> {
+        Arc::new(OpenClEvent {
+            raw,
+            shared: self.shared.clone(),
+            queue: self.raw.clone(),
+            flushed: AtomicBool::new(false),
+        })
+    }
+
     fn wait_for(&self, event: &RawEvent, timeout: Option<Duration>) -> Result<()> {
         self.raw.flush().map_err(|error| self.note(error))?;
         wait(event, timeout).map_err(|error| self.note(error))
@@ -291,17 +300,17 @@ impl Queue for OpenClQueue {
             ));
         }
         self.busy.store(true, Ordering::Relaxed);
-        if !from.is_empty() {
-            let (target, len) = (target.as_mut_ptr(), from.len() as usize);
-            // SAFETY: the slice lies in the buffer and the target is as long; `Download` owns the target until its event, which
-            // is recorded behind the copy, is done.
-            let copy = unsafe {
-                self.raw
-                    .read(&memory.mem, from.offset(), target, len, false)
-            };
-            copy.map_err(|error| self.note(error))?;
+        if from.is_empty() {
+            return Ok(Download::new(self.record()?, into));
         }
-        Ok(Download::new(self.record()?, into))
+        let (target, len) = (target.as_mut_ptr(), from.len() as usize);
+        // SAFETY: the slice lies in the buffer and the target is as long; `Download` owns the target until the event is done.
+        let copy = unsafe {
+            self.raw
+                .read(&memory.mem, from.offset(), target, len, false)
+        };
+        let copy = copy.map_err(|error| self.note(error))?;
+        Ok(Download::new(self.event(Arc::new(copy)), into))
     }
 
     fn read_blocking(&self, from: &Slice, into: &mut [u8]) -> Result<()> {
@@ -329,6 +338,10 @@ impl Queue for OpenClQueue {
         }
         .map_err(|error| self.note(error))?;
         self.busy.store(false, Ordering::Relaxed);
+        if !lock(&self.kept).owners.is_empty() {
+            self.mark()?;
+            self.shared.sweep();
+        }
         Ok(())
     }
 
@@ -457,12 +470,9 @@ impl Queue for OpenClQueue {
     }
 
     fn record(&self) -> Result<Arc<dyn Event>> {
-        Ok(Arc::new(OpenClEvent {
-            raw: self.mark()?,
-            shared: self.shared.clone(),
-            queue: self.raw.clone(),
-            flushed: AtomicBool::new(false),
-        }))
+        let event = self.event(self.mark()?);
+        self.shared.sweep();
+        Ok(event)
     }
 
     fn wait(&self, event: &Arc<dyn Event>) -> Result<()> {

@@ -18,6 +18,9 @@ const NVIDIA_ILLEGAL_ACCESS: cl_int = -9999;
 /// The loader's code for an installation without any driver (`cl_khr_icd`).
 pub(super) const PLATFORM_NOT_FOUND: cl_int = -1001;
 
+/// Stands for the call where a command failed after its enqueueing.
+const EXECUTION: &str = "the execution of a command";
+
 /// What OpenCL's `call` means by `code`.
 pub(super) fn error(call: &'static str, code: cl_int) -> Error {
     let kind = match code {
@@ -47,9 +50,17 @@ pub(super) fn error(call: &'static str, code: cl_int) -> Error {
         PLATFORM_NOT_FOUND
         | codes::DLOPEN_RUNTIME_LOAD_FAILED
         | codes::DLOPEN_FUNCTION_NOT_AVAILABLE => ErrorKind::Unavailable,
+        _ if call == EXECUTION => ErrorKind::LaunchFailed,
         _ => ErrorKind::Driver,
     };
-    Error::from_call(kind, call, code.into(), codes::error_text(code))
+    let text = match (call, kind) {
+        // Drivers make up codes here (PoCL: -1), so their names mislead.
+        (EXECUTION, ErrorKind::LaunchFailed) => {
+            "the device abandoned a command, or one it waited for"
+        }
+        _ => codes::error_text(code),
+    };
+    Error::from_call(kind, call, code.into(), text)
 }
 
 pub(super) fn check(call: &'static str, code: cl_int) -> Result<()> {
@@ -686,7 +697,7 @@ impl RawEvent {
         unsafe { run!(clGetEventInfo(self.0, name, width, value, ptr::null_mut())) }?;
         match status {
             cl3::event::CL_COMPLETE => Ok(true),
-            failed if failed < 0 => Err(error("a command's execution", failed)),
+            failed if failed < 0 => Err(error(EXECUTION, failed)),
             _ => Ok(false),
         }
     }
@@ -719,5 +730,43 @@ impl RawEvent {
             ))
         }?;
         Ok(time)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_become_errors_of_their_kind() {
+        for (call, code, kind) in [
+            ("clCreateBuffer", -4, ErrorKind::OutOfMemory),
+            ("clCreateBuffer", -5, ErrorKind::OutOfMemory),
+            ("clCreateBuffer", -61, ErrorKind::OutOfMemory),
+            ("clEnqueueNDRangeKernel", -4, ErrorKind::OutOfMemory),
+            ("clEnqueueNDRangeKernel", -5, ErrorKind::LaunchFailed),
+            ("clEnqueueNDRangeKernel", -52, ErrorKind::LaunchFailed),
+            ("clFinish", -36, ErrorKind::DeviceLost),
+            ("clFinish", -9999, ErrorKind::DeviceLost),
+            (EXECUTION, -1, ErrorKind::LaunchFailed),
+            (EXECUTION, -4, ErrorKind::OutOfMemory),
+            ("clBuildProgram", -11, ErrorKind::CompileFailed),
+            ("clCreateKernel", -46, ErrorKind::InvalidArgument),
+            ("clGetPlatformIDs", -1001, ErrorKind::Unavailable),
+            ("clGetPlatformIDs", -2000, ErrorKind::Unavailable),
+            ("clSetKernelArg", -38, ErrorKind::Driver),
+        ] {
+            let error = error(call, code);
+            assert_eq!(error.kind(), kind, "{error}");
+            assert_eq!((error.call(), error.code()), (call, Some(code.into())));
+        }
+    }
+
+    #[test]
+    fn numbers_of_any_width_and_texts_with_their_end() {
+        assert_eq!(number(&[1, 2]), 0x201);
+        assert_eq!(number(&u64::MAX.to_le_bytes()), u64::MAX);
+        assert_eq!(text(b"PoCL \0"), "PoCL");
+        assert_eq!(text(b""), "");
     }
 }

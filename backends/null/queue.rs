@@ -49,16 +49,27 @@ impl NullQueue {
                 dtype,
                 bytes,
                 write,
-            } => RecordedArgument::Buffer {
-                place: Place {
-                    buffer: self.memory(buffer)?.number,
-                    offset: offset * dtype.size().unwrap_or(1),
-                    bytes,
-                },
-                element: offset,
-                dtype,
-                write,
-            },
+            } => {
+                let number = self.memory(buffer)?.number;
+                let begin = offset.saturating_mul(dtype.size().unwrap_or(1));
+                if begin.saturating_add(bytes) > buffer.size() {
+                    return Err(Error::invalid(
+                        "buffer",
+                        format!("{bytes} bytes from {dtype} element {offset} on"),
+                        format!("a range of its {} bytes", buffer.size()),
+                    ));
+                }
+                RecordedArgument::Buffer {
+                    place: Place {
+                        buffer: number,
+                        offset: begin,
+                        bytes,
+                    },
+                    element: offset,
+                    dtype,
+                    write,
+                }
+            }
             Argument::Absent => RecordedArgument::Absent,
             Argument::U32(value) => RecordedArgument::U32(value),
             Argument::I32(value) => RecordedArgument::I32(value),

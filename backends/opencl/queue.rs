@@ -426,8 +426,23 @@ impl Queue for OpenClQueue {
             // SAFETY: the caller promises that the arguments are those of the kernel in number, order and kind.
             let set = unsafe {
                 match *argument {
-                    Argument::Buffer { buffer, offset, .. } => {
+                    Argument::Buffer {
+                        buffer,
+                        offset,
+                        dtype,
+                        bytes,
+                        ..
+                    } => {
                         let memory = self.memory(buffer)?;
+                        let begin = offset.checked_mul(dtype.size().unwrap_or(1));
+                        let end = begin.and_then(|begin| begin.checked_add(bytes));
+                        if end.is_none_or(|end| end > buffer.size()) {
+                            return Err(Error::invalid(
+                                &function.name(),
+                                format!("{bytes} bytes from {dtype} element {offset} on"),
+                                format!("a range of the buffer's {} bytes", buffer.size()),
+                            ));
+                        }
                         kernel
                             .put_buffer(index, memory.serial, &memory.mem)
                             .and_then(|()| kernel.put_long_word(index + 1, offset))

@@ -521,6 +521,22 @@ fn launches_beyond_the_limits_are_refused(device: &Arc<dyn Device>) -> Outcome {
         ("empty group", launch(&*queue, &add, 1, 0, &[operand])),
         ("empty grid", launch(&*queue, &add, 0, 1, &[operand])),
         ("grid", launch(&*queue, &add, 1 << 40, 1, &[operand])),
+        (
+            "an operand beyond its buffer",
+            launch(
+                &*queue,
+                &add,
+                1,
+                1,
+                &[Argument::Buffer {
+                    buffer: &x,
+                    offset: 1,
+                    dtype: DType::I32,
+                    bytes: 4,
+                    write: true,
+                }],
+            ),
+        ),
         ("too few arguments", launch(&*queue, &add, 1, 1, &[])),
         (
             "too many arguments",

@@ -8,7 +8,7 @@ use ropeway_core::memory::{Layout, TensorDesc};
 use ropeway_core::op::{Cost, Op, OpKind, Operand, PlanRequest, Signature};
 use ropeway_core::plan::Plan;
 use ropeway_core::request::Operands;
-use ropeway_core::{Error, Result};
+use ropeway_core::{DType, Error, Result};
 
 #[cfg(feature = "spec")]
 pub(crate) mod bound;
@@ -341,9 +341,8 @@ impl OpKind for GroupedGemmKind {
 
     fn check_values(&self, op: &dyn Op, inputs: &Operands) -> Result<()> {
         let op = downcast::<GroupedGemm>(op)?;
-        let offsets = i32_values("expert_offsets", inputs)?;
         let mut previous = 0;
-        for (index, &offset) in offsets.iter().enumerate() {
+        for (index, offset) in i32_values("expert_offsets", inputs)?.enumerate() {
             let name = format!("expert_offsets[{index}]");
             if index == 0 && offset != 0 {
                 return Err(Error::invalid(&name, offset, 0));
@@ -478,7 +477,7 @@ impl OpKind for MaskedGroupedGemmKind {
 
     fn check_values(&self, op: &dyn Op, inputs: &Operands) -> Result<()> {
         let op = downcast::<MaskedGroupedGemm>(op)?;
-        for (index, count) in i32_values("counts", inputs)?.into_iter().enumerate() {
+        for (index, count) in i32_values("counts", inputs)?.enumerate() {
             if u64::try_from(count).is_ok_and(|count| count <= op.capacity()) {
                 continue;
             }
@@ -514,10 +513,13 @@ fn downcast<T: 'static>(op: &dyn Op) -> Result<&T> {
         .ok_or_else(|| Error::invalid("op", op.name(), std::any::type_name::<T>()))
 }
 
-fn i32_values(name: &str, inputs: &Operands) -> Result<Vec<i32>> {
-    inputs
+/// The elements of an I32 vector one after another: a view may be longer than any memory.
+fn i32_values<'a>(name: &str, inputs: &'a Operands) -> Result<impl Iterator<Item = i32> + use<'a>> {
+    let tensor = inputs
         .get(name)
-        .ok_or_else(|| Error::invalid(name, "nothing", "a tensor"))?
-        .to_i32()
-        .map_err(|error| error.within(name))
+        .ok_or_else(|| Error::invalid(name, "nothing", "a tensor"))?;
+    match (tensor.desc.dtype, tensor.shape()) {
+        (DType::I32, &[elements]) => Ok((0..elements).map(|i| tensor.at(&[i]) as i32)),
+        _ => Err(Error::invalid(name, tensor.desc, "a vector of I32")),
+    }
 }

@@ -87,7 +87,7 @@ impl OpSpec for GroupedGemmSpec {
         let op = downcast::<GroupedGemm>(op)?;
         let a = operand(inputs, "a", &op.a)?;
         let b = operand(inputs, "b", &op.b)?;
-        let offsets = i32_values("expert_offsets", inputs)?;
+        let offsets: Vec<_> = i32_values("expert_offsets", inputs)?.collect();
         let epilogue = Epilogue::plain(op.k(), op.activation, op.d.dtype, data);
         let (n, k) = (op.n() as usize, op.k() as usize);
         // A [rows, k]; the rows of expert e are those from offsets[e] to offsets[e + 1]
@@ -123,7 +123,7 @@ impl OpSpec for MaskedGroupedGemmSpec {
         let op = downcast::<MaskedGroupedGemm>(op)?;
         let a = operand(inputs, "a", &op.a)?;
         let b = operand(inputs, "b", &op.b)?;
-        let counts = i32_values("counts", inputs)?;
+        let counts: Vec<_> = i32_values("counts", inputs)?.collect();
         let epilogue = Epilogue::plain(op.k(), op.activation, op.d.dtype, data);
         let (n, k) = (op.n() as usize, op.k() as usize);
         let zeros = vec![0.0; n];

@@ -268,6 +268,13 @@ impl GroupedEpilogue {
             ("d", Some(d)),
         ])?;
         supported(a.dtype, b.dtype, d.dtype, &self.quantisation, false)?;
+        let experts = b.shape()[0];
+        if experts > i32::MAX as u64 {
+            return Err(Error::unsupported(format!(
+                "{experts} experts; at most {} are, as topk_ids are I32",
+                i32::MAX
+            )));
+        }
         Ok(d)
     }
 }

@@ -478,6 +478,23 @@ fn sizes_that_overflow_are_errors() {
     );
 }
 
+/// Views cost nothing, so that a small file can ask for any number of experts.
+#[test]
+fn too_many_experts_are_refused_before_they_are_counted() {
+    let experts = 1 << 40;
+    let repeated = |dtype, shape: &[u64]| TensorDesc {
+        dtype,
+        layout: Layout::strided(shape, &vec![0; shape.len()]).unwrap(),
+    };
+    let offsets = repeated(I32, &[experts + 1]);
+    let (a, b) = (repeated(F32, &[2, 0]), repeated(F32, &[experts, 3, 0]));
+    let built = GroupedGemm::builder(a, b, offsets).build();
+    refused(built, UNSUPPORTED, &["experts", "2147483647"]);
+    let (a, counts) = (repeated(F32, &[experts, 0, 0]), repeated(I32, &[experts]));
+    let built = MaskedGroupedGemm::builder(a, b, counts).build();
+    refused(built, UNSUPPORTED, &["experts", "2147483647"]);
+}
+
 #[test]
 fn engines_may_lay_the_output_out() {
     let a = TensorDesc::contiguous(F32, &[3, 5]).unwrap();

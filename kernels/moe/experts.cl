@@ -12,7 +12,7 @@
 // moe_pack      x, gathered by source  -> panels [k][32], one k block of one expert a work-item
 // moe_gate_up   panels                 -> h panels [inter][32]: 4 gate and 4 up rows a tile; silu(gate) * up has the
 //                                         very layout that moe_down reads as its panels
-// moe_down      h panels               -> rows [tokens * topk, hidden], f32, turned back through registers
+// moe_down      h panels               -> rows [tokens * topk, hidden]; f32, turned back to rows
 //
 // Panels of expert e begin at panel (first row of e) / 32 + e, which leaves room for its last, partly filled one.
 // A panel with at most 16 rows works on its lower half only. An expert with at most DOT_ROWS rows is not packed: each
@@ -88,39 +88,23 @@ inline float16 x_load16(__global const x_t* x)
 #endif
 }
 
+// Lane by lane, in halves: oclgrind 21.10 takes the halves of a vector for uninitialised.
 inline float sum_lanes(float16 v)
 {
-  const float8 a = v.lo + v.hi;
-  const float4 b = a.lo + a.hi;
-  const float2 c = b.lo + b.hi;
-  return c.lo + c.hi;
+  float lanes[16];
+  vstore16(v, 0, lanes);
+  for (uint width = 8; width > 0; width /= 2)
+    for (uint i = 0; i < width; i++) lanes[i] += lanes[i + width];
+  return lanes[0];
 }
 
 inline float silu(float v) { return v / (1.0f + exp(-v)); }
 inline float16 silu16(float16 v) { return v / (1.0f + exp(-v)); }
 
-#define LOWER_PAIRS(a, b) (float8)(a.s0, b.s0, a.s1, b.s1, a.s4, b.s4, a.s5, b.s5)
-#define UPPER_PAIRS(a, b) (float8)(a.s2, b.s2, a.s3, b.s3, a.s6, b.s6, a.s7, b.s7)
-#define EVEN_QUADS(a, b) (float8)(a.s01, b.s01, a.s45, b.s45)
-#define ODD_QUADS(a, b) (float8)(a.s23, b.s23, a.s67, b.s67)
-
-// Turns eight rows of eight into eight columns, in registers.
-inline void transpose8(float8* r)
+// Eight elements, `pitch` apart. A transpose by vector shuffles is no faster, and oclgrind 21.10 does not survive it.
+inline float8 column8(const float* v, uint pitch)
 {
-  const float8 a0 = LOWER_PAIRS(r[0], r[1]), a1 = UPPER_PAIRS(r[0], r[1]);
-  const float8 a2 = LOWER_PAIRS(r[2], r[3]), a3 = UPPER_PAIRS(r[2], r[3]);
-  const float8 a4 = LOWER_PAIRS(r[4], r[5]), a5 = UPPER_PAIRS(r[4], r[5]);
-  const float8 a6 = LOWER_PAIRS(r[6], r[7]), a7 = UPPER_PAIRS(r[6], r[7]);
-  const float8 b0 = EVEN_QUADS(a0, a2), b1 = ODD_QUADS(a0, a2), b2 = EVEN_QUADS(a1, a3), b3 = ODD_QUADS(a1, a3);
-  const float8 b4 = EVEN_QUADS(a4, a6), b5 = ODD_QUADS(a4, a6), b6 = EVEN_QUADS(a5, a7), b7 = ODD_QUADS(a5, a7);
-  r[0] = (float8)(b0.lo, b4.lo);
-  r[1] = (float8)(b1.lo, b5.lo);
-  r[2] = (float8)(b2.lo, b6.lo);
-  r[3] = (float8)(b3.lo, b7.lo);
-  r[4] = (float8)(b0.hi, b4.hi);
-  r[5] = (float8)(b1.hi, b5.hi);
-  r[6] = (float8)(b2.hi, b6.hi);
-  r[7] = (float8)(b3.hi, b7.hi);
+  return (float8)(v[0], v[pitch], v[2 * pitch], v[3 * pitch], v[4 * pitch], v[5 * pitch], v[6 * pitch], v[7 * pitch]);
 }
 
 // Where the panels of an expert begin, for panels of `width` elements a row.
@@ -161,10 +145,9 @@ void moe_pack(__global const x_t* x, ulong x_offset, __global const int* source,
       uint k = begin;
       if (column_stride == 1)
         for (; k + 8 <= end; k += 8) {
-          float8 block[8];
-          for (uint i = 0; i < 8; i++) block[i] = x_load8(from[i] + k);
-          transpose8(block);
-          for (uint i = 0; i < 8; i++) vstore8(block[i], 0, panels + (k + i) * PANEL_ROWS + r);
+          float block[64];
+          for (uint i = 0; i < 8; i++) vstore8(x_load8(from[i] + k), i, block);
+          for (uint i = 0; i < 8; i++) vstore8(column8(block + i, 8), 0, panels + (k + i) * PANEL_ROWS + r);
         }
       for (; k < end; k++)
         for (uint i = 0; i < 8; i++) panels[k * PANEL_ROWS + r + i] = x_load(from[i], k * column_stride);
@@ -176,16 +159,16 @@ void moe_pack(__global const x_t* x, ulong x_offset, __global const int* source,
 #define SUM_ZERO(i) float16 lo##i = 0.0f, hi##i = 0.0f;
 #define SUM_STEP_HALF(i) lo##i = fma((float16)(w##i[k]), a_lo, lo##i);
 #define SUM_STEP(i) { const float16 w = w##i[k]; lo##i = fma(w, a_lo, lo##i); hi##i = fma(w, a_hi, hi##i); }
-#define SUM_STORE(i) sums[2 * i] = lo##i; sums[2 * i + 1] = hi##i;
+#define SUM_STORE(i) vstore16(lo##i, 2 * i, sums); vstore16(hi##i, 2 * i + 1, sums);
 #if X_DTYPE == 0
 #define WEIGHT_ROW(i) __global const float* w##i = weights[i];
 #else
 #define WEIGHT_ROW(i) const float* w##i = wide[i];
 #endif
 
-// sums[2 i], sums[2 i + 1] = weights[i] times the panel's lower and upper sixteen rows.
+// sums [8][32] = weights [8] times the panel's rows, the upper sixteen of them if `upper`.
 inline void multiply_panel(__global const float* panel, __global const x_t* const* weights, uint width, bool upper,
-                           float16* sums)
+                           float* sums)
 {
   EACH_WEIGHT_ROW(SUM_ZERO)
 #if X_DTYPE == 0
@@ -289,11 +272,12 @@ void moe_gate_up(__global const float* panels, ulong panels_offset, __global con
         tile[i] = gate + row * weight_stride;
         tile[4 + i] = up + row * weight_stride;
       }
-      float16 s[16];
+      float s[8 * PANEL_ROWS];
       multiply_panel(panels, tile, hidden, upper, s);
       for (uint i = 0; i < min(4u, inter - j); i++) {
-        vstore16(silu16(s[2 * i]) * s[8 + 2 * i], 0, h + (j + i) * PANEL_ROWS);
-        if (upper) vstore16(silu16(s[2 * i + 1]) * s[9 + 2 * i], 1, h + (j + i) * PANEL_ROWS);
+        __global float* to = h + (j + i) * PANEL_ROWS;
+        vstore16(silu16(vload16(2 * i, s)) * vload16(2 * i + 8, s), 0, to);
+        if (upper) vstore16(silu16(vload16(2 * i + 1, s)) * vload16(2 * i + 9, s), 1, to);
       }
     }
     panels += (ulong)PANEL_ROWS * hidden;
@@ -301,10 +285,16 @@ void moe_gate_up(__global const float* panels, ulong panels_offset, __global con
   }
 }
 
-// `live` of four or eight elements.
-inline void store_part(const float* v, uint live, __global float* to)
+// The first `live` of eight elements, or all if there are more.
+inline void store_part(float8 v, uint live, __global float* to)
 {
-  for (uint i = 0; i < live; i++) to[i] = v[i];
+  if (live >= 8) {
+    vstore8(v, 0, to);
+    return;
+  }
+  float elements[8];
+  vstore8(v, 0, elements);
+  for (uint i = 0; i < live; i++) to[i] = elements[i];
 }
 
 __kernel __attribute__((reqd_work_group_size(1, 1, 1)))
@@ -331,7 +321,7 @@ void moe_down(__global const float* h, ulong h_offset, __global const x_t* weigh
       for (uint i = 0; i < 4; i++) tile[i] = weights + min(j + i, hidden - 1) * weight_stride;
       for (uint r = 0; r < last - first; r++) {
         const float4 d = dot_h(h + (ulong)r * inter, 1, tile, inter);
-        store_part((const float*)&d, min(4u, hidden - j), rows + (ulong)r * hidden + j);
+        store_part((float8)(d, d), min(4u, hidden - j), rows + (ulong)r * hidden + j);
       }
     }
     return;
@@ -342,17 +332,11 @@ void moe_down(__global const float* h, ulong h_offset, __global const x_t* weigh
     for (uint j = begin; j < end; j += 8) {
       __global const x_t* tile[8];
       for (uint i = 0; i < 8; i++) tile[i] = weights + min(j + i, hidden - 1) * weight_stride;
-      float16 s[16];
+      float s[8 * PANEL_ROWS];
       multiply_panel(h, tile, inter, live > 16, s);
-      for (uint r = 0; r < live; r += 8) {
-        float8 block[8];
-        for (uint i = 0; i < 8; i++) block[i] = ((const float8*)s)[4 * i + r / 8];
-        transpose8(block);
-        for (uint i = 0; i < min(8u, live - r); i++) {
-          __global float* to = rows + (ulong)(r + i) * hidden + j;
-          if (j + 8 <= hidden) vstore8(block[i], 0, to);
-          else store_part((const float*)&block[i], hidden - j, to);
-        }
+      for (uint r = 0; r < live; r++) {
+        const float8 v = column8(s + r, PANEL_ROWS);
+        store_part(v, hidden - j, rows + (ulong)r * hidden + j);
       }
     }
     h += (ulong)PANEL_ROWS * inter;

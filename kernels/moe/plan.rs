@@ -566,7 +566,7 @@ pub(super) fn expert_scatter(op: &ExpertScatter, request: &PlanRequest<'_>) -> R
     let block = config.value("ROW_BLOCK") as u64;
     let group = group(&config, "ROW_GROUP");
     let key = ModuleKey { kernel, config };
-    let inverse = plan.take_workspace(4 * most);
+    let inverse = plan.take_workspace(4 * most.max(1));
     append_permute(
         &mut plan,
         &key,
@@ -627,7 +627,7 @@ pub(super) fn expert_gather(op: &ExpertGather, request: &PlanRequest<'_>) -> Res
         true,
         true,
     );
-    let inverse = plan.take_workspace(4 * most);
+    let inverse = plan.take_workspace(4 * most.max(1));
     let count = y.extent(0) * topk;
     let few = match config.get("PERMUTE_TILE") {
         Some(tile) => most <= FEW_TILES * tile as u64,
@@ -804,10 +804,10 @@ pub(super) fn moe_ffn(op: &MoeFfn, request: &PlanRequest<'_>) -> Result<Plan> {
     let slots = [per_token(1), Extent::Exactly(topk)];
     let topk_ids = bind(&mut plan, "topk_ids", DType::I32, &slots, true, true);
 
-    let topk_weights = plan.take_workspace(4 * most);
+    let topk_weights = plan.take_workspace(4 * most.max(1));
     let expert_offsets = plan.take_workspace(4 * (experts + 1));
-    let source = plan.take_workspace(4 * most);
-    let inverse = plan.take_workspace(4 * most);
+    let source = plan.take_workspace(4 * most.max(1));
+    let inverse = plan.take_workspace(4 * most.max(1));
     let rows = plan.take_workspace(4 * most * hidden);
 
     append_route(

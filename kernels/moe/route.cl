@@ -95,37 +95,42 @@ inline float16 sigmoid16(float16 v)
   float16 e = exp(-fabs(v));
   return select((float16)(1.0f), e, isless(v, (float16)(0.0f))) / (1.0f + e);
 }
+// Lane by lane, since oclgrind 21.10 takes the halves of a vector for uninitialised.
 inline float max_lane(float16 v)
 {
-  float8 a = fmax(v.lo, v.hi);
-  float4 b = fmax(a.lo, a.hi);
-  float2 c = fmax(b.lo, b.hi);
-  return fmax(c.lo, c.hi);
+  float lanes[16];
+  vstore16(v, 0, lanes);
+  float greatest = lanes[0];
+  for (uint i = 1; i < 16; i++) greatest = fmax(greatest, lanes[i]);
+  return greatest;
 }
 inline int max_lane_int(int16 v)
 {
-  int8 a = max(v.lo, v.hi);
-  int4 b = max(a.lo, a.hi);
-  int2 c = max(b.lo, b.hi);
-  return max(c.lo, c.hi);
+  int lanes[16];
+  vstore16(v, 0, lanes);
+  int greatest = lanes[0];
+  for (uint i = 1; i < 16; i++) greatest = max(greatest, lanes[i]);
+  return greatest;
 }
 inline int min_lane_int(int16 v)
 {
-  int8 a = min(v.lo, v.hi);
-  int4 b = min(a.lo, a.hi);
-  int2 c = min(b.lo, b.hi);
-  return min(c.lo, c.hi);
+  int lanes[16];
+  vstore16(v, 0, lanes);
+  int least = lanes[0];
+  for (uint i = 1; i < 16; i++) least = min(least, lanes[i]);
+  return least;
 }
+// Lane by lane, in halves: oclgrind 21.10 takes the halves of a vector for uninitialised.
 inline float sum_lanes(float16 v)
 {
-  float8 a = v.lo + v.hi;
-  float4 b = a.lo + a.hi;
-  float2 c = b.lo + b.hi;
-  return c.lo + c.hi;
+  float lanes[16];
+  vstore16(v, 0, lanes);
+  for (uint width = 8; width > 0; width /= 2)
+    for (uint i = 0; i < width; i++) lanes[i] += lanes[i + width];
+  return lanes[0];
 }
 
 #define LANES ((int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15))
-#define CHUNKS ((EXPERTS_CAPACITY + 15) / 16)
 
 // One work-item per token; the row's scores stay in registers and private memory.
 __kernel __attribute__((reqd_work_group_size(1, 1, 1)))
@@ -141,49 +146,47 @@ void moe_route(__global const logit_t* logits, ulong logits_offset, __global con
   topk_ids += topk_ids_offset + token * ids_stride;
   topk_weights += topk_weights_offset + token * weights_stride;
 
-  float16 score_chunks[CHUNKS];
-  int16 key_chunks[CHUNKS];
-  __private float* score = (__private float*)score_chunks;
-  __private int* key = (__private int*)key_chunks;
+  float score[EXPERTS_CAPACITY];
+  int key[EXPERTS_CAPACITY];
   const uint chunks = (experts + 15) / 16;
   const uint whole = expert_stride == 1 ? experts / 16 : 0;
-  for (uint c = 0; c < whole; c++) score_chunks[c] = logit_load16(logits + c * 16);
+  for (uint c = 0; c < whole; c++) vstore16(logit_load16(logits + c * 16), c, score);
   for (uint e = whole * 16; e < experts; e++) score[e] = logit_load(logits, e * expert_stride);
   for (uint e = experts; e < chunks * 16; e++) score[e] = -INFINITY;
 
   int16 nan = 0;
   float16 top = -INFINITY;
   for (uint c = 0; c < chunks; c++) {
-    nan |= isnan(score_chunks[c]);
-    top = fmax(top, score_chunks[c]);
-#if !SIGMOID && !HAS_BIAS
-    key_chunks[c] = order_key16(score_chunks[c]);
+    const float16 v = vload16(c, score);
+    nan |= isnan(v);
+    top = fmax(top, v);
+#if SIGMOID
+    vstore16(sigmoid16(v), c, score);
+#elif !HAS_BIAS
+    vstore16(order_key16(v), c, key);
 #endif
   }
-#if SIGMOID
-  for (uint c = 0; c < chunks; c++) score_chunks[c] = sigmoid16(score_chunks[c]);
-#else
+#if !SIGMOID
   const float greatest = max_lane(top);
   if (isinf(greatest)) nan = -1; // +inf, or nothing but -inf: the softmax is NaN
   float16 sums = 0.0f;
   for (uint c = 0; c < chunks; c++) {
-    score_chunks[c] = exp(score_chunks[c] - greatest);
-    sums += score_chunks[c];
+    const float16 e = exp(vload16(c, score) - greatest);
+    sums += e;
+    vstore16(e, c, score);
   }
   const float total = sum_lanes(sums);
-  for (uint c = 0; c < chunks; c++) score_chunks[c] /= total;
+  for (uint c = 0; c < chunks; c++) vstore16(vload16(c, score) / total, c, score);
 #endif
 
-#if SIGMOID || HAS_BIAS
 #if HAS_BIAS
-  __private float* biased = (__private float*)key_chunks;
-  for (uint e = 0; e < experts; e++) biased[e] = score[e] + bias[e * bias_stride];
-  for (uint e = experts; e < chunks * 16; e++) biased[e] = 0.0f;
-  for (uint c = 0; c < chunks; c++) nan |= isnan(as_float16(key_chunks[c]));
-  for (uint c = 0; c < chunks; c++) key_chunks[c] = order_key16(as_float16(key_chunks[c]));
-#else
-  for (uint c = 0; c < chunks; c++) key_chunks[c] = order_key16(score_chunks[c]);
-#endif
+  for (uint e = 0; e < experts; e++) {
+    const float v = score[e] + bias[e * bias_stride];
+    nan |= (int16)(isnan(v) ? -1 : 0);
+    key[e] = order_key(v);
+  }
+#elif SIGMOID
+  for (uint c = 0; c < chunks; c++) vstore16(order_key16(vload16(c, score)), c, key);
 #endif
   for (uint e = experts; e < chunks * 16; e++) key[e] = TAKEN;
 
@@ -226,10 +229,11 @@ void moe_route(__global const logit_t* logits, ulong logits_offset, __global con
 
   float weight_sum = 0.0f;
   for (uint i = 0; i < topk; i++) {
-    int16 best = key_chunks[0], at = LANES;
+    int16 best = vload16(0, key), at = LANES;
     for (uint c = 1; c < chunks; c++) {
-      const int16 better = key_chunks[c] > best;
-      best = select(best, key_chunks[c], better);
+      const int16 keys = vload16(c, key);
+      const int16 better = keys > best;
+      best = select(best, keys, better);
       at = select(at, LANES + (int)(c * 16), better);
     }
     const int winner = max_lane_int(best);

@@ -14,8 +14,9 @@ const STATUS_BAD_EXPERT: u32 = 1;
 /// Status of a source that is out of range or claimed twice.
 const STATUS_BAD_SOURCE: u32 = 2;
 
-/// Columns whose f32 sums stay in the first-level cache.
-const BLOCK: usize = 2048;
+/// Columns that are summed at once: few, so that the rows of a token are read side by side rather than one after the other,
+/// which is what keeps memory busy.
+const BLOCK: usize = 256;
 
 /// The ids of a permutation.
 struct Ids<'a> {

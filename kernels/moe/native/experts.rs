@@ -65,7 +65,10 @@ impl<T: Element> Weights<'_, T> {
         threads: usize,
     ) {
         let [n, k] = self.shape;
-        let m = d.len() / n.max(1);
+        if n == 0 {
+            return;
+        }
+        let m = d.len() / n;
         let product = |w: &[f32], row_stride, d: &mut [f32]| {
             let w = Matrix {
                 data: w,
@@ -95,7 +98,10 @@ impl<T: Element> Weights<'_, T> {
     /// The same for the few dense rows `a` [m, k], a dot product for each element.
     fn dot_products(&self, expert: usize, a: &[f32], d: &mut [f32]) {
         let [n, k] = self.shape;
-        let m = d.len() / n.max(1);
+        if n == 0 {
+            return;
+        }
+        let m = d.len() / n;
         d.par_chunks_mut(WIDE_ROWS * m)
             .enumerate()
             .for_each_init(Vec::new, |wide, (block, d)| {

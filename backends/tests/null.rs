@@ -1,6 +1,8 @@
 //! The null device: copies that do what they say, launches that are recorded as the plan wants them.
 #![cfg(feature = "null")]
 
+mod counting;
+
 use std::sync::Arc;
 
 use ropeway_backends::null::{Call, NullDriver, Place, RecordedArgument, Recording, recording};
@@ -283,4 +285,25 @@ fn an_entry_must_be_in_the_source() {
         .expect("null compiles all");
     let missing = module.function("scale_all").err().expect("no such entry");
     assert!(missing.to_string().contains("scale_all"), "{missing}");
+}
+
+#[test]
+fn enqueueing_allocates_nothing_while_the_recording_is_paused() {
+    let device = open();
+    let queue = device.create_queue(QueueKind::Compute).expect("a queue");
+    let (executable, views) = (executable(&device), [view(&device, 130, 5)]);
+    let enqueue = || {
+        executable
+            .enqueue(&*queue, &views, None)
+            .expect("a sound launch");
+    };
+    assert!(
+        counting::allocations(enqueue) > 0,
+        "a recorded launch is kept"
+    );
+    calls(&device).pause();
+    assert_eq!(
+        counting::allocations(|| (0..100).for_each(|_| enqueue())),
+        0
+    );
 }

@@ -2,6 +2,8 @@
 #![cfg(feature = "opencl")]
 #![allow(unsafe_code)]
 
+mod counting;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +43,8 @@ const TESTS: &[(&str, Test)] = tests![
     uploads_do_not_wait,
     imports_keep_their_owners,
     failed_work_fails_what_waits_for_it,
+    threads_compile_at_once,
+    launches_allocate_nothing,
     ten_thousand_launches_leak_nothing,
     compiled_programs_are_kept,
 ];
@@ -55,6 +59,7 @@ const BEYOND_EMULATORS: &[&str] = &[
     "uploads_do_not_wait",
     "threads_share_a_device",
     "threads_share_a_queue",
+    "threads_compile_at_once",
     "imports_keep_their_owners",
     "failed_work_fails_what_waits_for_it",
 ];
@@ -828,6 +833,57 @@ fn failed_work_fails_what_waits_for_it(device: &Arc<dyn Device>) -> Outcome {
         event::release_event(barrier).map_err(|code| format!("clReleaseEvent: {code}"))?;
         cl::release_command_queue(raw).map_err(|code| format!("clReleaseCommandQueue: {code}"))?;
     }
+    Ok(())
+}
+
+fn threads_compile_at_once(device: &Arc<dyn Device>) -> Outcome {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..5i64)
+            .map(|scale| {
+                scope.spawn(move || -> Result<(), Failed> {
+                    let mut config = Config::default();
+                    let module = device.compile(&SOURCE, config.set("SCALE", scale))?;
+                    let scalars = module.function("scalars")?;
+                    let queue = device.create_queue(QueueKind::Compute)?;
+                    let x = device.alloc(8)?;
+                    let zeros = [
+                        Argument::U32(0),
+                        Argument::I32(0),
+                        Argument::U64(0),
+                        Argument::I64(0),
+                        Argument::F32(0.0),
+                    ];
+                    let mut arguments = vec![operand(&x, 0, DType::F32), Argument::Absent];
+                    arguments.extend(zeros);
+                    launch(&*queue, &scalars, 2, 1, &arguments)?;
+                    assert_eq!(words(&*queue, &x)?[1], (scale as f32).to_bits());
+                    Ok(())
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("no panic")?;
+        }
+        Ok(())
+    })
+}
+
+fn launches_allocate_nothing(device: &Arc<dyn Device>) -> Outcome {
+    let queue = device.create_queue(QueueKind::Compute)?;
+    let (add, report) = (function(device, "add_one")?, function(device, "report")?);
+    let x = device.alloc(4 * 64)?;
+    let enqueue = || {
+        for _ in 0..50 {
+            let arguments = [operand(&x, 0, DType::I32)];
+            launch(&*queue, &add, 1, 64, &arguments).expect("a launch");
+            let arguments = [Argument::Status, Argument::U32(0)];
+            launch(&*queue, &report, 1, 1, &arguments).expect("a launch");
+        }
+    };
+    enqueue();
+    let allocations = counting::allocations(enqueue);
+    queue.synchronize(None)?;
+    assert_eq!(allocations, 0, "100 launches");
     Ok(())
 }
 

@@ -439,7 +439,8 @@ pub trait Graph: Send + Sync + Any {
     fn as_any(&self) -> &dyn Any;
 }
 
-/// Host memory of a backend that a device copies from and to directly.
+/// Host memory of a backend that a device copies from and to directly. Its bytes keep their address for as long as it lives, also
+/// when it is moved: a copy under way relies on that.
 pub trait PinnedMemory: Send {
     /// Its bytes.
     fn bytes(&self) -> &[u8];

@@ -240,7 +240,7 @@ impl Case {
             // Each row begins with three elements that are never read.
             Storage::Padded => {
                 let strides = [heads * len * (d + 3), len * (d + 3), d + 3, 1];
-                let offset = 3.min(batch * heads * len);
+                let offset = if batch * heads * len == 0 { 0 } else { 3 };
                 recipe
                     .tensor(&stored, dtype, &[batch, heads, len, d + 3], gaps(fill, d))
                     .view(name, &stored, &shape, &strides, offset)
@@ -582,6 +582,22 @@ pub(super) fn attention() -> Vec<Recipe> {
             .mask(&[3, 6], patched(uniform(1.0), [7], Nan))
             .lse()
             .adversarial(),
+        // Row 1 of each head is hidden wholly, and its query NaN: nothing reads it.
+        case(
+            "nan_query_that_sees_no_key_f32",
+            F32,
+            [1, 2, 2],
+            [3, 6],
+            [8, 8],
+        )
+        .fills(
+            patched(uniform(3.0), (8..16).chain(32..40), Nan),
+            uniform(1.0),
+            uniform(1.0),
+        )
+        .mask(&[3, 6], hidden(uniform(1.0), &[6, 7, 8, 9, 10, 11]))
+        .lse()
+        .adversarial(),
         case("nan_sink_f32", F32, [1, 2, 2], [3, 6], [8, 8])
             .sinks(patched(uniform(1.0), [1], Nan))
             .lse()
@@ -748,7 +764,7 @@ impl RaggedCase {
                         &stored,
                         &axes(shape),
                         &axes([size * row, row, d + 3, 1]),
-                        3.min(blocks * size * heads),
+                        if blocks * size * heads == 0 { 0 } else { 3 },
                     )
             }
             // [blocks, kv_heads, block_size, d], or [heads, tokens, d].

@@ -8,7 +8,7 @@
 //! Nothing here knows an op: whatever `ropeway-kernels` lists is checked the same way.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ropeway_core::device::{Device, Module, Queue};
@@ -34,8 +34,10 @@ const RERUN_FLOPS: f64 = 5e7;
 /// A device under test: compiles each configured kernel once.
 pub struct Subject {
     device: Arc<dyn Device>,
-    modules: Mutex<HashMap<ModuleKey, Arc<dyn Module>>>,
+    modules: Mutex<HashMap<ModuleKey, Arc<OnceLock<Compiled>>>>,
 }
+
+type Compiled = Result<Arc<dyn Module>>;
 
 impl Subject {
     /// Of this device.
@@ -56,18 +58,18 @@ impl Subject {
         self.device.info()
     }
 
-    fn module(&self, key: &ModuleKey) -> Result<Arc<dyn Module>> {
-        let mut modules = self
-            .modules
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(module) = modules.get(key) {
-            return Ok(Arc::clone(module));
-        }
-        let source = key.kernel.source_for(self.info())?;
-        let module = self.device.compile(source, &key.config)?;
-        modules.insert(key.clone(), Arc::clone(&module));
-        Ok(module)
+    /// Compiles a configured kernel, or waits for who is at it. Others compile meanwhile.
+    fn module(&self, key: &ModuleKey) -> Compiled {
+        let slot = {
+            let modules = self.modules.lock();
+            let mut modules = modules.unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(modules.entry(key.clone()).or_default())
+        };
+        slot.get_or_init(|| {
+            let source = key.kernel.source_for(self.info())?;
+            self.device.compile(source, &key.config)
+        })
+        .clone()
     }
 
     /// A plan with its functions.

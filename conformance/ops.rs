@@ -245,6 +245,45 @@ pub fn check_plan(
     }
 }
 
+/// Runs a recipe whose integers (ids, offsets, lengths, block numbers) are out of range, which the host's check is made to skip. The
+/// kernels must stay in bounds, and the queue must report it at its next synchronize. What does not hold is in the answer.
+///
+/// # Errors
+/// `Unsupported` where the device cannot run the op; whatever else goes wrong.
+pub fn check_out_of_range(
+    subject: &Subject,
+    queue: &dyn Queue,
+    recipe: &Recipe,
+) -> Result<Vec<String>> {
+    let kind = kind_of(&recipe.op)?;
+    let request = recipe.request()?;
+    let op = kind.parse(&request.signature())?;
+    let mut findings = Vec::new();
+    match kind.check_values(&*op, &request.inputs) {
+        Err(error) if error.kind() == ErrorKind::InvalidArgument => {}
+        other => findings.push(format!("the host's check of the values gave {other:?}")),
+    }
+    let problem = Problem {
+        kind,
+        op,
+        inputs: request.inputs,
+        attrs: request.attrs,
+        data: recipe.data,
+    };
+    let plan = problem.op.plan(&PlanRequest::new(subject.info()))?;
+    let executable = subject.executable(plan)?;
+    let arena = Arena::new(subject, queue, &problem, &executable, &Variant::default())?;
+    let views = arena.views(&problem.op.operands(), &problem.inputs)?;
+    arena.enqueue(queue, &executable, &views, Round::First)?;
+    match queue.synchronize(Some(HUNG)) {
+        Err(error) if error.kind() == ErrorKind::DataOutOfRange => {}
+        Err(error) => return Err(error),
+        Ok(()) => findings.push("nothing was reported at the next synchronize".into()),
+    }
+    arena.inspect(queue, &mut findings)?;
+    Ok(findings)
+}
+
 fn run_and_judge(
     subject: &Subject,
     queue: &dyn Queue,
@@ -543,6 +582,19 @@ impl Arena {
         round: Round,
         findings: &mut Vec<String>,
     ) -> Result<BTreeMap<&'static str, Vec<u8>>> {
+        self.enqueue(queue, executable, views, round)?;
+        queue.synchronize(Some(HUNG))?;
+        self.inspect(queue, findings)
+    }
+
+    /// Poisons what the plan shall write, and enqueues it.
+    fn enqueue(
+        &self,
+        queue: &dyn Queue,
+        executable: &Executable,
+        views: &[View],
+        round: Round,
+    ) -> Result<()> {
         for (operand, memory) in self.outputs.values() {
             let pattern = compare::poison(operand.desc.dtype, round);
             let bytes = operand.desc.span_bytes()?;
@@ -557,8 +609,15 @@ impl Arena {
             }
             None => None,
         };
-        executable.enqueue(queue, views, workspace.as_ref())?;
-        queue.synchronize(Some(HUNG))?;
+        executable.enqueue(queue, views, workspace.as_ref())
+    }
+
+    /// Reads the outputs, and looks at canaries and inputs.
+    fn inspect(
+        &self,
+        queue: &dyn Queue,
+        findings: &mut Vec<String>,
+    ) -> Result<BTreeMap<&'static str, Vec<u8>>> {
         for stored in &self.stored {
             stored
                 .memory

@@ -9,13 +9,15 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use ropeway::Registry;
+use ropeway::{Probe, Registry};
 use ropeway_conformance::cases::{self, Case, Replay, Selection};
 use ropeway_conformance::report::{self, DeviceReport, Outcome, Report, Status};
 use ropeway_conformance::suite::{Settings, Suite};
 use ropeway_core::device::Device;
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::{Error, Result};
+
+use super::{devices, print_line};
 
 /// What to check, and how to say what came of it.
 #[derive(Args, Debug)]
@@ -99,11 +101,13 @@ impl Check {
             self.format = Format::Json;
         }
         let registry = Registry::default();
-        let mut report = Report::default();
-        let chosen = self.choose(&registry, &mut report)?;
+        let probes = registry.probe();
         if self.format == Format::Table && !self.list {
-            print_devices(&chosen, &report);
+            print_line(devices::to_text(&probes))?;
+            print_line("")?;
         }
+        let mut report = Report::default();
+        let chosen = self.choose(probes, &mut report)?;
         let seed = self.seed.unwrap_or(match self.full {
             true => RandomState::new().hash_one(std::process::id()),
             false => Selection::GATE_SEED,
@@ -122,7 +126,7 @@ impl Check {
             matched = true;
             if self.list {
                 for case in &cases {
-                    println!("{} {}", info.selector(), case.id);
+                    print_line(format_args!("{} {}", info.selector(), case.id))?;
                 }
                 continue;
             }
@@ -140,9 +144,9 @@ impl Check {
             return Ok(ExitCode::SUCCESS);
         }
         match self.format {
-            Format::Table => print_verdict(&report),
-            Format::Json => println!("{:#}", report::json(&report)),
-            Format::Junit => print!("{}", report::junit(&report)),
+            Format::Table => print_line(verdict_text(&report))?,
+            Format::Json => print_line(format_args!("{:#}", report::json(&report)))?,
+            Format::Junit => print_line(report::junit(&report).trim_end())?,
         }
         Ok(match report.passes() {
             true => ExitCode::SUCCESS,
@@ -151,9 +155,9 @@ impl Check {
     }
 
     /// The devices to check; into the report go the backends that have none.
-    fn choose(&self, registry: &Registry, report: &mut Report) -> Result<Vec<DeviceInfo>> {
+    fn choose(&self, probes: Vec<Probe>, report: &mut Report) -> Result<Vec<DeviceInfo>> {
         let mut found = Vec::new();
-        for probe in registry.probe() {
+        for probe in probes {
             match probe.devices {
                 Ok(devices) => found.extend(devices),
                 Err(why) => report.missing.push((probe.backend.into(), why)),
@@ -217,7 +221,7 @@ impl Check {
         let report = suite.run(cases, |outcome| progress.step(outcome))?;
         progress.finish();
         if self.format == Format::Table {
-            print_device(&report);
+            print_line(device_text(&report))?;
         }
         Ok(report)
     }
@@ -272,23 +276,12 @@ impl Progress {
     }
 }
 
-fn print_devices(chosen: &[DeviceInfo], report: &Report) {
-    for info in chosen {
-        println!("{}", report::title(info));
-    }
-    for (backend, why) in &report.missing {
-        println!("{backend}: no device: {}", why.reason);
-        println!("  to get one: {}", why.remedy);
-    }
-    println!();
-}
-
-fn print_device(report: &DeviceReport) {
-    println!("{}", report.title());
+/// A device's table, then what needs a reader's eye: skips, notes, failures and how to replay them.
+fn device_text(report: &DeviceReport) -> String {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::NOTHING);
     table.set_header([
-        "",
+        &*report.title(),
         "passed",
         "failed",
         "skipped",
@@ -317,45 +310,49 @@ fn print_device(report: &DeviceReport) {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    println!("{table}");
+    let mut lines = vec![table.to_string()];
     let total = report.total();
     for (reason, count) in &total.reasons {
-        println!("skipped {count}: {reason}");
+        lines.push(format!("  skipped {count}: {reason}"));
     }
-    let mut notes: Vec<(&str, usize)> = Vec::new();
-    for note in report.outcomes.iter().flat_map(|outcome| &outcome.notes) {
-        match notes.iter_mut().find(|(text, _)| text == note) {
-            Some((_, count)) => *count += 1,
-            None => notes.push((note, 1)),
+    let noted = report.outcomes.iter().filter(|o| !o.notes.is_empty());
+    match noted.clone().count() {
+        0 => {}
+        // The figures of each are in the JSON report.
+        count => {
+            let example = noted.clone().find_map(|o| o.notes.first());
+            let example = example.map_or("", String::as_str);
+            lines.push(format!("  noted {count}: such as \"{example}\""));
         }
-    }
-    for (note, count) in notes {
-        println!("noted {count}: {note}");
     }
     for (outcome, findings) in report.failures() {
-        println!("\nFAILED {}", outcome.id);
-        for finding in findings {
-            println!("  {finding}");
-        }
+        lines.push(format!("\nFAILED {}", outcome.id));
+        lines.extend(findings.iter().map(|finding| format!("  {finding}")));
         if let Some(path) = &outcome.saved {
-            println!("  saved: {}", path.display());
+            lines.push(format!("  saved: {}", path.display()));
         }
-        println!(
+        lines.push(format!(
             "  replay: ropeway check --device {} --replay {}",
             report.info.selector(),
             outcome.replay()
-        );
+        ));
     }
     for entry in &report.unmatched {
-        println!("\nFAILED expectations of {}: {entry}", report.info.backend);
+        lines.push(format!(
+            "\nFAILED expectations of {}: {entry}",
+            report.info.backend
+        ));
     }
-    println!();
+    lines.push(String::new());
+    lines.join("\n")
 }
 
-fn print_verdict(report: &Report) {
+/// The last lines: each device's verdict.
+fn verdict_text(report: &Report) -> String {
+    let mut lines = Vec::new();
     for device in &report.devices {
         let total = device.total();
-        println!(
+        lines.push(format!(
             "{} {}: {} passed, {} failed, {} skipped{} in {:.1} s, seed 0x{:x}",
             match device.passes() {
                 true => "ok    ",
@@ -371,9 +368,10 @@ fn print_verdict(report: &Report) {
             },
             device.seconds,
             device.seed
-        );
+        ));
         if total.passed + total.expected_failures == 0 {
-            println!("       nothing ran, which is a failure");
+            lines.push("       nothing ran, which is a failure".into());
         }
     }
+    lines.join("\n")
 }

@@ -67,7 +67,8 @@ fn kind(kind: DeviceKind) -> &'static str {
     }
 }
 
-fn to_text(probes: &[Probe]) -> String {
+/// What opened, and for the rest the reason and the remedy.
+pub(super) fn to_text(probes: &[Probe]) -> String {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)

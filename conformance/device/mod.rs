@@ -11,6 +11,7 @@ mod launches;
 mod memory;
 mod order;
 mod probe;
+mod status;
 mod threads;
 
 use std::sync::Arc;
@@ -167,6 +168,17 @@ pub const TESTS: &[DeviceTest] = &[
         true,
         foreign::usable_afterwards,
     ),
+    test("status/grouped_gemm", true, status::grouped_gemm),
+    test(
+        "status/grouped_gemm_masked",
+        true,
+        status::grouped_gemm_masked,
+    ),
+    test("status/attention", true, status::attention),
+    test("status/attention_varlen", true, status::attention_varlen),
+    test("status/attention_paged", true, status::attention_paged),
+    test("status/expert_scatter", true, status::expert_scatter),
+    test("status/expert_gather", true, status::expert_gather),
 ];
 
 impl DeviceTest {

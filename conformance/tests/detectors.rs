@@ -7,7 +7,13 @@ use std::sync::Arc;
 
 use faulty::{Damage, FaultyDevice};
 use ropeway::Registry;
+use ropeway_conformance::cases::{self, Body, Case, Selection};
+use ropeway_conformance::generate::Generated;
 use ropeway_conformance::ops::{self, Subject, Variant};
+use ropeway_conformance::report::Status;
+use ropeway_conformance::request_file::RequestFile;
+use ropeway_conformance::suite::{Settings, Suite};
+use ropeway_conformance::tensor_file::StoredTensor;
 use ropeway_conformance::verdict::Verdict;
 use ropeway_core::DType;
 use ropeway_core::device::{Device, QueueKind};
@@ -128,4 +134,99 @@ fn a_case_that_cannot_be_made_fails_and_one_that_is_unsupported_is_skipped() {
         .tensor("a", DType::F8E4M3, &[2, 2], Fill::Constant(1.0))
         .tensor("b", DType::F8E4M3, &[2, 2], Fill::Constant(1.0));
     assert!(matches!(verdict(cpu(), &f8), Verdict::Skipped(_)));
+}
+
+/// A generated case that fails is shrunk, saved, and fails again from its file; on the device without the damage the file passes.
+#[test]
+fn a_failing_generated_case_is_shrunk_and_replays_from_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let faulty: Arc<dyn Device> = FaultyDevice::damaging(cpu(), Damage::PastTheEnd);
+    let settings = Settings {
+        save: Some(folder.path().to_owned()),
+        ..Settings::default()
+    };
+    let selection = Selection {
+        filter: Some("gemm/generated".into()),
+        generated: 100,
+        ..Selection::default()
+    };
+    let suite = Suite::new(Arc::clone(&faulty), settings).unwrap();
+    let queue = faulty.create_queue(QueueKind::Compute).unwrap();
+    let cases = cases::select(faulty.info(), &selection).unwrap();
+    let outcome = cases
+        .iter()
+        .map(|case| suite.case(&*queue, case))
+        .find(|outcome| matches!(outcome.status, Status::Failed(_)))
+        .expect("a product that is not empty");
+    let Status::Failed(findings) = &outcome.status else {
+        unreachable!("found by its status")
+    };
+    assert!(
+        findings.iter().any(|finding| finding.contains("shrunk in")),
+        "{findings:?}"
+    );
+    let path = outcome.saved.as_deref().expect("saved");
+    assert_eq!(outcome.replay(), path.display().to_string());
+    let file = RequestFile::open(path).unwrap();
+    let elements = |tensor: &StoredTensor| tensor.elements();
+    let largest = file.stored().iter().map(elements).max().unwrap();
+    assert!(largest <= 16, "{largest} elements are left after shrinking");
+
+    let again = cases::saved(path).unwrap();
+    let outcome = suite.case(&*queue, &again);
+    assert!(matches!(outcome.status, Status::Failed(_)), "{outcome:?}");
+    let healthy = cpu();
+    let queue = healthy.create_queue(QueueKind::Compute).unwrap();
+    let suite = Suite::new(healthy, Settings::default()).unwrap();
+    assert_eq!(suite.case(&*queue, &again).status, Status::Passed);
+}
+
+/// One id, one case: on any run, whatever else the run holds.
+#[test]
+fn an_id_replays_the_case_it_was_given_to() {
+    let device = cpu();
+    let selection = Selection {
+        seed: 99,
+        generated: 40,
+        ..Selection::default()
+    };
+    let recipe = |case: &Case| match &case.body {
+        Body::Generated { kind, seed, .. } => Some(Generated::new(*kind, *seed).unwrap().recipe()),
+        Body::Fixed { recipe, .. } => Some((**recipe).clone()),
+        _ => None,
+    };
+    let cases = cases::select(device.info(), &selection).unwrap();
+    let mut ids = std::collections::BTreeSet::new();
+    for case in &cases {
+        assert!(
+            ids.insert(case.id.clone()),
+            "two cases are called {}",
+            case.id
+        );
+    }
+    for case in cases.iter().filter(|case| case.id.contains("/generated/")) {
+        let again = cases::by_id(device.info(), &case.id).unwrap();
+        assert_eq!(again.id, case.id);
+        assert_eq!(recipe(&again), recipe(case));
+    }
+    for id in [
+        "gemm/fixed/no_such",
+        "sort/generated/12",
+        "gemm/generated/xyz",
+    ] {
+        assert!(cases::by_id(device.info(), id).is_err(), "{id}");
+    }
+}
+
+/// A filter that matches nothing is an error, not an empty success.
+#[test]
+fn nothing_to_run_is_an_error() {
+    let selection = Selection {
+        filter: Some("no such case".into()),
+        ..Selection::default()
+    };
+    let error = cases::select(cpu().info(), &selection)
+        .err()
+        .expect("an error");
+    assert!(error.to_string().contains("no such case"), "{error}");
 }

@@ -60,7 +60,7 @@ pub const FAULTS: &[Fault] = &[
         (
             "gemm_packed.cl",
             "r < min((uint)MR, m - s * MR); r++",
-            "r < min((uint)MR, m - s * MR - 1); r++",
+            "r < min((uint)MR, m - s * MR - (s > 0)); r++",
         ),
     ),
     fault(
@@ -70,7 +70,7 @@ pub const FAULTS: &[Fault] = &[
         (
             "gemm_packed.cl",
             "uint live = min(swiglu ? 16u : 32u, columns - col);",
-            "uint live = min(swiglu ? 16u : 32u, columns - col) / 16 * 16;",
+            "uint live = col > 0 ? min(swiglu ? 16u : 32u, columns - col) / 16 * 16 : min(32u, columns);",
         ),
     ),
     fault(
@@ -91,7 +91,7 @@ pub const FAULTS: &[Fault] = &[
             "panels.cl",
             "#define TILE_ADD(r)",
             "inline float16 overflow(float16 v)\n\
-             { return select(v, copysign((float16)INFINITY, v), fabs(v) > 65504.0f); }\n\
+             { return A_DTYPE == F16 ? select(v, copysign((float16)INFINITY, v), fabs(v) > 65504.0f) : v; }\n\
              #define TILE_ADD(r) lo##r = overflow(lo##r); hi##r = overflow(hi##r);",
         ),
     ),
@@ -133,6 +133,76 @@ pub const FAULTS: &[Fault] = &[
             "grouped_packed.cl",
             "for (; expert < experts; expert++) {",
             "for (; expert + 1 < experts; expert++) {",
+        ),
+    ),
+    fault(
+        "unstable_permutation",
+        "expert_scatter/fixed",
+        "expert_rows",
+        (
+            "rows.cl",
+            "for (uint i = begin; i < end; i++) {\n    const int e",
+            "for (uint i = end; i-- > begin;) {\n    const int e",
+        ),
+    ),
+    fault(
+        "dropped_barrier/permutation",
+        "expert_scatter/fixed",
+        "expert_rows_group",
+        (
+            "rows.cl",
+            "tile[lid] = e;\n    barrier(CLK_LOCAL_MEM_FENCE);",
+            "tile[lid] = e;",
+        ),
+    ),
+    fault(
+        "dropped_barrier/attention",
+        "attention/fixed/d64_f32",
+        "attention_tiled",
+        (
+            "attention_tiled.cl",
+            "part[share * ROWS + row] = share_sum;\n    barrier(CLK_LOCAL_MEM_FENCE);",
+            "part[share * ROWS + row] = share_sum;",
+        ),
+    ),
+    fault(
+        "causal_off_by_one",
+        "attention/fixed/causal_",
+        "attention_prefill",
+        (
+            "attention.cl",
+            "min(position, s.keys - 1)",
+            "min(position + 1, s.keys - 1)",
+        ),
+    ),
+    fault(
+        "missing_rescale/prefill",
+        "attention/fixed/ascending_scores",
+        "attention_prefill",
+        (
+            "attention_prefill.cl",
+            "sum[g] = sum[g] * rescale + block_sum;",
+            "sum[g] = sum[g] + block_sum;",
+        ),
+    ),
+    fault(
+        "missing_rescale/decode",
+        "attention/fixed/",
+        "attention_decode",
+        (
+            "attention_decode.cl",
+            "rescale[r] = exp(most[r] - row_base);",
+            "rescale[r] = 1.0f;",
+        ),
+    ),
+    fault(
+        "read_of_poisoned_padding/keys_past_the_length",
+        "attention/fixed/kv_lens_",
+        "attention_prefill",
+        (
+            "attention.cl",
+            "s.keys = clamp(keys, 0, l->kv_len);\n    if (s.keys != keys)",
+            "s.keys = l->kv_len;\n    if (false)",
         ),
     ),
 ];

@@ -1,0 +1,150 @@
+//! Integers on the device that no host has checked: kernels stay in bounds, skip them, and the queue reports it.
+
+use std::sync::Arc;
+
+use ropeway_core::DType::{F32, I32};
+use ropeway_core::device::{Device, QueueKind};
+use ropeway_core::spec::{DataClass, Fill, Recipe};
+
+use super::{Outcome, TIMEOUT, ensure};
+use crate::ops::{self, Subject};
+
+fn recipe(op: &str) -> Recipe {
+    Recipe::new(op, "out_of_range", DataClass::Random, 11)
+}
+
+fn random() -> Fill {
+    Fill::Uniform { scale: 1.0 }
+}
+
+fn integers(values: &[i32]) -> Fill {
+    Fill::Values(values.iter().map(|&value| value.into()).collect())
+}
+
+/// Runs each recipe between canaries; then the queue must work as before.
+fn reported(device: &Arc<dyn Device>, recipes: &[Recipe]) -> Outcome {
+    let queue = device.create_queue(QueueKind::Compute)?;
+    let subject = Subject::new(Arc::clone(device));
+    for (number, recipe) in recipes.iter().enumerate() {
+        let findings = ops::check_out_of_range(&subject, &*queue, recipe)?;
+        ensure!(
+            findings.is_empty(),
+            "{} with values out of range, variant {number}: {}",
+            recipe.op,
+            findings.join("; ")
+        );
+        queue.synchronize(Some(TIMEOUT))?;
+    }
+    Ok(())
+}
+
+/// Offsets that descend, do not begin at 0, or pass the last row.
+pub(super) fn grouped_gemm(device: &Arc<dyn Device>) -> Outcome {
+    let offsets: [&[i32]; 4] = [
+        &[0, 5, 3, 9],
+        &[0, 4, 9, 10_000_000],
+        &[0, -5, 4, 9],
+        &[2_000_000_000, -2_000_000_000, 2_000_000_000, 9],
+    ];
+    let recipes = offsets.map(|offsets| {
+        recipe("grouped_gemm")
+            .tensor("a", F32, &[9, 40], random())
+            .tensor("b", F32, &[3, 33, 40], random())
+            .tensor("expert_offsets", I32, &[4], integers(offsets))
+    });
+    reported(device, &recipes)
+}
+
+/// Counts below 0 and beyond the capacity.
+pub(super) fn grouped_gemm_masked(device: &Arc<dyn Device>) -> Outcome {
+    let counts: [&[i32]; 2] = [&[-1, 3, 2], &[2, 1_000_000, -2_000_000_000]];
+    let recipes = counts.map(|counts| {
+        recipe("grouped_gemm_masked")
+            .tensor("a", F32, &[3, 4, 24], random())
+            .tensor("b", F32, &[3, 17, 24], random())
+            .tensor("counts", I32, &[3], integers(counts))
+    });
+    reported(device, &recipes)
+}
+
+/// Key counts below 0 and beyond the keys there are.
+pub(super) fn attention(device: &Arc<dyn Device>) -> Outcome {
+    let lengths: [&[i32]; 2] = [&[6, 1_000_000], &[-3, 5]];
+    let recipes = lengths.map(|lengths| {
+        recipe("attention")
+            .tensor("q", F32, &[2, 2, 3, 16], random())
+            .tensor("k", F32, &[2, 2, 6, 16], random())
+            .tensor("v", F32, &[2, 2, 6, 16], random())
+            .tensor("kv_lens", I32, &[2], integers(lengths))
+    });
+    reported(device, &recipes)
+}
+
+/// Cumulative lengths that descend or pass the tokens there are.
+pub(super) fn attention_varlen(device: &Arc<dyn Device>) -> Outcome {
+    let lengths: [(&[i32], &[i32]); 3] = [
+        (&[0, 1_000_000, 7], &[0, 4, 8]),
+        (&[0, 3, 7], &[0, 9, -2_000_000]),
+        (&[0, -4, 7], &[0, 4, 8]),
+    ];
+    let recipes = lengths.map(|(cu_q, cu_kv)| {
+        recipe("attention_varlen")
+            .tensor("q", F32, &[7, 2, 16], random())
+            .tensor("k", F32, &[8, 2, 16], random())
+            .tensor("v", F32, &[8, 2, 16], random())
+            .tensor("cu_q", I32, &[3], integers(cu_q))
+            .tensor("cu_kv", I32, &[3], integers(cu_kv))
+    });
+    reported(device, &recipes)
+}
+
+/// Block numbers that are no block, where the lengths reach them; lengths beyond the table.
+pub(super) fn attention_paged(device: &Arc<dyn Device>) -> Outcome {
+    let tables: [(&[i32], &[i32]); 3] = [
+        (&[0, 5_000_000, 2, -1], &[7, 3]),
+        (&[-1, 1, 2, -1], &[7, 3]),
+        (&[0, 1, 2, 0], &[7, 1_000_000]),
+    ];
+    let recipes = tables.map(|(table, lengths)| {
+        recipe("attention_paged")
+            .tensor("q", F32, &[3, 2, 16], random())
+            .tensor("cu_q", I32, &[3], integers(&[0, 2, 3]))
+            .tensor("k_cache", F32, &[3, 4, 2, 16], random())
+            .tensor("v_cache", F32, &[3, 4, 2, 16], random())
+            .tensor("block_table", I32, &[2, 2], integers(table))
+            .tensor("kv_lens", I32, &[2], integers(lengths))
+    });
+    reported(device, &recipes)
+}
+
+/// Expert numbers that are no expert, -1 aside.
+pub(super) fn expert_scatter(device: &Arc<dyn Device>) -> Outcome {
+    let ids: [&[i32]; 3] = [
+        &[0, 1, 99, 2, 3, 0],
+        &[0, 1, -2, 2, 3, 0],
+        &[i32::MAX, i32::MIN, -1, 4, 4, 4],
+    ];
+    let recipes = ids.map(|ids| {
+        recipe("expert_scatter")
+            .tensor("x", F32, &[3, 20], random())
+            .tensor("topk_ids", I32, &[3, 2], integers(ids))
+            .attr("experts", 4)
+    });
+    reported(device, &recipes)
+}
+
+/// Sources that are no row, and one that is named twice.
+pub(super) fn expert_gather(device: &Arc<dyn Device>) -> Outcome {
+    let sources: [&[i32]; 3] = [
+        &[0, 1, 2, 3, 4, 1_000_000],
+        &[0, 1, 2, 3, 4, -2],
+        &[0, 1, 2, 3, 3, 5],
+    ];
+    let recipes = sources.map(|source| {
+        recipe("expert_gather")
+            .tensor("rows", F32, &[6, 20], random())
+            .tensor("source", I32, &[6], integers(source))
+            .tensor("topk_weights", F32, &[3, 2], random())
+    });
+    reported(device, &recipes)
+}

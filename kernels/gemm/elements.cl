@@ -207,3 +207,38 @@ inline void store_row(sum16_t lo, sum16_t hi, float alpha, float beta, __global 
   scatter_16(d, d_at, d_col, live, activate_16(v, activation), D_DTYPE);
   scatter_16(d, d_at + 16 * d_col, d_col, rest, activate_16(w, activation), D_DTYPE);
 }
+
+/* x after its activation, for kernels with one element a work-item */
+inline float activate_1(float x, uint activation)
+{
+  switch (activation) {
+    case ACTIVATION_RELU: return x < 0.0f ? 0.0f : x;
+    case ACTIVATION_GELU: return 0.5f * x * (1.0f + erf(x * 0.70710678f));
+    case ACTIVATION_GELU_TANH: return x / (1.0f + exp(-1.5957691216f * fma(0.044715f * x * x, x, x)));
+    case ACTIVATION_SILU: return x / (1.0f + exp(-x));
+    default: return x;
+  }
+}
+
+/* As store_row, for one element; `up` counts only under swiglu, its column is `second` further. */
+inline void store_sum(sum_t sum, sum_t up, float alpha, float beta, __global const void* c, ulong c_at, ulong c_col,
+                      __global const void* bias, ulong bias_at, ulong bias_col, uint has, uint activation, uint second,
+                      __global void* d, ulong d_at)
+{
+#if A_DTYPE == I8
+  if (has & EXACT) {
+    store_exact_16((sum16_t)sum, c, c_at, c_col, bias, bias_at, bias_col, has, activation, d, d_at, 1, 1);
+    return;
+  }
+#endif
+  float v = alpha * (float)sum;
+  if (has & HAS_C) v = fma(beta, load_1(c, c_at, C_DTYPE), v);
+  if (has & HAS_BIAS) v += load_1(bias, bias_at, C_DTYPE);
+  if (activation == ACTIVATION_SWIGLU) {
+    float w = alpha * (float)up;
+    if (has & HAS_C) w = fma(beta, load_1(c, c_at + second * c_col, C_DTYPE), w);
+    if (has & HAS_BIAS) w += load_1(bias, bias_at + second * bias_col, C_DTYPE);
+    v = activate_1(v, ACTIVATION_SILU) * w;
+  }
+  store_1(d, d_at, activate_1(v, activation), D_DTYPE);
+}

@@ -5,14 +5,14 @@
 
 use ropeway_core::Result;
 use ropeway_core::dtype::DType;
-use ropeway_core::info::DeviceInfo;
+use ropeway_core::info::{DeviceInfo, DeviceKind};
 use ropeway_core::kernel::{Config, Kernel};
 use ropeway_core::op::{PlanRequest, TuneKey};
 use ropeway_core::plan::{Arg, Determinism, Expr, Launch, Plan, Symbol};
 
-use super::manifest::{GROUPED_NATIVE, GROUPED_PACKED};
+use super::manifest::{GROUPED_NATIVE, GROUPED_PACKED, GROUPED_TILED};
 use super::plan::{
-    activation_code, available, b_panels, f32_bytes, module, plain_rule, supported_dtypes,
+    activation_code, available, b_panels, f32_bytes, module, plain_rule, supported_dtypes, tile_of,
     workspace,
 };
 use super::{Activation, GroupedGemm, MaskedGroupedGemm};
@@ -56,7 +56,11 @@ pub(crate) struct GroupedProduct {
 pub(crate) fn candidates(dtypes: [DType; 3], info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
     let [a, b, d] = dtypes;
     supported_dtypes(a, b, d)?;
-    available(&[&GROUPED_NATIVE, &GROUPED_PACKED], info)
+    let wanted: [&'static Kernel; 3] = match info.kind {
+        DeviceKind::Cpu => [&GROUPED_NATIVE, &GROUPED_PACKED, &GROUPED_TILED],
+        _ => [&GROUPED_NATIVE, &GROUPED_TILED, &GROUPED_PACKED],
+    };
+    available(&wanted, info)
 }
 
 /// The kernel and configuration for a grouped product: the forced, tuned or default one.
@@ -87,6 +91,10 @@ pub(crate) fn append(
 ) -> Result<()> {
     if kernel.name == GROUPED_NATIVE.name {
         append_native(plan, config, product);
+        return Ok(());
+    }
+    if kernel.name == GROUPED_TILED.name {
+        append_tiled(plan, config, product);
         return Ok(());
     }
     append_packed(plan, config, product)
@@ -139,6 +147,40 @@ fn append_native(plan: &mut Plan, config: &Config, product: &GroupedProduct) {
         entry: "grouped_gemm",
         grid: [product.rows.clone(), product.n.into(), 1.into()],
         group: [1; 3],
+        local_memory: 0,
+        args,
+    });
+}
+
+fn append_tiled(plan: &mut Plan, config: &Config, product: &GroupedProduct) {
+    let module = plan.module({
+        let mut config = config.clone();
+        config.set("GROUPED", 1);
+        module(&GROUPED_TILED, &config, product.dtypes)
+    });
+    let [group, tile] = tile_of(config);
+    let mut args = vec![
+        product.a.clone(),
+        product.b.clone(),
+        product.routing.clone(),
+        product.d.clone(),
+        Arg::Status,
+    ];
+    args.extend(product.sizes().map(Arg::U32));
+    args.extend([product.n, product.k].map(|v| Arg::U32(v.into())));
+    args.push(Arg::U32(activation_code(product.activation).into()));
+    for strides in [&product.a_strides, &product.b_strides, &product.d_strides] {
+        args.extend(strides.clone().map(Arg::U64));
+    }
+    plan.launches.push(Launch {
+        module,
+        entry: "grouped_tiled",
+        grid: [
+            product.n.div_ceil(tile.into()).into(),
+            product.blocks(tile.into()),
+            1.into(),
+        ],
+        group: [group, group, 1],
         local_memory: 0,
         args,
     });

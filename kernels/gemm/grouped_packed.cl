@@ -2,55 +2,6 @@
 #define BLOCK_M 64
 #endif
 
-/* A block of rows of one expert. `begin` and `end` count from the expert's first row in a and d, which is row `base`; rows from
- * `end` on to `limit` belong to no product and are zeroed. `strip` is the number of the block's first panel of a. */
-typedef struct {
-  uint expert, base, begin, end, limit, strip;
-} Rows;
-
-/* Finds the block of this number, `size` rows each (a multiple of MR, or MR), by walking the experts; works for whatever the
- * device holds: offsets that descend or pass the end are clamped.
- *
- *   offsets: blocks of expert 0, blocks of expert 1, ..., blocks of the rows past the last offset (expert == experts)
- *   counts:  ceil(capacity / size) blocks for each expert
- *
- * Panels of an expert begin at strip base / MR + expert: experts never share one. */
-inline Rows find_rows(__global const int* routing, uint rows, uint experts, uint capacity, uint masked, uint block, uint size)
-{
-  Rows found;
-  if (masked) {
-    uint blocks = (capacity + size - 1) / size;
-    found.expert = block / blocks;
-    found.base = found.expert * capacity;
-    found.begin = block % blocks * size;
-    uint count = (uint)clamp(routing[found.expert], 0, (int)capacity);
-    found.limit = min(found.begin + size, capacity);
-    found.end = clamp(count, found.begin, found.limit);
-    found.strip = found.expert * ((capacity + MR - 1) / MR) + found.begin / MR;
-    return found;
-  }
-  uint base = 0, expert = 0;
-  for (; expert < experts; expert++) {
-    uint next = (uint)clamp(routing[expert + 1], (int)base, (int)rows), blocks = (next - base + size - 1) / size;
-    if (block < blocks) {
-      found.expert = expert;
-      found.base = base;
-      found.begin = block * size;
-      found.end = found.limit = min(found.begin + size, next - base);
-      found.strip = base / MR + expert + found.begin / MR;
-      return found;
-    }
-    block -= blocks;
-    base = next;
-  }
-  found.expert = experts;
-  found.base = base;
-  found.begin = found.end = min(block * size, rows - base);
-  found.limit = min(found.begin + size, rows - base);
-  found.strip = 0;
-  return found;
-}
-
 __kernel __attribute__((reqd_work_group_size(1, 1, 1)))
 void grouped_pack(__global const void* a, ulong a_offset, __global const int* routing, ulong routing_offset,
                   __global float* a_panels, ulong a_panels_offset, __global uint* status, ulong status_offset,
@@ -58,12 +9,7 @@ void grouped_pack(__global const void* a, ulong a_offset, __global const int* ro
                   ulong a_expert, ulong a_row, ulong a_col)
 {
   routing += routing_offset;
-  if (get_group_id(0) == 0) {
-    bool wrong = !masked && routing[0] != 0;
-    for (uint e = 0; e < experts; e++)
-      wrong |= masked ? routing[e] < 0 || routing[e] > (int)capacity : routing[e + 1] < routing[e] || routing[e + 1] > (int)rows;
-    if (wrong) status[status_offset] = 1;
-  }
+  if (get_group_id(0) == 0) check_routing(routing, rows, experts, capacity, masked, status + status_offset);
   Rows r = find_rows(routing, rows, experts, capacity, masked, get_group_id(0), MR);
   if (r.begin == r.end) return;
   ulong at = a_offset + (masked ? r.expert * a_expert : r.base * a_row) + r.begin * a_row;

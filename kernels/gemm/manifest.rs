@@ -9,6 +9,8 @@ use super::native;
 pub(super) const KERNELS: &[&Kernel] = &[&NATIVE, &GEMV, &PACKED, &GROUPED_NATIVE, &GROUPED_PACKED];
 
 const ELEMENTS: (&str, &str) = ("elements.cl", include_str!("elements.cl"));
+const ROUTING: (&str, &str) = ("routing.cl", include_str!("routing.cl"));
+const TILED_TEXT: (&str, &str) = ("gemm_tiled.cl", include_str!("gemm_tiled.cl"));
 const PANELS: (&str, &str) = ("panels.cl", include_str!("panels.cl"));
 
 /// The cpu device's product.
@@ -113,6 +115,7 @@ pub(super) static GROUPED_PACKED: Kernel = Kernel {
         code: Code::Text(&[
             ELEMENTS,
             PANELS,
+            ROUTING,
             ("grouped_packed.cl", include_str!("grouped_packed.cl")),
         ]),
         requires: &[],
@@ -133,6 +136,73 @@ pub(super) static GROUPED_PACKED: Kernel = Kernel {
     }],
     local_memory: no_local_memory,
 };
+
+const TILED_TUNABLES: &[Tunable] = &[
+    Tunable {
+        name: "GROUP",
+        values: &[8, 16],
+        default: 16,
+        meaning: "work-items along each side of a work-group",
+    },
+    Tunable {
+        name: "PER_ITEM",
+        values: &[2, 4, 8],
+        default: 4,
+        meaning: "sums of one work-item along each side",
+    },
+    Tunable {
+        name: "TILE_K",
+        values: &[8, 16, 32],
+        default: 16,
+        meaning: "k that lie in local memory at once",
+    },
+];
+
+const TILED_CONSTRAINTS: &[Constraint] = &[Constraint {
+    rule: "GROUP * GROUP <= max work-group size, GROUP <= max size along each dimension",
+    holds: group_fits,
+}];
+
+/// Tiles in local memory: any product, on devices with many narrow lanes.
+pub(super) static TILED: Kernel = Kernel {
+    name: "gemm_tiled",
+    summary: "tiles in local memory, a register tile a work-item, no workspace: any product on GPU-like devices",
+    version: 1,
+    sources: &[Source {
+        language: Language::OpenClC,
+        code: Code::Text(&[ELEMENTS, TILED_TEXT]),
+        requires: &[],
+    }],
+    tunables: TILED_TUNABLES,
+    constraints: TILED_CONSTRAINTS,
+    local_memory: tiles,
+};
+
+/// As [`TILED`], for grouped products.
+pub(super) static GROUPED_TILED: Kernel = Kernel {
+    name: "grouped_tiled",
+    summary: "tiles in local memory, rows found on the device: experts on GPU-like devices",
+    version: 1,
+    sources: &[Source {
+        language: Language::OpenClC,
+        code: Code::Text(&[ELEMENTS, ROUTING, TILED_TEXT]),
+        requires: &[],
+    }],
+    tunables: TILED_TUNABLES,
+    constraints: TILED_CONSTRAINTS,
+    local_memory: tiles,
+};
+
+fn tiles(config: &Config) -> u64 {
+    let side = (config.value("GROUP") * config.value("PER_ITEM")) as u64 + 1;
+    2 * 4 * side * config.value("TILE_K") as u64
+}
+
+fn group_fits(config: &Config, info: &DeviceInfo) -> bool {
+    let group = config.value("GROUP") as u32;
+    let [x, y, _] = info.limits.max_group;
+    group * group <= info.limits.max_group_size && group <= x && group <= y
+}
 
 fn no_local_memory(_: &Config) -> u64 {
     0

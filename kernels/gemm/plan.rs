@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use ropeway_core::dtype::DType;
-use ropeway_core::info::DeviceInfo;
+use ropeway_core::info::{DeviceInfo, DeviceKind};
 use ropeway_core::kernel::{Config, Kernel, ModuleKey};
 use ropeway_core::memory::TensorDesc;
 use ropeway_core::op::{PlanRequest, TuneKey};
@@ -15,7 +15,7 @@ use ropeway_core::plan::{
 };
 use ropeway_core::{Error, Result};
 
-use super::manifest::{GEMV, NATIVE, PACKED};
+use super::manifest::{GEMV, NATIVE, PACKED, TILED};
 use super::{Activation, Gemm};
 
 /// Columns of a register tile (`NR` in panels.cl).
@@ -45,7 +45,10 @@ pub(super) fn gemm_candidates(op: &Gemm, info: &DeviceInfo) -> Result<Vec<&'stat
     if Problem::new(op).skinny().is_some() {
         wanted.push(&GEMV);
     }
-    wanted.push(&PACKED);
+    wanted.extend(match info.kind {
+        DeviceKind::Cpu => [&PACKED, &TILED],
+        _ => [&TILED, &PACKED],
+    });
     available(&wanted, info)
 }
 
@@ -164,6 +167,7 @@ pub(super) fn gemm(op: &Gemm, request: &PlanRequest<'_>) -> Result<Plan> {
     match kernel.name {
         name if name == NATIVE.name => native(&problem, &config, &mut plan),
         name if name == GEMV.name => gemv(&problem, &config, request.info, &mut plan)?,
+        name if name == TILED.name => tiled(&problem, &config, &mut plan),
         _ => packed(&problem, &config, prepared, request.info, &mut plan)?,
     }
     Ok(plan)
@@ -675,6 +679,51 @@ fn native(problem: &Problem<'_>, config: &Config, plan: &mut Plan) {
             args,
         });
     }
+}
+
+fn tiled(problem: &Problem<'_>, config: &Config, plan: &mut Plan) {
+    let module = plan.module(problem.module(&TILED, config));
+    let [outer, inner] = problem.launch_batch();
+    let [group, tile] = tile_of(config);
+    for leading in problem.launches() {
+        let source = |side: &Side| match problem.k {
+            0 => Arg::Absent,
+            _ => side.arg(&leading),
+        };
+        let mut args = vec![
+            source(&problem.a),
+            source(&problem.b),
+            problem.c_arg(&leading),
+            problem.bias_arg(),
+            problem.d.arg(&leading),
+            Arg::U32(problem.m.clone()),
+        ];
+        args.extend([problem.n, problem.k, inner].map(|v| Arg::U32(v.into())));
+        args.extend(problem.epilogue());
+        args.extend(problem.a.strides());
+        args.extend(problem.b.strides());
+        args.extend(problem.c_strides());
+        args.push(Arg::U64(problem.bias_stride()));
+        args.extend(problem.d.strides());
+        plan.launches.push(Launch {
+            module,
+            entry: "gemm_tiled",
+            grid: [
+                problem.n.div_ceil(u64::from(tile)).into(),
+                problem.m.clone().div_ceil(u64::from(tile)),
+                outer.saturating_mul(inner).into(),
+            ],
+            group: [group, group, 1],
+            local_memory: 0,
+            args,
+        });
+    }
+}
+
+/// Work-items along a side of a tiled kernel's group, and elements along a side of its tile.
+pub(super) fn tile_of(config: &Config) -> [u32; 2] {
+    let group = config.value("GROUP") as u32;
+    [group, group * config.value("PER_ITEM") as u32]
 }
 
 fn packed(

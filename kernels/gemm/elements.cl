@@ -40,6 +40,9 @@
 #define ACTIVATION_SILU 4
 #define ACTIVATION_SWIGLU 5
 
+/* index % extent, where `quotient` is index / extent. (LLVM would make it so, with an instruction that oclgrind does not know.) */
+inline uint remainder_of(uint index, uint extent, uint quotient) { return index - quotient * extent; }
+
 inline float load_1(__global const void* x, ulong i, const int dtype)
 {
   if (dtype == F32) return ((__global const float*)x)[i];

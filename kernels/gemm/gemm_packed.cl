@@ -9,20 +9,20 @@ void gemm_pack(__global const void* a, ulong a_offset, __global const void* b, u
   uint k_begin = get_group_id(1) * k_block, k_end = min(k, k_begin + k_block);
   bool is_a = strip < a_strips * a_batches;
   if (!is_a) strip -= a_strips * a_batches;
-  uint batch = strip / (is_a ? a_strips : b_strips), inner = is_a ? a_inner : b_inner;
-  uint s = strip % (is_a ? a_strips : b_strips);
+  uint strips = is_a ? a_strips : b_strips, batch = strip / strips, s = remainder_of(strip, strips, batch);
+  uint outer = batch / (is_a ? a_inner : b_inner), inner = remainder_of(batch, is_a ? a_inner : b_inner, outer);
   float block[PACK_K * NR];
   for (uint k0 = k_begin; k0 < k_end; k0 += PACK_K) {
     uint count = min((uint)PACK_K, k_end - k0);
     __global float* panel;
     uint size;
     if (is_a) {
-      ulong at = a_offset + batch / inner * a_batch_outer + batch % inner * a_batch_inner;
+      ulong at = a_offset + outer * a_batch_outer + inner * a_batch_inner;
       pack_strip(a, at + (ulong)s * MR * a_row + k0 * a_col, min((uint)MR, m - s * MR), MR, a_row, a_col, count, block, MR, A_DTYPE);
       panel = a_panels + a_panels_offset + ((ulong)strip * k + k0) * MR;
       size = count * MR;
     } else {
-      ulong at = b_offset + batch / inner * b_batch_outer + batch % inner * b_batch_inner;
+      ulong at = b_offset + outer * b_batch_outer + inner * b_batch_inner;
       pack_b_panel(b, at + k0 * b_row, s, n, swiglu, b_row, b_col, count, block, B_DTYPE);
       panel = (__global float*)(b_panels + b_panels_offset) + ((ulong)strip * k + k0) * NR;
       size = count * NR;
@@ -42,7 +42,7 @@ void gemm_packed(__global const float* a_panels, ulong a_panels_offset, __global
                  ulong c_row, ulong c_col, ulong c_batch_outer, ulong c_batch_inner, ulong bias_col,
                  ulong d_row, ulong d_col, ulong d_batch_outer, ulong d_batch_inner)
 {
-  uint j = get_group_id(0), outer = get_group_id(2) / batch_inner, inner = get_group_id(2) % batch_inner;
+  uint j = get_group_id(0), outer = get_group_id(2) / batch_inner, inner = remainder_of(get_group_id(2), batch_inner, outer);
   uint strips = (m + MR - 1) / MR, begin = get_group_id(1) * strips_per_group, end = min(begin + strips_per_group, strips);
   __global const float* a_batch = a_panels + a_panels_offset + outer * a_batch_outer + inner * a_batch_inner;
   __global const float* b_panel = (__global const float*)(b_panels + b_panels_offset) + outer * b_batch_outer + inner * b_batch_inner + (ulong)j * k * NR;

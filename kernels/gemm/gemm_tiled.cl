@@ -102,7 +102,7 @@ void gemm_tiled(__global const void* a, ulong a_offset, __global const void* b, 
 {
   __local item_t a_tile[TILE_K][TILE + 1], b_tile[TILE_K][TILE + 1];
   item_t sums[PER_ITEM][PER_ITEM];
-  uint outer = get_group_id(2) / batch_inner, inner = get_group_id(2) % batch_inner;
+  uint outer = get_group_id(2) / batch_inner, inner = remainder_of(get_group_id(2), batch_inner, outer);
   bool swiglu = activation == ACTIVATION_SWIGLU;
   uint row0 = get_group_id(1) * TILE, tile = get_group_id(0);
   multiply_tile(a, a_offset + outer * a_batch_outer + inner * a_batch_inner, a_row, a_col,
@@ -136,7 +136,8 @@ void grouped_tiled(__global const void* a, ulong a_offset, __global const void* 
   uint tile = get_group_id(0);
   if (get_group_id(0) == 0 && get_group_id(1) == 0 && get_local_id(0) == 0 && get_local_id(1) == 0)
     check_routing(routing, rows, experts, capacity, masked, status + status_offset);
-  Rows r = find_rows(routing, rows, experts, capacity, masked, get_group_id(1), TILE);
+  Rows r;
+  find_rows(routing, rows, experts, capacity, masked, get_group_id(1), TILE, &r);
   ulong a_at = a_offset + (masked ? r.expert * a_expert : r.base * a_row);
   ulong d_at = d_offset + (masked ? r.expert * d_expert : r.base * d_row);
   if (r.begin < r.end)

@@ -68,7 +68,7 @@ void gemv_dot(__global const void* w, ulong w_offset, __global const void* x, ul
               ulong c_xrow, ulong c_wrow, ulong c_batch_outer, ulong c_batch_inner, ulong bias_xrow, ulong bias_wrow,
               ulong d_xrow, ulong d_wrow, ulong d_batch_outer, ulong d_batch_inner)
 {
-  uint outer = get_group_id(2) / batch_inner, inner = get_group_id(2) % batch_inner;
+  uint outer = get_group_id(2) / batch_inner, inner = remainder_of(get_group_id(2), batch_inner, outer);
   bool swiglu = activation == ACTIVATION_SWIGLU;
   uint columns = swiglu ? w_rows / 2 : w_rows, first = get_group_id(0) * (swiglu ? 16 : 32), live = min(swiglu ? 16u : 32u, columns - first);
   uint second = swiglu ? w_rows / 2 : 16;
@@ -95,7 +95,7 @@ void gemv_columns(__global const void* w, ulong w_offset, __global const void* x
                   ulong w_row, ulong w_col, ulong w_batch_outer, ulong w_batch_inner,
                   ulong x_row, ulong x_col, ulong x_batch_outer, ulong x_batch_inner)
 {
-  uint outer = get_group_id(2) / batch_inner, inner = get_group_id(2) % batch_inner;
+  uint outer = get_group_id(2) / batch_inner, inner = remainder_of(get_group_id(2), batch_inner, outer);
   uint first = get_group_id(0) * CHUNK, columns = min((uint)CHUNK, w_rows - first);
   uint begin = get_group_id(1) * k_range, end = min(k, begin + k_range);
   ulong w_at = w_offset + outer * w_batch_outer + inner * w_batch_inner + first * w_row;
@@ -137,7 +137,7 @@ void gemv_finish(__global const float* partial, ulong partial_offset,
                  ulong c_xrow, ulong c_wrow, ulong c_batch_outer, ulong c_batch_inner, ulong bias_xrow, ulong bias_wrow,
                  ulong d_xrow, ulong d_wrow, ulong d_batch_outer, ulong d_batch_inner)
 {
-  uint outer = get_group_id(2) / batch_inner, inner = get_group_id(2) % batch_inner;
+  uint outer = get_group_id(2) / batch_inner, inner = remainder_of(get_group_id(2), batch_inner, outer);
   bool swiglu = activation == ACTIVATION_SWIGLU;
   uint columns = swiglu ? w_rows / 2 : w_rows, first = get_group_id(0) * (swiglu ? 16 : 32), live = min(swiglu ? 16u : 32u, columns - first);
   uint second = swiglu ? w_rows / 2 : 16, rest = swiglu ? live : live - min(live, 16u), j = get_group_id(1);

@@ -10,7 +10,8 @@ void grouped_pack(__global const void* a, ulong a_offset, __global const int* ro
 {
   routing += routing_offset;
   if (get_group_id(0) == 0) check_routing(routing, rows, experts, capacity, masked, status + status_offset);
-  Rows r = find_rows(routing, rows, experts, capacity, masked, get_group_id(0), MR);
+  Rows r;
+  find_rows(routing, rows, experts, capacity, masked, get_group_id(0), MR, &r);
   if (r.begin == r.end) return;
   ulong at = a_offset + (masked ? r.expert * a_expert : r.base * a_row) + r.begin * a_row;
   float block[PACK_K * MR];
@@ -28,7 +29,8 @@ void grouped_gemm(__global const float* a_panels, ulong a_panels_offset, __globa
                   uint rows, uint experts, uint capacity, uint masked, uint n, uint k, uint activation,
                   ulong b_expert, ulong b_row, ulong b_col, ulong d_expert, ulong d_row, ulong d_col)
 {
-  Rows r = find_rows(routing + routing_offset, rows, experts, capacity, masked, get_group_id(1), BLOCK_M);
+  Rows r;
+  find_rows(routing + routing_offset, rows, experts, capacity, masked, get_group_id(1), BLOCK_M, &r);
   bool swiglu = activation == ACTIVATION_SWIGLU;
   uint columns = swiglu ? n / 2 : n, col = get_group_id(0) * (swiglu ? 16 : 32), live = min(swiglu ? 16u : 32u, columns - col);
   ulong d_at = d_offset + (masked ? r.expert * d_expert : r.base * d_row) + col * d_col;

@@ -25,10 +25,12 @@
 #error "KC may not exceed 1024: sums of i8 products must be exact in f32"
 #endif
 
-#define UNPACK_LO(a, b) (float8)(a.s0, b.s0, a.s1, b.s1, a.s4, b.s4, a.s5, b.s5)
-#define UNPACK_HI(a, b) (float8)(a.s2, b.s2, a.s3, b.s3, a.s6, b.s6, a.s7, b.s7)
-#define PAIRS_LO(a, b) (float8)(a.s01, b.s01, a.s45, b.s45)
-#define PAIRS_HI(a, b) (float8)(a.s23, b.s23, a.s67, b.s67)
+#define UNPACK_LO(a, b) shuffle2(a, b, (uint8)(0, 8, 1, 9, 4, 12, 5, 13))
+#define UNPACK_HI(a, b) shuffle2(a, b, (uint8)(2, 10, 3, 11, 6, 14, 7, 15))
+#define HALVES_LO(a, b) shuffle2(a, b, (uint8)(0, 1, 2, 3, 8, 9, 10, 11))
+#define HALVES_HI(a, b) shuffle2(a, b, (uint8)(4, 5, 6, 7, 12, 13, 14, 15))
+#define PAIRS_LO(a, b) shuffle2(a, b, (uint8)(0, 1, 8, 9, 4, 5, 12, 13))
+#define PAIRS_HI(a, b) shuffle2(a, b, (uint8)(2, 3, 10, 11, 6, 7, 14, 15))
 
 /* eight rows of eight consecutive k become eight k of eight consecutive rows */
 inline void transpose_8x8(__global const void* x, ulong at, ulong x_stride, float* panel, const uint pitch, const int dtype)
@@ -41,14 +43,14 @@ inline void transpose_8x8(__global const void* x, ulong at, ulong x_stride, floa
   float8 t4 = UNPACK_LO(r4, r5), t5 = UNPACK_HI(r4, r5), t6 = UNPACK_LO(r6, r7), t7 = UNPACK_HI(r6, r7);
   r0 = PAIRS_LO(t0, t2), r1 = PAIRS_HI(t0, t2), r2 = PAIRS_LO(t1, t3), r3 = PAIRS_HI(t1, t3);
   r4 = PAIRS_LO(t4, t6), r5 = PAIRS_HI(t4, t6), r6 = PAIRS_LO(t5, t7), r7 = PAIRS_HI(t5, t7);
-  vstore8((float8)(r0.lo, r4.lo), 0, panel);
-  vstore8((float8)(r1.lo, r5.lo), 0, panel + pitch);
-  vstore8((float8)(r2.lo, r6.lo), 0, panel + 2 * pitch);
-  vstore8((float8)(r3.lo, r7.lo), 0, panel + 3 * pitch);
-  vstore8((float8)(r0.hi, r4.hi), 0, panel + 4 * pitch);
-  vstore8((float8)(r1.hi, r5.hi), 0, panel + 5 * pitch);
-  vstore8((float8)(r2.hi, r6.hi), 0, panel + 6 * pitch);
-  vstore8((float8)(r3.hi, r7.hi), 0, panel + 7 * pitch);
+  vstore8(HALVES_LO(r0, r4), 0, panel);
+  vstore8(HALVES_LO(r1, r5), 0, panel + pitch);
+  vstore8(HALVES_LO(r2, r6), 0, panel + 2 * pitch);
+  vstore8(HALVES_LO(r3, r7), 0, panel + 3 * pitch);
+  vstore8(HALVES_HI(r0, r4), 0, panel + 4 * pitch);
+  vstore8(HALVES_HI(r1, r5), 0, panel + 5 * pitch);
+  vstore8(HALVES_HI(r2, r6), 0, panel + 6 * pitch);
+  vstore8(HALVES_HI(r3, r7), 0, panel + 7 * pitch);
 }
 
 /* Packs `count` k of one strip of `width` rows, of which `live` exist, starting at element `at`. */

@@ -25,47 +25,50 @@ typedef struct {
  *   counts:  ceil(capacity / size) blocks for each expert
  *
  * Panels of an expert begin at strip base / MR + expert: experts never share one. */
-inline Rows find_rows(__global const int* routing, uint rows, uint experts, uint capacity, uint masked, uint block, uint size)
+inline void find_rows(__global const int* routing, uint rows, uint experts, uint capacity, uint masked, uint block, uint size, Rows* found)
 {
-  Rows found;
   if (masked) {
     uint blocks = (capacity + size - 1) / size;
-    found.expert = block / blocks;
-    found.base = found.expert * capacity;
-    found.begin = block % blocks * size;
-    uint count = (uint)clamp(routing[found.expert], 0, (int)capacity);
-    found.limit = min(found.begin + size, capacity);
-    found.end = clamp(count, found.begin, found.limit);
-    found.strip = found.expert * ((capacity + MR - 1) / MR) + found.begin / MR;
-    return found;
+    found->expert = block / blocks;
+    found->base = found->expert * capacity;
+    found->begin = remainder_of(block, blocks, found->expert) * size;
+    uint count = (uint)clamp(routing[found->expert], 0, (int)capacity);
+    found->limit = min(found->begin + size, capacity);
+    found->end = clamp(count, found->begin, found->limit);
+    found->strip = found->expert * ((capacity + MR - 1) / MR) + found->begin / MR;
+    return;
   }
   uint base = 0, expert = 0;
   for (; expert < experts; expert++) {
     uint next = (uint)clamp(routing[expert + 1], (int)base, (int)rows), blocks = (next - base + size - 1) / size;
     if (block < blocks) {
-      found.expert = expert;
-      found.base = base;
-      found.begin = block * size;
-      found.end = found.limit = min(found.begin + size, next - base);
-      found.strip = base / MR + expert + found.begin / MR;
-      return found;
+      found->expert = expert;
+      found->base = base;
+      found->begin = block * size;
+      found->end = min(found->begin + size, next - base);
+      found->limit = found->end;
+      found->strip = base / MR + expert + found->begin / MR;
+      return;
     }
     block -= blocks;
     base = next;
   }
-  found.expert = experts;
-  found.base = base;
-  found.begin = found.end = min(block * size, rows - base);
-  found.limit = min(found.begin + size, rows - base);
-  found.strip = 0;
-  return found;
+  found->expert = experts;
+  found->base = base;
+  found->begin = min(block * size, rows - base);
+  found->end = found->begin;
+  found->limit = min(found->begin + size, rows - base);
+  found->strip = 0;
 }
 
 /* Sets the status word if offsets or counts are not what they should be; find_rows clamps them. */
 inline void check_routing(__global const int* routing, uint rows, uint experts, uint capacity, uint masked, __global uint* status)
 {
-  bool wrong = !masked && routing[0] != 0;
-  for (uint e = 0; e < experts; e++)
-    wrong |= masked ? routing[e] < 0 || routing[e] > (int)capacity : routing[e + 1] < routing[e] || routing[e + 1] > (int)rows;
-  if (wrong) *status = 1;
+  int previous = 0;
+  if (!masked && routing[0] != 0) *status = 1;
+  for (uint e = 0; e < experts; e++) {
+    int next = routing[masked ? e : e + 1];
+    if (next < previous || next > (int)(masked ? capacity : rows)) *status = 1;
+    if (!masked) previous = next;
+  }
 }

@@ -2,12 +2,12 @@
 
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ropeway_core::device::{Argument, Download, Event, Graph, LaunchCall, PinnedBuffer, Queue};
 use ropeway_core::memory::{DeviceId, Slice};
-use ropeway_core::{Error, ErrorKind, Result};
+use ropeway_core::{Buffer, Error, ErrorKind, Result};
 
 use super::compile::OpenClFunction;
 use super::device::{OpenClMemory, Owner, Serial, Shared};
@@ -28,21 +28,24 @@ pub(super) struct OpenClQueue {
     raw: Arc<RawQueue>,
     status_word: Mem,
     status_serial: Serial,
-    status: Mutex<Status>,
+    /// Held over an enqueueing that enters something here, so that no marker or reading of the status word comes in between.
+    books: Mutex<Books>,
     staging: Mutex<Vec<StagingBlock>>,
-    kept: Mutex<Kept>,
     /// False if the last the host knows is that all work was done.
     busy: AtomicBool,
     _owner: Option<Owner>,
 }
 
-/// The host's side of the status word.
-#[derive(Default)]
-struct Status {
-    /// A launch has got the word since it was last read.
-    used: bool,
-    /// Reads under way: when they are done, and where to.
-    reads: Vec<(Arc<RawEvent>, Arc<AtomicU32>)>,
+/// What the host notes of the work that it enqueues.
+struct Books {
+    /// A launch has got the status word since it was last read.
+    status_used: bool,
+    /// Reads of the status word under way: when they are done, and where to.
+    status_reads: Vec<(Arc<RawEvent>, Arc<AtomicU32>)>,
+    /// Owners of imported memory, held until the work that uses it is done.
+    owners: Vec<Owner>,
+    /// Marks the memory whose owner is in the list already.
+    epoch: u64,
 }
 
 /// Host memory that holds an upload's data until the device has it.
@@ -52,19 +55,12 @@ struct StagingBlock {
     until: Option<RawEvent>,
 }
 
-/// Owners of imported memory, held until the work that uses it is done.
-struct Kept {
-    /// Marks the memory whose owner is in the list already.
-    epoch: u64,
-    owners: Vec<Owner>,
-}
-
 fn next_epoch() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -80,12 +76,13 @@ impl OpenClQueue {
             raw: Arc::new(raw),
             status_word,
             status_serial: Serial::next(),
-            status: Mutex::default(),
-            staging: Mutex::default(),
-            kept: Mutex::new(Kept {
-                epoch: next_epoch(),
+            books: Mutex::new(Books {
+                status_used: false,
+                status_reads: Vec::new(),
                 owners: Vec::new(),
+                epoch: next_epoch(),
             }),
+            staging: Mutex::default(),
             busy: AtomicBool::new(false),
             _owner: owner,
         })
@@ -95,45 +92,48 @@ impl OpenClQueue {
         self.shared.note(error)
     }
 
-    /// The memory behind a slice; keeps an imported one's owner until the work that is about to be enqueued is done.
+    /// The memory behind a buffer, for work that is about to be enqueued. An imported one's owner goes into the books, which stay
+    /// locked until then.
     #[inline]
-    fn memory<'a>(&self, buffer: &'a ropeway_core::Buffer) -> Result<&'a OpenClMemory> {
+    fn memory<'a, 'q>(
+        &'q self,
+        buffer: &'a Buffer,
+        books: &mut Option<MutexGuard<'q, Books>>,
+    ) -> Result<&'a OpenClMemory> {
         let memory = self.shared.memory(buffer)?;
         if let Some(owner) = &memory.owner {
-            self.keep(memory, owner)?;
+            let books = books.get_or_insert_with(|| lock(&self.books));
+            if memory.kept_in.swap(books.epoch, Ordering::Relaxed) != books.epoch {
+                books.owners.push(owner.clone());
+            }
         }
         Ok(memory)
     }
 
-    fn keep(&self, memory: &OpenClMemory, owner: &Owner) -> Result<()> {
-        let mut kept = lock(&self.kept);
-        if memory.kept_in.swap(kept.epoch, Ordering::Relaxed) != kept.epoch {
-            if kept.owners.len() >= KEPT_OWNERS {
-                let marker = Arc::new(self.raw.marker().map_err(|error| self.note(error))?);
-                self.release_kept(&mut kept, &marker);
-                memory.kept_in.store(kept.epoch, Ordering::Relaxed);
+    /// Closes the books after an enqueueing. Should the owners become many between two marks, they get one of their own.
+    fn close(&self, books: Option<MutexGuard<'_, Books>>) -> Result<()> {
+        match books {
+            Some(mut books) if books.owners.len() >= KEPT_OWNERS => {
+                self.mark_in(&mut books).map(|_| ())
             }
-            kept.owners.push(owner.clone());
-        }
-        Ok(())
-    }
-
-    /// Lets the owners go when `until` is done.
-    fn release_kept(&self, kept: &mut Kept, until: &Arc<RawEvent>) {
-        if !kept.owners.is_empty() {
-            kept.epoch = next_epoch();
-            let owners = std::mem::take(&mut kept.owners);
-            self.shared.retire(until.clone(), Box::new(owners));
+            _ => Ok(()),
         }
     }
 
     /// An event behind all earlier work.
     fn mark(&self) -> Result<Arc<RawEvent>> {
         self.shared.alive()?;
-        // Held over the marker, so that no owner joins who is needed longer.
-        let mut kept = lock(&self.kept);
+        self.mark_in(&mut lock(&self.books))
+    }
+
+    /// An event behind all earlier work, at which the owners go that the work needs.
+    fn mark_in(&self, books: &mut Books) -> Result<Arc<RawEvent>> {
         let marker = Arc::new(self.raw.marker().map_err(|error| self.note(error))?);
-        self.release_kept(&mut kept, &marker);
+        if !books.owners.is_empty() {
+            books.epoch = next_epoch();
+            let owners = std::mem::take(&mut books.owners);
+            self.shared.retire(marker.clone(), Box::new(owners));
+        }
         Ok(marker)
     }
 
@@ -153,8 +153,8 @@ impl OpenClQueue {
 
     /// Reads the status word, if a launch has got it, and sets it back. No launch comes between the two.
     fn read_status(&self) -> Result<()> {
-        let mut status = lock(&self.status);
-        if std::mem::take(&mut status.used) {
+        let mut books = lock(&self.books);
+        if std::mem::take(&mut books.status_used) {
             let word = Arc::new(AtomicU32::new(0));
             // SAFETY: the word is as long as the buffer; `reads` keeps it until the event is done, and nobody looks before.
             let read = unsafe {
@@ -162,7 +162,7 @@ impl OpenClQueue {
                     .read(&self.status_word, 0, word.as_ptr().cast(), 4, false)
             };
             let read = read.map_err(|error| self.note(error))?;
-            status.reads.push((Arc::new(read), word));
+            books.status_reads.push((Arc::new(read), word));
             // SAFETY: the whole buffer.
             unsafe { self.raw.fill(&self.status_word, &[0; 4], 0, 4) }
                 .map_err(|error| self.note(error))?;
@@ -173,7 +173,7 @@ impl OpenClQueue {
     /// The first code other than 0 that a finished read has brought.
     fn status_code(&self) -> u32 {
         let mut code = 0;
-        lock(&self.status).reads.retain(|(event, word)| {
+        lock(&self.books).status_reads.retain(|(event, word)| {
             let pending = matches!(event.is_done(), Ok(false));
             if !pending && code == 0 {
                 code = word.load(Ordering::Acquire);
@@ -272,15 +272,19 @@ impl Queue for OpenClQueue {
                 to.len(),
             ));
         }
-        let memory = self.memory(to.buffer())?;
+        let memory = self.shared.memory(to.buffer())?;
         if data.is_empty() {
             return Ok(());
         }
-        // Where nothing is waiting, a direct copy is done at once and saves the one into staging.
+        // Where nothing of this queue is waiting, a direct copy is done at once and saves the one into staging.
         let direct = data.len() > STAGING_BLOCK && !self.busy.load(Ordering::Relaxed);
-        if !direct && self.stage(memory, to.offset(), data)? {
-            self.busy.store(true, Ordering::Relaxed);
-            return Ok(());
+        if !direct {
+            let mut books = None;
+            self.memory(to.buffer(), &mut books)?;
+            if self.stage(memory, to.offset(), data)? {
+                self.busy.store(true, Ordering::Relaxed);
+                return self.close(books);
+            }
         }
         // SAFETY: the slice lies in the buffer; the copy is done when the call returns.
         unsafe { self.raw.write(&memory.mem, to.offset(), data, true) }
@@ -290,7 +294,7 @@ impl Queue for OpenClQueue {
 
     fn download(&self, from: &Slice, mut into: PinnedBuffer) -> Result<Download> {
         self.shared.alive()?;
-        let memory = self.memory(from.buffer())?;
+        self.shared.memory(from.buffer())?;
         let target = into.bytes_mut();
         if (target.len() as u64) < from.len() {
             return Err(Error::invalid(
@@ -304,6 +308,8 @@ impl Queue for OpenClQueue {
             return Ok(Download::new(self.record()?, into));
         }
         let (target, len) = (target.as_mut_ptr(), from.len() as usize);
+        let mut books = None;
+        let memory = self.memory(from.buffer(), &mut books)?;
         // SAFETY: the slice lies in the buffer and the target is as long; `Download` owns the target until the event is done.
         let copy = unsafe {
             self.raw
@@ -322,7 +328,8 @@ impl Queue for OpenClQueue {
                 from.len(),
             ));
         }
-        let memory = self.memory(from.buffer())?;
+        // The caller's slice keeps the memory, and its owner, until this read is done.
+        let memory = self.shared.memory(from.buffer())?;
         if into.is_empty() {
             return self.wait_for(&*self.mark()?, None);
         }
@@ -338,8 +345,9 @@ impl Queue for OpenClQueue {
         }
         .map_err(|error| self.note(error))?;
         self.busy.store(false, Ordering::Relaxed);
-        if !lock(&self.kept).owners.is_empty() {
-            self.mark()?;
+        if !lock(&self.books).owners.is_empty() {
+            // Their work is done, so they go at once.
+            self.mark()?.wait().map_err(|error| self.note(error))?;
             self.shared.sweep();
         }
         Ok(())
@@ -354,7 +362,9 @@ impl Queue for OpenClQueue {
                 from.len(),
             ));
         }
-        let (source, target) = (self.memory(from.buffer())?, self.memory(to.buffer())?);
+        let mut books = None;
+        let source = self.memory(from.buffer(), &mut books)?;
+        let target = self.memory(to.buffer(), &mut books)?;
         if from.is_empty() {
             return Ok(());
         }
@@ -379,12 +389,14 @@ impl Queue for OpenClQueue {
                 from.len(),
             )
         }
-        .map_err(|error| self.note(error))
+        .map_err(|error| self.note(error))?;
+        self.close(books)
     }
 
     fn fill(&self, to: &Slice, byte: u8) -> Result<()> {
         self.shared.alive()?;
-        let memory = self.memory(to.buffer())?;
+        let mut books = None;
+        let memory = self.memory(to.buffer(), &mut books)?;
         self.busy.store(true, Ordering::Relaxed);
         let pattern = [byte; 128];
         // Drivers loop over patterns, and a pattern must divide offset and length: an odd edge apart, the widest one.
@@ -402,7 +414,7 @@ impl Queue for OpenClQueue {
                 .map_err(|error| self.note(error))?;
             }
         }
-        Ok(())
+        self.close(books)
     }
 
     unsafe fn launch(&self, call: &LaunchCall<'_>) -> Result<()> {
@@ -421,7 +433,7 @@ impl Queue for OpenClQueue {
         let mut taken = function.take().map_err(|error| self.note(error))?;
         let kernel = taken.kernel();
         let mut index = 0;
-        let mut status = None;
+        let mut books = None;
         for argument in call.arguments {
             // SAFETY: the caller promises that the arguments are those of the kernel in number, order and kind.
             let set = unsafe {
@@ -433,7 +445,7 @@ impl Queue for OpenClQueue {
                         bytes,
                         ..
                     } => {
-                        let memory = self.memory(buffer)?;
+                        let memory = self.memory(buffer, &mut books)?;
                         let begin = offset.checked_mul(dtype.size().unwrap_or(1));
                         let end = begin.and_then(|begin| begin.checked_add(bytes));
                         if end.is_none_or(|end| end > buffer.size()) {
@@ -451,7 +463,7 @@ impl Queue for OpenClQueue {
                         .put_null(index)
                         .and_then(|()| kernel.put_long_word(index + 1, 0)),
                     Argument::Status => {
-                        status.get_or_insert_with(|| lock(&self.status)).used = true;
+                        books.get_or_insert_with(|| lock(&self.books)).status_used = true;
                         kernel
                             .put_buffer(index, self.status_serial, &self.status_word)
                             .and_then(|()| kernel.put_long_word(index + 1, 0))
@@ -481,7 +493,8 @@ impl Queue for OpenClQueue {
         self.busy.store(true, Ordering::Relaxed);
         // SAFETY: all arguments are set, and the caller promises that they are what the kernel expects.
         unsafe { self.raw.launch(&kernel.kernel, &global, &local) }
-            .map_err(|error| self.note(error).within(function.name()))
+            .map_err(|error| self.note(error).within(function.name()))?;
+        self.close(books)
     }
 
     fn record(&self) -> Result<Arc<dyn Event>> {
@@ -610,18 +623,15 @@ impl Drop for OpenClQueue {
                 self.shared.retire(Arc::new(until), Box::new(block.bytes));
             }
         }
-        for (until, word) in std::mem::take(&mut lock(&self.status).reads) {
+        let mut books = lock(&self.books);
+        for (until, word) in std::mem::take(&mut books.status_reads) {
             self.shared.retire(until, Box::new(word));
         }
-        let owners = std::mem::take(&mut lock(&self.kept).owners);
-        if !owners.is_empty() {
-            match self.raw.marker() {
-                Ok(marker) => self.shared.retire(Arc::new(marker), Box::new(owners)),
-                // Without an event nobody can say when: better leaked than freed.
-                Err(_) => std::mem::forget(owners),
-            }
-            let _ = self.raw.flush();
+        if !books.owners.is_empty() && self.mark_in(&mut books).is_err() {
+            // Without an event nobody can say when: better leaked than freed.
+            std::mem::forget(std::mem::take(&mut books.owners));
         }
+        let _ = self.raw.flush();
     }
 }
 

@@ -1,0 +1,99 @@
+//! Ten thousand ops leave nothing behind: neither in what the program allocates nor in what the system has given the process. Alone
+//! in its program, since it watches both.
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use peak_alloc::PeakAlloc;
+use ropeway::Registry;
+use ropeway::prelude::*;
+use ropeway_core::info::Execution;
+
+#[global_allocator]
+static ALLOCATIONS: PeakAlloc = PeakAlloc;
+
+const OPS: usize = 10_000;
+
+/// What drivers may keep for themselves, however many ops there were (pools that grow once, statistics): 64 KiB in the
+/// program's own allocations, 8 MiB in the process. One leaked event of a hundred bytes an op would make a megabyte.
+const KEPT_BY_PROGRAM: usize = 64 << 10;
+const KEPT_BY_PROCESS: u64 = 8 << 20;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let probes = Registry::default().probe();
+    let infos = probes
+        .into_iter()
+        .filter_map(|probe| probe.devices.ok())
+        .flatten();
+    let trials = infos.map(|info| {
+        let selector = info.selector();
+        let name = format!("{selector}::ten_thousand_ops_leave_nothing_behind");
+        match info.execution {
+            Execution::Emulated => {
+                let slow = || Ok(Completion::ignored_with("an emulator takes hours for it"));
+                Trial::ignorable_test(name, slow)
+            }
+            _ => Trial::test(name, move || leaves_nothing(&selector)),
+        }
+    });
+    let trials: Vec<Trial> = trials.collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn leaves_nothing(selector: &str) -> Result<(), Failed> {
+    let session = Session::new(Registry::default().open(selector)?)?;
+    let rows = TensorDesc::contiguous(DType::F32, &[4, 32])?;
+    let square = TensorDesc::contiguous(DType::F32, &[32, 32])?;
+    let product = gemm::Gemm::builder(rows, square).build()?;
+    let plan = session.plan(&product)?;
+    let workspace = session.workspace(&plan)?;
+    let weights = session
+        .device()
+        .alloc(square.span_bytes()?)?
+        .view(square, 0)?;
+    session.queue().fill(&weights.bytes(), 0)?;
+    // Each op with buffers of its own, some of which are dropped while it is queued.
+    let run = |count: usize| -> Result<()> {
+        for number in 0..count {
+            let a = session.device().alloc(rows.span_bytes()?)?.view(rows, 0)?;
+            let d = session.device().alloc(rows.span_bytes()?)?.view(rows, 0)?;
+            session.queue().upload(&a.bytes(), &[0; 4 * 4 * 32])?;
+            plan.enqueue(
+                &**session.queue(),
+                &[a, weights.clone(), d],
+                workspace.as_ref(),
+            )?;
+            if number % 100 == 99 {
+                session.queue().synchronize(None)?;
+            }
+        }
+        session.queue().synchronize(None)
+    };
+    run(OPS / 10)?;
+    let (program, process) = (ALLOCATIONS.current_usage(), resident());
+    run(OPS)?;
+    let program = ALLOCATIONS.current_usage().saturating_sub(program);
+    let process = process.and_then(|before| Some(resident()?.saturating_sub(before)));
+    eprintln!("{selector}: {program} bytes in the program, {process:?} in the process");
+    if program > KEPT_BY_PROGRAM || process.is_some_and(|bytes| bytes > KEPT_BY_PROCESS) {
+        return Err(format!("{program} bytes in the program, {process:?} in the process").into());
+    }
+    let used = session.device().memory()?.used;
+    let held = square.span_bytes()? + workspace.map_or(0, |slice| slice.len());
+    match used <= held {
+        true => Ok(()),
+        false => Err(format!("{used} bytes of device memory in use, {held} are held").into()),
+    }
+}
+
+/// Bytes of physical memory that the process has; known on Linux only.
+fn resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kibibytes << 10)
+}

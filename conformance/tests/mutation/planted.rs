@@ -89,10 +89,12 @@ pub const FAULTS: &[Fault] = &[
         "gemm_packed",
         (
             "panels.cl",
-            "#define TILE_ADD(r)",
+            "#define TILE_STEP(r) { float16 a = a_panel[kk * MR + r]; \
+             lo##r = fma(a, b_lo, lo##r); hi##r = fma(a, b_hi, hi##r); }",
             "inline float16 overflow(float16 v)\n\
              { return A_DTYPE == F16 ? select(v, copysign((float16)INFINITY, v), fabs(v) > 65504.0f) : v; }\n\
-             #define TILE_ADD(r) lo##r = overflow(lo##r); hi##r = overflow(hi##r);",
+             #define TILE_STEP(r) { float16 a = a_panel[kk * MR + r]; \
+             lo##r = overflow(fma(a, b_lo, lo##r)); hi##r = overflow(fma(a, b_hi, hi##r)); }",
         ),
     ),
     fault(

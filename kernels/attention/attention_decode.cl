@@ -1,9 +1,15 @@
-// attention_decode: at most FEW_ROWS rows against many keys, on a device whose work-item is a core with wide vectors. It reads each key and each value once,
-// from where they lie, and is bound by memory. A work-item takes one split of the keys of one (sequence, key head).
+// attention_decode: at most FEW_ROWS rows against many keys, on a device whose work-item is a core with wide vectors. It reads each key and
+// each value once and is bound by memory. A work-item takes one split of the keys of one (sequence, key head).
 //
 //   scores:  16 accumulators of 16 lanes: 16 / FEW_ROWS keys by FEW_ROWS rows; lanes are the head's columns; a tree of
 //            even-odd sums turns them into one vector, lane = key * FEW_ROWS + row
-//   sums:    FEW_ROWS rows by up to COLUMNS vectors of 16 columns; p is a broadcast operand
+//   sums:    FEW_ROWS rows by COLUMNS vectors of 16 columns; p is a broadcast operand
+//
+//   private memory, f32:  queries, sums [FEW_ROWS][HEAD_MAX]   values [KEY_BLOCK][HEAD_MAX]   scores [KEY_BLOCK][FEW_ROWS]
+//
+// Keys and values are read strictly in order, a whole row after the other, which is what hardware prefetchers follow: four rows side by
+// side, or half of each row and then the other halves, run at half the bandwidth. So the values of a block are copied to private memory while
+// its scores are computed, and the sums, which need more accumulators than there are registers, go over the copy.
 //
 // Tunables (-D):
 //   FEW_ROWS   8   1, 2, 4 or 8: at least the rows of any sequence that this kernel takes
@@ -18,13 +24,8 @@
 #define KEY_BLOCK 64
 #endif
 #define KEYS (16 / FEW_ROWS)
-#ifndef PAIR
-#define PAIR KEYS
-#endif
-#define PREFETCH(p) __builtin_prefetch((const void *)(ulong)(p))
-#define LINE (DTYPE ? 32 : 16)
 #define HEAD_VECTORS (HEAD_MAX / 16)
-#define COLUMNS (KEYS < HEAD_VECTORS ? KEYS : HEAD_VECTORS)
+#define COLUMNS (HEAD_VECTORS % KEYS ? 4 : KEYS) // divides HEAD_VECTORS
 
 // Sums of even and odd neighbours, a's then b's.
 float16 add_neighbours(float16 a, float16 b) {
@@ -46,6 +47,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attention_decode(OP
     return;
 
   float16 queries[FEW_ROWS * HEAD_VECTORS], sums[FEW_ROWS * HEAD_VECTORS], scores[KEY_BLOCK / KEYS];
+  float16 values[KEY_BLOCK * HEAD_VECTORS];
   for (int r = 0; r < FEW_ROWS; r++) {
     int row = min(r, rows - 1), query = row / group, head = row + (kv_head - query) * group;
     long from = row_of_query(s, query, head, q_batch_stride, q_head_stride, q_row_stride);
@@ -56,6 +58,10 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attention_decode(OP
   }
   struct lanes lanes = lanes_of(s, 0, FEW_ROWS, rows, group, kv_head, alibi_slopes, alibi_slopes_stride, mask_batch_stride, mask_head_stride, mask_row_stride,
                                 window, flags);
+  // Columns are worked on COLUMNS vectors at a time: what lies past the head's last is zero.
+  int vectors = ((dv + 15) / 16 + COLUMNS - 1) / COLUMNS * COLUMNS;
+  for (int i = 0; i < KEY_BLOCK * HEAD_VECTORS; i++)
+    values[i] = 0.0f;
   float most[FEW_ROWS], rescale[FEW_ROWS];
   for (int r = 0; r < FEW_ROWS; r++)
     most[r] = -INFINITY;
@@ -69,31 +75,26 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attention_decode(OP
   }
   for (int first_key = first; first_key < end; first_key += KEY_BLOCK) {
     int block = min(KEY_BLOCK, end - first_key);
-    long k_row[KEY_BLOCK], v_row[KEY_BLOCK];
     ulong missing = 0;
-    for (int j = 0; j < KEY_BLOCK; j++) {
-      int key = first_key + min(j, block - 1);
-      k_row[j] = row_of(&k_rows, key);
-      if (k_row[j] < 0)
-        missing |= 1UL << j;
-      k_row[j] = max(k_row[j], 0L);
-      v_row[j] = max(row_of(&v_rows, key), 0L);
-    }
     for (int j = 0; j < block; j += KEYS) {
       float16 acc[16];
       UNROLL for (int i = 0; i < 16; i++) acc[i] = 0.0f;
-      UNROLL for (int t = 0; t < KEYS; t += PAIR)
-        for (int x = 0; x < d; x += 16) {
-          float16 key[PAIR];
-          UNROLL for (int u = 0; u < PAIR; u++) key[u] = load_columns(k, k_row[j + t + u], k_stride, x, d);
-          UNROLL for (int r = 0; r < FEW_ROWS; r++) {
-            float16 query = queries[r * HEAD_VECTORS + x / 16];
-            UNROLL for (int u = 0; u < PAIR; u++) acc[(t + u) * FEW_ROWS + r] = FMA(key[u], query, acc[(t + u) * FEW_ROWS + r]);
-          }
+      UNROLL for (int t = 0; t < KEYS; t++) {
+        int key = min(j + t, block - 1);
+        long row = row_of(&k_rows, first_key + key);
+        if (row < 0) {
+          missing |= 1UL << (j + t);
+          row = 0;
         }
-#ifdef PF
-      for (int t = 0; t < KEYS; t++) for (int x = 0; x < dv; x += LINE) PREFETCH(v + v_row[j + t] + x);
-#endif
+        for (int x = 0; x < d; x += 16) {
+          float16 element = load_columns(k, row, k_stride, x, d);
+          UNROLL for (int r = 0; r < FEW_ROWS; r++)
+            acc[t * FEW_ROWS + r] = FMA(element, queries[r * HEAD_VECTORS + x / 16], acc[t * FEW_ROWS + r]);
+        }
+        row = max(row_of(&v_rows, first_key + key), 0L);
+        for (int c = 0; c < dv; c += 16)
+          values[key * HEAD_VECTORS + c / 16] = load_columns(v, row, v_stride, c, dv);
+      }
       UNROLL for (int i = 0; i < 8; i++) acc[i] = add_neighbours(acc[2 * i], acc[2 * i + 1]);
       UNROLL for (int i = 0; i < 4; i++) acc[i] = add_neighbours(acc[2 * i], acc[2 * i + 1]);
       UNROLL for (int i = 0; i < 2; i++) acc[i] = add_neighbours(acc[2 * i], acc[2 * i + 1]);
@@ -121,31 +122,18 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attention_decode(OP
       sum += p;
     }
     const float *p = (const float *)scores;
-    int c = 0;
-    for (; c + 16 * COLUMNS <= dv && UNIT; c += 16 * COLUMNS) {
+    for (int c = 0; c < vectors; c += COLUMNS) {
       float16 acc[FEW_ROWS][COLUMNS];
       UNROLL for (int r = 0; r < FEW_ROWS; r++) UNROLL for (int t = 0; t < COLUMNS; t++)
-        acc[r][t] = sums[r * HEAD_VECTORS + c / 16 + t] * rescale[r];
+        acc[r][t] = sums[r * HEAD_VECTORS + c + t] * rescale[r];
       for (int j = 0; j < block; j++) {
-#ifdef PF
-        if (c == 0) for (int x = 0; x < d; x += LINE) PREFETCH(k + k_row[j] + x + KEY_BLOCK * k_row_stride);
-#endif
         float16 value[COLUMNS];
-        UNROLL for (int t = 0; t < COLUMNS; t++) value[t] = load16(v, v_row[j] + c + 16 * t);
+        UNROLL for (int t = 0; t < COLUMNS; t++) value[t] = values[j * HEAD_VECTORS + c + t];
         UNROLL for (int r = 0; r < FEW_ROWS; r++) UNROLL for (int t = 0; t < COLUMNS; t++)
           acc[r][t] = FMA((float16)(p[j * FEW_ROWS + r]), value[t], acc[r][t]);
       }
       UNROLL for (int r = 0; r < FEW_ROWS; r++) UNROLL for (int t = 0; t < COLUMNS; t++)
-        sums[r * HEAD_VECTORS + c / 16 + t] = acc[r][t];
-    }
-    for (; c < dv; c += 16) {
-      float16 acc[FEW_ROWS];
-      UNROLL for (int r = 0; r < FEW_ROWS; r++) acc[r] = sums[r * HEAD_VECTORS + c / 16] * rescale[r];
-      for (int j = 0; j < block; j++) {
-        float16 value = load_columns(v, v_row[j], v_stride, c, dv);
-        UNROLL for (int r = 0; r < FEW_ROWS; r++) acc[r] = FMA((float16)(p[j * FEW_ROWS + r]), value, acc[r]);
-      }
-      UNROLL for (int r = 0; r < FEW_ROWS; r++) sums[r * HEAD_VECTORS + c / 16] = acc[r];
+        sums[r * HEAD_VECTORS + c + t] = acc[r][t];
     }
   }
 

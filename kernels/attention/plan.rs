@@ -3,16 +3,12 @@
 //! The three ops differ in how sequences and keys are found (`LAYOUT`), and in what bounds the number of work-groups, since the lengths of
 //! the sequences are known to the device only. Every kernel of `attention.cl` takes the same arguments.
 
-use std::ops::Range;
-
 use ropeway_core::dtype::DType;
 use ropeway_core::info::{DeviceInfo, DeviceKind};
 use ropeway_core::kernel::{Config, Kernel, ModuleKey};
 use ropeway_core::memory::TensorDesc;
 use ropeway_core::op::{Op, PlanRequest, TuneKey};
-use ropeway_core::plan::{
-    Arg, Determinism, Expr, Extent, Form, Launch, OperandRule, Plan, StrideRule, Symbol,
-};
+use ropeway_core::plan::{Arg, Expr, Launch, Plan};
 use ropeway_core::{Error, Result};
 
 use super::manifest::{
@@ -20,6 +16,9 @@ use super::manifest::{
     TILED_GROUP, TILED_ROWS,
 };
 use super::{Attention, PagedAttention, Softmax, VarlenAttention};
+use operands::{Operands, Sizes, arguments};
+
+mod operands;
 
 /// Rows that `attention_decode` can take at most.
 const FEW_ROWS: u64 = 8;
@@ -248,90 +247,24 @@ pub(super) fn attention_paged_candidates(
     Problem::paged(op).candidates(op, info)
 }
 
-// ---- operands ------------------------------------------------------------------------------------------------------
+// ---- plans ---------------------------------------------------------------------------------------------------------
 
-/// Adds an operand to a plan and gives its index.
-fn bind(plan: &mut Plan, name: &'static str, dtype: DType, shape: &[Extent], unit: bool) -> usize {
-    let mut strides = vec![StrideRule::Any; shape.len()];
-    if unit && let Some(last) = strides.last_mut() {
-        *last = StrideRule::Exactly(1);
-    }
-    plan.operands.push(OperandRule {
-        name,
-        dtype,
-        write: matches!(name, "o" | "lse"),
-        shape: shape.to_vec(),
-        strides,
-        offset_multiple: 1,
-        form: Form::Plain,
-    });
-    plan.operands.len() - 1
+pub(super) fn attention(op: &Attention, request: &PlanRequest<'_>) -> Result<Plan> {
+    let problem = Problem::dense(op);
+    let key = problem.choose(op, request)?;
+    finish(&problem, key, operands::dense(&problem, op))
 }
 
-fn varies(symbol: usize, plus: u64) -> Extent {
-    Extent::Varies {
-        symbol,
-        times: 1,
-        plus,
-    }
+pub(super) fn attention_varlen(op: &VarlenAttention, request: &PlanRequest<'_>) -> Result<Plan> {
+    let problem = Problem::varlen(op);
+    let key = problem.choose(op, request)?;
+    finish(&problem, key, operands::varlen(&problem, op))
 }
 
-fn int(value: impl Into<Expr>) -> Arg {
-    Arg::I32(value.into())
-}
-
-fn long(value: impl Into<Expr>) -> Arg {
-    Arg::I64(value.into())
-}
-
-/// What a planner has found out about its op's operands; `None` for those that are not there.
-struct Operands {
-    q: usize,
-    k: usize,
-    v: usize,
-    mask: Option<usize>,
-    kv_lens: Option<usize>,
-    cu_q: Option<usize>,
-    cu_kv: Option<usize>,
-    block_table: Option<usize>,
-    sinks: Option<usize>,
-    alibi_slopes: Option<usize>,
-    o: usize,
-    lse: Option<usize>,
-    /// Mask strides: batch, head, row, key.
-    mask_strides: [Expr; 4],
-}
-
-/// Numbers of work-groups and the lengths that kernels are told.
-struct Sizes {
-    sequences: Expr,
-    q_len: Expr,
-    kv_len: Expr,
-    blocks: Expr,
-    block_size: u64,
-}
-
-/// Strides in the order batch, head, row, column of an operand whose axes these are; 0 for an axis that it lacks.
-fn strides(operand: usize, axes: [Option<usize>; 4]) -> impl Iterator<Item = Arg> {
-    axes.into_iter()
-        .map(move |axis| long(axis.map_or(Expr::Const(0), |axis| Expr::stride(operand, axis))))
-}
-
-/// The axes batch, head, row, column of q and o.
-fn query_axes(problem: &Problem) -> [Option<usize>; 4] {
-    match problem.layout {
-        0 => [Some(0), Some(1), Some(2), Some(3)],
-        _ => [None, Some(1), Some(0), Some(2)],
-    }
-}
-
-/// The axes batch (or block), head, row, column of k and v.
-fn key_axes(problem: &Problem) -> [Option<usize>; 4] {
-    match problem.layout {
-        0 => [Some(0), Some(1), Some(2), Some(3)],
-        1 => [None, Some(1), Some(0), Some(2)],
-        _ => [Some(0), Some(2), Some(1), Some(3)],
-    }
+pub(super) fn attention_paged(op: &PagedAttention, request: &PlanRequest<'_>) -> Result<Plan> {
+    let problem = Problem::paged(op);
+    let key = problem.choose(op, request)?;
+    finish(&problem, key, operands::paged(&problem, op))
 }
 
 /// How the work of a plan is divided.
@@ -343,342 +276,6 @@ struct Division {
     /// Splits that `partial` has room for, by the bound operands and at the most.
     slots: Expr,
     most_slots: u64,
-}
-
-/// The arguments of every kernel, in the order of `OPERANDS` in `attention.cl`.
-fn arguments(
-    problem: &Problem,
-    operands: &Operands,
-    sizes: &Sizes,
-    division: &Division,
-    partial: Option<&Range<u64>>,
-) -> Vec<Arg> {
-    let optional = |operand: Option<usize>| operand.map_or(Arg::Absent, Arg::operand);
-    let stride = |operand: Option<usize>, axis: usize| {
-        long(operand.map_or(Expr::Const(0), |operand| Expr::stride(operand, axis)))
-    };
-    let mut flags = 0;
-    for (set, bit) in [
-        (problem.softmax.causal, flag::CAUSAL),
-        (problem.softmax.softcap > 0.0, flag::SOFTCAP),
-        (operands.mask.is_some(), flag::MASK),
-        (operands.alibi_slopes.is_some(), flag::ALIBI),
-        (operands.sinks.is_some(), flag::SINKS),
-        (operands.lse.is_some(), flag::LSE),
-        (operands.kv_lens.is_some(), flag::KV_LENS),
-    ] {
-        flags |= if set { bit } else { 0 };
-    }
-    let mut args = vec![
-        Arg::operand(operands.q),
-        Arg::operand(operands.k),
-        Arg::operand(operands.v),
-    ];
-    args.extend(
-        [
-            operands.mask,
-            operands.kv_lens,
-            operands.cu_q,
-            operands.cu_kv,
-            operands.block_table,
-            operands.sinks,
-            operands.alibi_slopes,
-            Some(operands.o),
-            operands.lse,
-        ]
-        .map(optional),
-    );
-    args.push(partial.map_or(Arg::Absent, |range| Arg::Workspace {
-        range: range.clone(),
-        dtype: DType::F32,
-        write: true,
-    }));
-    args.push(Arg::Status);
-    args.extend([
-        int(sizes.sequences.clone()),
-        int(problem.heads),
-        int(problem.kv_heads),
-        int(sizes.q_len.clone()),
-        int(sizes.kv_len.clone()),
-        int(problem.d),
-        int(problem.dv),
-    ]);
-    args.extend(strides(operands.q, query_axes(problem)));
-    args.extend(strides(operands.k, key_axes(problem)));
-    args.extend(strides(operands.v, key_axes(problem)));
-    args.extend(strides(operands.o, query_axes(problem)));
-    let [batch, head, row, _] = query_axes(problem);
-    for axis in [batch, head, row] {
-        args.push(long(match (operands.lse, axis) {
-            (Some(lse), Some(axis)) => Expr::stride(lse, axis),
-            _ => Expr::Const(0),
-        }));
-    }
-    args.extend(operands.mask_strides.iter().cloned().map(long));
-    args.extend([
-        int(sizes.blocks.clone()),
-        int(sizes.block_size),
-        stride(operands.block_table, 0),
-        stride(operands.block_table, 1),
-        stride(operands.kv_lens, 0),
-        stride(operands.cu_q, 0),
-        stride(operands.cu_kv, 0),
-        stride(operands.sinks, 0),
-        stride(operands.alibi_slopes, 0),
-        int(division.few_rows),
-        int(division.split_rows),
-        int(division.slots.clone()),
-        Arg::F32(problem.softmax.scale),
-        Arg::F32(problem.softmax.softcap),
-        int(problem.softmax.window),
-        int(flags),
-    ]);
-    args
-}
-
-// ---- plans ---------------------------------------------------------------------------------------------------------
-
-pub(super) fn attention(op: &Attention, request: &PlanRequest<'_>) -> Result<Plan> {
-    let problem = Problem::dense(op);
-    let key = problem.choose(op, request)?;
-    let mut plan = Plan::new(problem.name, Determinism::BatchInvariant);
-    let symbols = [
-        ("batch", op.batch()),
-        ("q_len", op.q_len()),
-        ("kv_len", op.kv_len()),
-    ];
-    plan.symbols
-        .extend(symbols.map(|(name, max)| Symbol { name, max }));
-    let [batch, q_len, kv_len] = [0, 1, 2].map(|symbol| varies(symbol, 0));
-    let exactly = Extent::Exactly;
-    let (heads, kv_heads) = (exactly(op.heads()), exactly(op.kv_heads()));
-    let q = bind(
-        &mut plan,
-        "q",
-        op.q.dtype,
-        &[batch, heads, q_len, exactly(op.d())],
-        false,
-    );
-    let k_shape = [batch, kv_heads, kv_len, exactly(op.d())];
-    let k = bind(&mut plan, "k", op.k.dtype, &k_shape, problem.unit);
-    let v_shape = [batch, kv_heads, kv_len, exactly(op.dv())];
-    let v = bind(&mut plan, "v", op.v.dtype, &v_shape, problem.unit);
-    let mut mask_strides = [0, 0, 0, 0].map(Expr::Const);
-    let mask = op.mask.as_ref().map(|mask| {
-        let full = [batch, heads, q_len, kv_len];
-        let lead = full.len() - mask.shape().len();
-        let mut shape = Vec::new();
-        for (axis, &extent) in mask.shape().iter().enumerate() {
-            shape.push(if extent == 1 {
-                exactly(1)
-            } else {
-                full[lead + axis]
-            });
-        }
-        let index = bind(&mut plan, "mask", DType::F32, &shape, false);
-        for (axis, &extent) in mask.shape().iter().enumerate() {
-            if extent != 1 {
-                mask_strides[lead + axis] = Expr::stride(index, axis);
-            }
-        }
-        index
-    });
-    let kv_lens = op
-        .kv_lens
-        .map(|_| bind(&mut plan, "kv_lens", DType::I32, &[batch], false));
-    let (sinks, alibi_slopes) = per_head(&mut plan, op.sinks, op.alibi_slopes, op.heads());
-    let o = bind(
-        &mut plan,
-        "o",
-        op.o.dtype,
-        &[batch, heads, q_len, exactly(op.dv())],
-        false,
-    );
-    let lse = op
-        .lse
-        .map(|_| bind(&mut plan, "lse", DType::F32, &[batch, heads, q_len], false));
-    let operands = Operands {
-        q,
-        k,
-        v,
-        mask,
-        kv_lens,
-        cu_q: None,
-        cu_kv: None,
-        block_table: None,
-        sinks,
-        alibi_slopes,
-        o,
-        lse,
-        mask_strides,
-    };
-    let sizes = Sizes {
-        sequences: Expr::extent(q, 0),
-        q_len: Expr::extent(q, 2),
-        kv_len: Expr::extent(k, 2),
-        blocks: Expr::Const(0),
-        block_size: 1,
-    };
-    finish(plan, &problem, key, &operands, &sizes)
-}
-
-pub(super) fn attention_varlen(op: &VarlenAttention, request: &PlanRequest<'_>) -> Result<Plan> {
-    let problem = Problem::varlen(op);
-    let key = problem.choose(op, request)?;
-    let mut plan = Plan::new(problem.name, Determinism::BatchInvariant);
-    let symbols = [
-        ("tokens", op.tokens()),
-        ("kv_tokens", op.kv_tokens()),
-        ("batch", op.batch()),
-    ];
-    plan.symbols
-        .extend(symbols.map(|(name, max)| Symbol { name, max }));
-    let [tokens, kv_tokens] = [0, 1].map(|symbol| varies(symbol, 0));
-    let exactly = Extent::Exactly;
-    let (heads, kv_heads) = (exactly(op.heads()), exactly(op.kv_heads()));
-    let q = bind(
-        &mut plan,
-        "q",
-        op.q.dtype,
-        &[tokens, heads, exactly(op.d())],
-        false,
-    );
-    let k_shape = [kv_tokens, kv_heads, exactly(op.d())];
-    let k = bind(&mut plan, "k", op.k.dtype, &k_shape, problem.unit);
-    let v_shape = [kv_tokens, kv_heads, exactly(op.dv())];
-    let v = bind(&mut plan, "v", op.v.dtype, &v_shape, problem.unit);
-    let cu_q = bind(&mut plan, "cu_q", DType::I32, &[varies(2, 1)], false);
-    let cu_kv = bind(&mut plan, "cu_kv", DType::I32, &[varies(2, 1)], false);
-    let (sinks, alibi_slopes) = per_head(&mut plan, op.sinks, op.alibi_slopes, op.heads());
-    let o = bind(
-        &mut plan,
-        "o",
-        op.o.dtype,
-        &[tokens, heads, exactly(op.dv())],
-        false,
-    );
-    let lse = op
-        .lse
-        .map(|_| bind(&mut plan, "lse", DType::F32, &[tokens, heads], false));
-    let operands = Operands {
-        q,
-        k,
-        v,
-        mask: None,
-        kv_lens: None,
-        cu_q: Some(cu_q),
-        cu_kv: Some(cu_kv),
-        block_table: None,
-        sinks,
-        alibi_slopes,
-        o,
-        lse,
-        mask_strides: [0, 0, 0, 0].map(Expr::Const),
-    };
-    let sizes = Sizes {
-        sequences: Expr::extent(cu_q, 0) - 1,
-        q_len: Expr::extent(q, 0),
-        kv_len: Expr::extent(k, 0),
-        blocks: Expr::Const(0),
-        block_size: 1,
-    };
-    finish(plan, &problem, key, &operands, &sizes)
-}
-
-pub(super) fn attention_paged(op: &PagedAttention, request: &PlanRequest<'_>) -> Result<Plan> {
-    let problem = Problem::paged(op);
-    let key = problem.choose(op, request)?;
-    let mut plan = Plan::new(problem.name, Determinism::BatchInvariant);
-    let symbols = [
-        ("tokens", op.tokens()),
-        ("batch", op.batch()),
-        ("blocks", op.blocks()),
-        ("max_blocks", op.max_blocks()),
-    ];
-    plan.symbols
-        .extend(symbols.map(|(name, max)| Symbol { name, max }));
-    let [tokens, batch, blocks, max_blocks] = [0, 1, 2, 3].map(|symbol| varies(symbol, 0));
-    let exactly = Extent::Exactly;
-    let (heads, kv_heads) = (exactly(op.heads()), exactly(op.kv_heads()));
-    let block_size = exactly(op.block_size());
-    let q = bind(
-        &mut plan,
-        "q",
-        op.q.dtype,
-        &[tokens, heads, exactly(op.d())],
-        false,
-    );
-    let cu_q = bind(&mut plan, "cu_q", DType::I32, &[varies(1, 1)], false);
-    let k_shape = [blocks, block_size, kv_heads, exactly(op.d())];
-    let k = bind(
-        &mut plan,
-        "k_cache",
-        op.k_cache.dtype,
-        &k_shape,
-        problem.unit,
-    );
-    let v_shape = [blocks, block_size, kv_heads, exactly(op.dv())];
-    let v = bind(
-        &mut plan,
-        "v_cache",
-        op.v_cache.dtype,
-        &v_shape,
-        problem.unit,
-    );
-    let block_table = bind(
-        &mut plan,
-        "block_table",
-        DType::I32,
-        &[batch, max_blocks],
-        false,
-    );
-    let kv_lens = bind(&mut plan, "kv_lens", DType::I32, &[batch], false);
-    let (sinks, alibi_slopes) = per_head(&mut plan, op.sinks, op.alibi_slopes, op.heads());
-    let o = bind(
-        &mut plan,
-        "o",
-        op.o.dtype,
-        &[tokens, heads, exactly(op.dv())],
-        false,
-    );
-    let lse = op
-        .lse
-        .map(|_| bind(&mut plan, "lse", DType::F32, &[tokens, heads], false));
-    let operands = Operands {
-        q,
-        k,
-        v,
-        mask: None,
-        kv_lens: Some(kv_lens),
-        cu_q: Some(cu_q),
-        cu_kv: None,
-        block_table: Some(block_table),
-        sinks,
-        alibi_slopes,
-        o,
-        lse,
-        mask_strides: [0, 0, 0, 0].map(Expr::Const),
-    };
-    let sizes = Sizes {
-        sequences: Expr::extent(kv_lens, 0),
-        q_len: Expr::extent(q, 0),
-        kv_len: Expr::extent(block_table, 1) * op.block_size(),
-        blocks: Expr::extent(k, 0),
-        block_size: op.block_size().max(1),
-    };
-    finish(plan, &problem, key, &operands, &sizes)
-}
-
-fn per_head(
-    plan: &mut Plan,
-    sinks: Option<TensorDesc>,
-    alibi_slopes: Option<TensorDesc>,
-    heads: u64,
-) -> (Option<usize>, Option<usize>) {
-    let shape = [Extent::Exactly(heads)];
-    let sinks = sinks.map(|_| bind(plan, "sinks", DType::F32, &shape, false));
-    let slopes = alibi_slopes.map(|_| bind(plan, "alibi_slopes", DType::F32, &shape, false));
-    (sinks, slopes)
 }
 
 /// Divides the work of a problem whose keys fall into splits of `split_keys`.
@@ -735,12 +332,11 @@ fn divide(problem: &Problem, key: &ModuleKey, sizes: &Sizes, split_keys: u64) ->
 
 /// Adds the launches.
 fn finish(
-    mut plan: Plan,
     problem: &Problem,
     mut key: ModuleKey,
-    operands: &Operands,
-    sizes: &Sizes,
+    (mut plan, operands, sizes): (Plan, Operands, Sizes),
 ) -> Result<Plan> {
+    let (operands, sizes) = (&operands, &sizes);
     if problem.heads == 0 || problem.kv_heads == 0 {
         return Ok(plan);
     }

@@ -58,6 +58,8 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attention_decode(OP
   }
   struct lanes lanes = lanes_of(s, 0, FEW_ROWS, rows, group, kv_head, alibi_slopes, alibi_slopes_stride, mask_batch_stride, mask_head_stride, mask_row_stride,
                                 window, flags);
+  // Columns that are loaded as whole vectors: few instructions a load leave room for many loads in flight.
+  int whole_d = UNIT ? d & ~15 : 0, whole_dv = UNIT ? dv & ~15 : 0;
   // Columns are worked on COLUMNS vectors at a time: what lies past the head's last is zero.
   int vectors = ((dv + 15) / 16 + COLUMNS - 1) / COLUMNS * COLUMNS;
   for (int i = 0; i < KEY_BLOCK * HEAD_VECTORS; i++)
@@ -86,13 +88,21 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attention_decode(OP
           missing |= 1UL << (j + t);
           row = 0;
         }
-        for (int x = 0; x < d; x += 16) {
+        int x = 0, c = 0;
+        for (; x < whole_d; x += 16) {
+          float16 element = load16(k, row + x);
+          UNROLL for (int r = 0; r < FEW_ROWS; r++)
+            acc[t * FEW_ROWS + r] = FMA(element, queries[r * HEAD_VECTORS + x / 16], acc[t * FEW_ROWS + r]);
+        }
+        for (; x < d; x += 16) {
           float16 element = load_columns(k, row, k_stride, x, d);
           UNROLL for (int r = 0; r < FEW_ROWS; r++)
             acc[t * FEW_ROWS + r] = FMA(element, queries[r * HEAD_VECTORS + x / 16], acc[t * FEW_ROWS + r]);
         }
         row = max(row_of(&v_rows, first_key + key), 0L);
-        for (int c = 0; c < dv; c += 16)
+        for (; c < whole_dv; c += 16)
+          values[key * HEAD_VECTORS + c / 16] = load16(v, row + c);
+        for (; c < dv; c += 16)
           values[key * HEAD_VECTORS + c / 16] = load_columns(v, row, v_stride, c, dv);
       }
       UNROLL for (int i = 0; i < 8; i++) acc[i] = add_neighbours(acc[2 * i], acc[2 * i + 1]);

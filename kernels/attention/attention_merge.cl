@@ -21,19 +21,24 @@ __kernel void attention_merge(OPERANDS) {
     return;
   int query = row / group, head = row + (kv_head - query) * group;
   long step = (long)kv_heads * split_rows * (dv + 2);
-  __global const float *from = partial + s.slot * step + ((long)kv_head * split_rows + row) * (dv + 2);
+  __global float *from = partial + s.slot * step + ((long)kv_head * split_rows + row) * (dv + 2);
   float top = -INFINITY, sum = 0.0f;
   for (int i = 0; i < s.splits; i++)
     top = from[i * step + dv] > top ? from[i * step + dv] : top;
   float base = top == -INFINITY ? 0.0f : top;
+  // Each split's weight takes the place of its maximum once everybody has read that.
+  barrier(CLK_GLOBAL_MEM_FENCE);
+  for (int i = get_local_id(0); i < s.splits; i += get_local_size(0))
+    from[i * step + dv] = exp(from[i * step + dv] - base);
+  barrier(CLK_GLOBAL_MEM_FENCE);
   for (int i = 0; i < s.splits; i++)
-    sum += exp(from[i * step + dv] - base) * from[i * step + dv + 1];
+    sum += from[i * step + dv] * from[i * step + dv + 1];
   float2 last = finish_row(top, sum, flags & SINKS, flags & SINKS ? sinks[head * sinks_stride] : 0.0f);
   long to = row_of_query(s, query, head, o_batch_stride, o_head_stride, o_row_stride);
   for (int c = get_local_id(0); c < dv; c += get_local_size(0)) {
     float acc = 0.0f;
     for (int i = 0; i < s.splits; i++)
-      acc += exp(from[i * step + dv] - base) * from[i * step + c];
+      acc = FMA(from[i * step + dv], from[i * step + c], acc);
     store1(o, to + c * o_stride, acc * last.x);
   }
   if (flags & LSE && get_local_id(0) == 0)

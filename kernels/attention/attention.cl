@@ -367,14 +367,19 @@ float16 finish_scores(float16 *scores, int first_key, int keys, int keys_per_vec
     for (int i = 0; i < vectors; i++)
       scores[i] += l->slope * convert_float16(l->key + (first_key + i * keys_per_vector) - l->position);
   if (flags & MASK) {
+    // A mask of -inf hides a key even from a NaN query.
     if (l->one_mask)
-      for (int i = 0; i < vectors; i++)
-        scores[i] += mask[l->mask[0] + (first_key + i) * mask_stride];
+      for (int i = 0; i < vectors; i++) {
+        float bias = mask[l->mask[0] + (first_key + i) * mask_stride];
+        scores[i] = bias == -INFINITY ? (float16)(-INFINITY) : scores[i] + bias;
+      }
     else
       for (int lane = 0; lane < 16; lane++)
         for (int i = 0; i < vectors; i++) {
           int key = min(i * keys_per_vector + ((int *)&l->key)[lane], keys - 1);
-          ((float *)scores)[i * 16 + lane] += mask[l->mask[lane] + (first_key + key) * mask_stride];
+          float bias = mask[l->mask[lane] + (first_key + key) * mask_stride];
+          float *score = (float *)scores + i * 16 + lane;
+          *score = bias == -INFINITY ? -INFINITY : *score + bias;
         }
   }
   if (first_key < l->all_first || first_key + vectors * keys_per_vector - 1 > l->all_last)

@@ -95,8 +95,11 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void attention_tiled
           score = softcap * tanh(score * (1.0f / softcap));
         if (flags & ALIBI)
           score += alibi_slopes[head * alibi_slopes_stride] * (float)(at - (s.keys - s.queries + query));
-        if (flags & MASK)
-          score += mask[s.index * mask_batch_stride + head * mask_head_stride + query * mask_row_stride + at * mask_stride];
+        if (flags & MASK) {
+          // A mask of -inf hides a key even from a NaN query.
+          float bias = mask[s.index * mask_batch_stride + head * mask_head_stride + query * mask_row_stride + at * mask_stride];
+          score = bias == -INFINITY ? -INFINITY : score + bias;
+        }
       }
       p[key * (ROWS + 1) + row0 + i] = score;
     }

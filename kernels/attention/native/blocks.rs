@@ -197,7 +197,13 @@ impl Rows {
                 let at = problem.mask_strides.row(part.sequence.index, head, query);
                 let stride = problem.mask_strides.column();
                 for (j, scores) in scores.chunks_exact_mut(lanes).enumerate() {
-                    scores[lane] += mask[at + (block.first_key + j) * stride];
+                    let bias = mask[at + (block.first_key + j) * stride];
+                    // A mask of -inf hides a key even from a NaN query.
+                    scores[lane] = if bias == f32::NEG_INFINITY {
+                        bias
+                    } else {
+                        scores[lane] + bias
+                    };
                 }
             }
             if self.first[row] > block.first_key || self.end[row] < block_end || block.missing != 0

@@ -15,7 +15,7 @@
 //   FEW_ROWS   8   1, 2, 4 or 8: at least the rows of any sequence that this kernel takes
 //   KEY_BLOCK  64  keys between two rescalings, a multiple of 16, at most 64; divides SPLIT_KEYS
 //
-// Global size (works, kv_heads), local size (1, 1).
+// Global size (kv_heads, works), local size (1, 1): the heads of a paged cache, which share pages of memory, follow each other.
 
 #ifndef FEW_ROWS
 #define FEW_ROWS 8
@@ -35,10 +35,10 @@ float16 add_neighbours(float16 a, float16 b) {
 
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attention_decode(OPERANDS) {
   APPLY_OFFSETS;
-  int group = heads / kv_heads, kv_head = get_group_id(1);
+  int group = heads / kv_heads, kv_head = get_group_id(0);
   const struct lengths lengths = LENGTHS;
   struct work w;
-  if (!find_work(get_group_id(0), &w, 1 << 30, &lengths))
+  if (!find_work(get_group_id(1), &w, 1 << 30, &lengths))
     return;
   struct sequence s = w.s;
   const struct rows k_rows = K_ROWS, v_rows = V_ROWS;

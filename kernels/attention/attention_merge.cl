@@ -2,13 +2,13 @@
 //
 //   top = max over splits (and the sink);  o = sum_s exp(most_s - top) sums_s / (sum_s exp(most_s - top) sum_s + exp(sink - top))
 //
-// Global size (sequences * split_rows * local, kv_heads), local size (any, 1): the work-items of a group share a row's columns.
+// Global size (kv_heads * local, sequences * split_rows), local size (any, 1): the work-items of a group share a row's columns.
 // Rows that were not split are left alone.
 
 __kernel void attention_merge(OPERANDS) {
   APPLY_OFFSETS;
-  int group = heads / kv_heads, kv_head = get_group_id(1);
-  int index = (int)get_group_id(0) / split_rows, row = mad_sat(-index, split_rows, (int)get_group_id(0));
+  int group = heads / kv_heads, kv_head = get_group_id(0);
+  int index = (int)get_group_id(1) / split_rows, row = mad_sat(-index, split_rows, (int)get_group_id(1));
   const struct lengths lengths = LENGTHS;
   struct sequence s;
   int slot = 0;

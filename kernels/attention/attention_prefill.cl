@@ -13,7 +13,7 @@
 //   ROW_GROUPS  4   vectors of 16 rows in a work-item: more reuse of a packed block of keys, fewer work-items
 //   KEY_BLOCK   64  keys packed at once, a multiple of 16, at most 64; divides SPLIT_KEYS
 //
-// Global size (works, kv_heads), local size (1, 1).
+// Global size (works, kv_heads), local size (1, 1): the tiles of a head, which share its keys, follow each other.
 
 #ifndef ROW_GROUPS
 #define ROW_GROUPS 4

@@ -10,7 +10,7 @@
 //   KEYS   32  keys at a time, 16 or 32
 //   DEPTH  32  columns of q and k in local memory at a time
 //
-// Global size (works * 64, kv_heads), local size (64, 1).
+// Global size (kv_heads * 64, works), local size (64, 1).
 
 #ifndef KEYS
 #define KEYS 32
@@ -31,10 +31,10 @@ __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1))) void attention_tiled
   APPLY_OFFSETS;
   // Unsigned, so that dividing by a power of two is a shift.
   uint lid = get_local_id(0);
-  int group = heads / kv_heads, kv_head = get_group_id(1);
+  int group = heads / kv_heads, kv_head = get_group_id(0);
   const struct lengths lengths = LENGTHS;
   struct work w;
-  if (!find_work(get_group_id(0), &w, ROWS, &lengths))
+  if (!find_work(get_group_id(1), &w, ROWS, &lengths))
     return;
   struct sequence s = w.s;
   const struct rows k_rows = K_ROWS, v_rows = V_ROWS;

@@ -402,11 +402,11 @@ fn finish(
             decode.config.set("KEY_BLOCK", block);
         }
         decode.config.set("FEW_ROWS", division.few_rows as i64);
-        let grid = [few_works, kv_heads.clone(), 1.into()];
+        let grid = [kv_heads.clone(), few_works, 1.into()];
         launch(&mut plan, decode, "attention_decode", grid, 1, args());
     }
     if tiled {
-        let grid = [works(TILED_ROWS), kv_heads.clone(), 1.into()];
+        let grid = [kv_heads.clone(), works(TILED_ROWS), 1.into()];
         launch(&mut plan, key, "attention_tiled", grid, TILED_GROUP, args());
     } else if key.kernel.name == ATTENTION_PREFILL.name {
         let tile_rows = 16 * key.config.value("ROW_GROUPS") as u64;
@@ -420,8 +420,8 @@ fn finish(
         };
         problem.complete(&mut merge.config, split_keys);
         let grid = [
-            sizes.sequences.clone() * division.split_rows,
             kv_heads,
+            sizes.sequences.clone() * division.split_rows,
             1.into(),
         ];
         let group = if tiled { TILED_GROUP } else { 1 };

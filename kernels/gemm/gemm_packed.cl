@@ -1,3 +1,22 @@
+/* Large products on devices with few wide cores: both operands packed into panels (panels.cl), then one work-item a group
+ * computes tiles of MR x 32 in registers.
+ *
+ *   gemm_pack      a -> strips of MR rows, b -> strips of 32 columns, f32, k-major, zero-padded; one launch for both.
+ *                  b's half may have been made beforehand (a prepared weight).
+ *   gemm_packed    work-group (j, i, batch): b's strip j stays in cache while `strips_per_group` strips of a pass by
+ *
+ *                        strip j of b
+ *                        k x 32, in L2                the tile's sums leave the registers every KC products, so that a long k
+ *       strips of a    +--------------+               loses no more than a short one, and i8 stays exact; the epilogue (alpha,
+ *       k x MR, each   |  MR x 32 d   |               c, bias, activation, rounding) reads the finished tile from L1
+ *       from L2/L3     +--------------+
+ *
+ * Under swiglu a strip of b is 16 columns of the gate beside the same 16 of the value. A batch axis along which an operand
+ * broadcasts is packed once. Tunables: MR, KC (panels.cl); strips_per_group comes from the planner (STRIPS at most).
+ *
+ * Measured against the kernel without packing, CLBlast and the cpu device: README.md.
+ */
+
 __kernel __attribute__((reqd_work_group_size(1, 1, 1)))
 void gemm_pack(__global const void* a, ulong a_offset, __global const void* b, ulong b_offset,
                __global float* a_panels, ulong a_panels_offset, __global uchar* b_panels, ulong b_panels_offset,

@@ -1,5 +1,29 @@
+/* Products with at most 8 rows (or columns) on one side: decoding. The large operand w is read once, as it lies, at memory
+ * speed; the small one x stays in cache. w is b and x is a, or, SWAPPED, w is a and x is b: rows of w are columns of b then.
+ *
+ *   gemv_dot       w's rows lie along k (b stored [n, k]): DOT_ROWS rows of w times all rows of x at once, 16 k a step
+ *
+ *       w   row i     ----------------->      x  row 0  ----------------->      DOT_ROWS x X_ROWS float16 sums,
+ *           row i+1   ----------------->         row 1  ----------------->      added up across lanes at the end
+ *
+ *   gemv_columns   w's columns lie side by side (b stored [k, n]): a group takes CHUNK columns and a range of k; K_STEP rows
+ *                  of w are read side by side, each a forward stream, while the chunk's sums wait in cache
+ *   gemv_finish    adds the ranges of k in their order, then the epilogue
+ *
+ * Any strides are right; those above are fast. i8 sums leave f32 every FLUSH products of a row, while they are exact.
+ *
+ * Macro    default  meaning
+ * X_ROWS   1        rows of x that are computed together: the power of two at or above their number (1, 2, 4, 8)
+ * SWAPPED  0        1: w is a
+ * CHUNK    2048     columns whose sums one group of gemv_columns keeps in cache, a multiple of 64
+ *
+ * Measured against the device's own read bandwidth: README.md.
+ */
 #ifndef X_ROWS
 #define X_ROWS 1
+#endif
+#ifndef SWAPPED
+#define SWAPPED 0
 #endif
 #ifndef CHUNK
 #define CHUNK 2048
@@ -7,7 +31,7 @@
 #define DOT_ROWS (X_ROWS <= 2 ? 8 : X_ROWS <= 4 ? 4 : 3)
 #define VECTORS (X_ROWS <= 4 ? 4 : 2)
 #define K_STEP 8
-/* at most this many products in a lane before i8 leaves f32 */
+/* k after which sums are flushed to the tile: 512 products of 2^14 a lane, exact in f32 */
 #define FLUSH 8192
 #define UNROLL _Pragma("unroll")
 

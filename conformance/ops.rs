@@ -643,7 +643,7 @@ fn poison_gaps(data: &[u8], windows: &[&HostTensor]) -> Vec<u8> {
             && tensor.desc.layout.is_contiguous()
             && tensor.desc.layout.elements() as usize * size == data.len()
     };
-    if windows.iter().any(|tensor| whole(tensor)) {
+    if windows.iter().any(whole) {
         return bytes;
     }
     let windows = windows

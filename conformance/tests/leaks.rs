@@ -14,10 +14,9 @@ static ALLOCATIONS: PeakAlloc = PeakAlloc;
 
 const OPS: usize = 10_000;
 
-/// What drivers may keep for themselves, however many ops there were (pools that grow once, statistics): 64 KiB in the
-/// program's own allocations, 8 MiB in the process. One leaked event of a hundred bytes an op would make a megabyte.
-const KEPT_BY_PROGRAM: usize = 64 << 10;
-const KEPT_BY_PROCESS: u64 = 8 << 20;
+/// What the process may grow by: less than a hundred bytes an op. What the program has allocated but never touched (staging blocks
+/// that a queue keeps for as many uploads as were once under way) is not in it.
+const KEPT_BY_PROCESS: u64 = 768 << 10;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -31,6 +30,10 @@ fn main() -> ExitCode {
         let selector = info.selector();
         let name = format!("{selector}::ten_thousand_ops_leave_nothing_behind");
         match info.execution {
+            Execution::Recorded => {
+                let records = || Ok(Completion::ignored_with("a recorder keeps every call"));
+                Trial::ignorable_test(name, records)
+            }
             Execution::Emulated => {
                 let slow = || Ok(Completion::ignored_with("an emulator takes hours for it"));
                 Trial::ignorable_test(name, slow)
@@ -71,13 +74,14 @@ fn leaves_nothing(selector: &str) -> Result<(), Failed> {
         }
         session.queue().synchronize(None)
     };
-    run(OPS / 10)?;
+    // As many before, so that pools have grown to what this load needs.
+    run(OPS)?;
     let (program, process) = (ALLOCATIONS.current_usage(), resident());
     run(OPS)?;
     let program = ALLOCATIONS.current_usage().saturating_sub(program);
     let process = process.and_then(|before| Some(resident()?.saturating_sub(before)));
     eprintln!("{selector}: {program} bytes in the program, {process:?} in the process");
-    if program > KEPT_BY_PROGRAM || process.is_some_and(|bytes| bytes > KEPT_BY_PROCESS) {
+    if process.unwrap_or(program as u64) > KEPT_BY_PROCESS {
         return Err(format!("{program} bytes in the program, {process:?} in the process").into());
     }
     let used = session.device().memory()?.used;

@@ -53,7 +53,12 @@ pub(super) static MOE_ROUTE: Kernel = Kernel {
         },
     ],
     tunables: &[],
-    constraints: &[],
+    constraints: &[Constraint {
+        rule: "at most 16384 experts, whose scores a work-item keeps to itself",
+        holds: |config, info| {
+            capacity(config) <= 16_384 || info.languages.first() == Some(&Language::Native)
+        },
+    }],
     local_memory: |_| 0,
 };
 

@@ -144,7 +144,8 @@ fn experts<T: Element>(call: &mut NativeCall<'_>) -> Result<()> {
     let [token_stride, column_stride] = sizes(call)?;
     let [gate_up_expert, gate_up_row, down_expert, down_row] = sizes(call)?;
     let device = call.device();
-    if hidden == 0 {
+    if hidden == 0 || inter == 0 {
+        rows.fill(0.0);
         return Ok(());
     }
     let gate_up = Weights {

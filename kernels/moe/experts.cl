@@ -121,7 +121,8 @@ inline int expert_of_group(uint group, uint pairs, uint topk, uint experts, __gl
   if (pairs >= experts) return group;
   const int i = source[group];
   if (i < 0) return -1;
-  const int expert = topk_ids[(uint)i / topk * ids_stride + (uint)i % topk];
+  const uint token = (uint)i / topk, slot = (uint)i - token * topk; // a % would be frozen, which oclgrind 21.10 lacks
+  const int expert = topk_ids[token * ids_stride + slot];
   return expert_offsets[expert] == (int)group ? expert : -1;
 }
 

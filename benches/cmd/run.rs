@@ -25,6 +25,9 @@ use super::print_line;
 /// Bytes that move between file and device at a time.
 const PIECE: usize = 4 << 20;
 
+/// Elements of an index tensor that are checked on the host where a view repeats stored ones.
+const MAX_REPEATED: u64 = 1 << 24;
+
 /// Which requests, on which device, and where the results go.
 #[derive(Args, Debug)]
 pub struct Run {
@@ -251,6 +254,18 @@ impl Runner {
             .map(|index| file.stored()[index].bytes)
             .sum();
         self.check_host(bytes)?;
+        for input in file.inputs().iter().filter(|input| is_index(input.stored)) {
+            // A view that repeats elements can be longer than any memory.
+            let elements = input.layout.elements();
+            let most = file.stored()[input.stored].elements().max(MAX_REPEATED);
+            if elements > most {
+                let lack = format!(
+                    "{}: a view of {elements} elements; at most {most} are checked",
+                    input.name
+                );
+                return Err(Error::unsupported(lack));
+            }
+        }
         let inputs = file.load(|input| is_index(input.stored))?;
         file.kind().check_values(op, &inputs)
     }

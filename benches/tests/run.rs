@@ -129,6 +129,53 @@ fn a_sound_request_is_answered() {
     assert_eq!(outputs["d"].to_f64(), [19.0, 22.0, 43.0, 50.0]);
 }
 
+/// Every fixed case of every op, through files and a process of its own: the answer is the one that the suite accepts.
+#[test]
+fn every_fixed_case_is_answered_from_a_file() {
+    let folder = Folder::new();
+    let cases: Vec<_> = ropeway_kernels::ops()
+        .into_iter()
+        .flat_map(|kind| {
+            kind.spec()
+                .fixed_cases()
+                .into_iter()
+                .map(move |recipe| (kind, recipe))
+        })
+        .collect();
+    for (number, (_, recipe)) in cases.iter().enumerate() {
+        let path = folder.requests().join(format!("{number}.safetensors"));
+        write_request(&path, &recipe.request().unwrap(), &[]).unwrap();
+    }
+    let output = folder.run(&[folder.requests()], &["--device", "cpu"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(code(&output), 0, "{text}");
+    let mut answered = 0;
+    for (number, (kind, recipe)) in cases.iter().enumerate() {
+        let (outcome, outputs) = folder.result(&number.to_string());
+        if let Outcome::Unsupported(_) = outcome {
+            continue;
+        }
+        let request = recipe.request().unwrap();
+        let op = kind.parse(&request.signature()).unwrap();
+        let judgement = kind
+            .spec()
+            .judge(&*op, &request.inputs, &outputs, recipe.data)
+            .unwrap();
+        assert!(
+            judgement.passes(),
+            "{} {}: {judgement:?}",
+            recipe.op,
+            recipe.name
+        );
+        answered += 1;
+    }
+    assert!(
+        answered * 10 > cases.len() * 9,
+        "{answered} of {} were answered",
+        cases.len()
+    );
+}
+
 #[test]
 fn views_of_one_tensor_are_operands() {
     let folder = Folder::new();

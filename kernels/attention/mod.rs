@@ -371,12 +371,12 @@ impl OpKind for AttentionKind {
     }
 
     /// `kv_lens` within 0 … kv_len.
-    fn check_values(&self, _: &dyn Op, inputs: &Operands) -> Result<()> {
-        if !inputs.contains_key("kv_lens") {
-            return Ok(());
+    fn check_values(&self, op: &dyn Op, inputs: &Operands) -> Result<()> {
+        let op: &Attention = described(op)?;
+        match op.kv_lens {
+            Some(_) => check_lengths(inputs, op.kv_len()),
+            None => Ok(()),
         }
-        let kv_len = tensor(inputs, "k", 4)?.shape()[2];
-        check_lengths(inputs, kv_len)
     }
 
     fn kernels(&self) -> &'static [&'static Kernel] {
@@ -391,6 +391,13 @@ impl OpKind for AttentionKind {
 
 fn present(name: &'static str, desc: Option<TensorDesc>, output: bool) -> Option<Operand> {
     desc.map(|desc| Operand { name, desc, output })
+}
+
+/// The op that a kind is asked about.
+fn described<T: Op>(op: &dyn Op) -> Result<&T> {
+    op.as_any()
+        .downcast_ref()
+        .ok_or_else(|| Error::invalid("op", op.name(), "an op of the kind that is asked"))
 }
 
 /// The extents of an operand of `N` dimensions.

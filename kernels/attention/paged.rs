@@ -11,8 +11,8 @@ use ropeway_core::request::Operands;
 use ropeway_core::{DType, Error, Result};
 
 use super::{
-    Softmax, bytes, check_heads, check_lengths, check_offsets, check_output, check_per_head, dims,
-    expect, float_operands, output, plan, present, tensor,
+    Softmax, bytes, check_heads, check_lengths, check_offsets, check_output, check_per_head,
+    described, dims, expect, float_operands, output, plan, present, tensor,
 };
 
 /// Attention over a paged cache of keys and values.
@@ -305,15 +305,14 @@ impl OpKind for PagedAttentionKind {
 
     /// `cu_q` goes from 0 to `tokens` and never descends, `kv_lens` within the blocks there are, and every entry of
     /// `block_table` that `kv_lens` reaches is the number of a block.
-    fn check_values(&self, _: &dyn Op, inputs: &Operands) -> Result<()> {
-        check_offsets(inputs, "cu_q", tensor(inputs, "q", 3)?.shape()[0])?;
-        let cache = tensor(inputs, "k_cache", 4)?.shape();
-        let (blocks, block_size) = (cache[0], cache[1]);
+    fn check_values(&self, op: &dyn Op, inputs: &Operands) -> Result<()> {
+        let op: &PagedAttention = described(op)?;
+        let (blocks, block_size) = (op.blocks(), op.block_size());
+        check_offsets(inputs, "cu_q", op.tokens())?;
+        check_lengths(inputs, op.max_blocks().saturating_mul(block_size))?;
         let table = tensor(inputs, "block_table", 2)?;
-        let (batch, max_blocks) = (table.shape()[0], table.shape()[1]);
-        check_lengths(inputs, max_blocks.saturating_mul(block_size))?;
         let lengths = tensor(inputs, "kv_lens", 1)?.to_i32()?;
-        for (sequence, &len) in (0..batch).zip(&lengths) {
+        for (sequence, &len) in (0..op.batch()).zip(&lengths) {
             for entry in 0..(len as u64).div_ceil(block_size.max(1)) {
                 let block = table.at(&[sequence, entry]);
                 if !(0.0..blocks as f64).contains(&block) {

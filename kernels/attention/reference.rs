@@ -20,7 +20,7 @@ use ropeway_core::request::Operands;
 use ropeway_core::spec::{DataClass, Expected, OpSpec, Recipe};
 use ropeway_core::{DType, Error, Layout, Result};
 
-use super::{Attention, PagedAttention, Softmax, VarlenAttention};
+use super::{Attention, PagedAttention, Softmax, VarlenAttention, described};
 
 #[cfg(test)]
 mod tests;
@@ -400,12 +400,6 @@ fn read_optional(
 /// Row `row` of a matrix with `width` columns.
 fn row(matrix: &[f64], row: u64, width: u64) -> &[f64] {
     &matrix[(row * width) as usize..((row + 1) * width) as usize]
-}
-
-fn described<T: Op>(op: &dyn Op) -> Result<&T> {
-    op.as_any()
-        .downcast_ref()
-        .ok_or_else(|| Error::invalid("op", op.name(), "the op of this specification"))
 }
 
 /// o[b, h, i] = attend(q[b, h, i]; k[b, h / group, ..], v[b, h / group, ..]).

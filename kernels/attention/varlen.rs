@@ -11,8 +11,8 @@ use ropeway_core::request::Operands;
 use ropeway_core::{DType, Error, Result};
 
 use super::{
-    Softmax, bytes, check_heads, check_offsets, check_output, check_per_head, dims, expect,
-    float_operands, output, plan, present, tensor,
+    Softmax, bytes, check_heads, check_offsets, check_output, check_per_head, described, dims,
+    expect, float_operands, output, plan, present, tensor,
 };
 
 /// Attention over sequences of different lengths, laid end to end.
@@ -241,9 +241,10 @@ impl OpKind for VarlenAttentionKind {
     }
 
     /// `cu_q` and `cu_kv` go from 0 to `tokens` and `kv_tokens` and never descend.
-    fn check_values(&self, _: &dyn Op, inputs: &Operands) -> Result<()> {
-        check_offsets(inputs, "cu_q", tensor(inputs, "q", 3)?.shape()[0])?;
-        check_offsets(inputs, "cu_kv", tensor(inputs, "k", 3)?.shape()[0])
+    fn check_values(&self, op: &dyn Op, inputs: &Operands) -> Result<()> {
+        let op: &VarlenAttention = described(op)?;
+        check_offsets(inputs, "cu_q", op.tokens())?;
+        check_offsets(inputs, "cu_kv", op.kv_tokens())
     }
 
     fn kernels(&self) -> &'static [&'static Kernel] {

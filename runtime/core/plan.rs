@@ -233,10 +233,12 @@ impl Plan {
     /// Adds `bytes` to the workspace and gives their range. A range of no bytes has a place too, so that a launch can be given it.
     pub fn take_workspace(&mut self, bytes: u64) -> Range<u64> {
         let begin = self.workspace;
+        // Sizes beyond 64 bits stay beyond every device's memory.
         self.workspace = begin
             .saturating_add(bytes.max(1))
-            .next_multiple_of(WORKSPACE_ALIGNMENT);
-        begin..begin + bytes
+            .checked_next_multiple_of(WORKSPACE_ALIGNMENT)
+            .unwrap_or(u64::MAX);
+        begin..begin.saturating_add(bytes)
     }
 
     /// Whether these views may be bound: dtype, extents, strides, one value for every symbol, all of one device, no output that overlaps

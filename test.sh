@@ -154,7 +154,7 @@ else
 fi
 
 step "build" cargo build --workspace --release --all-targets -j "$JOBS"
-step "cargo test" cargo test --workspace --release -j "$JOBS"
+step "cargo test" cargo test --workspace --release --no-fail-fast -j "$JOBS"
 
 for device in $("$TARGET/release/ropeway" devices --json | sed -n 's/^ *"device": "\(.*\)",$/\1/p'); do
     step "check on $device" "$TARGET/release/ropeway" check --device "$device"

@@ -504,6 +504,95 @@ fn calls_that_cannot_be_meant_are_usage_errors() {
     assert_eq!(fs::read(&request).unwrap(), before);
 }
 
+#[test]
+fn ids_offsets_and_lengths_of_attention_are_checked() {
+    let folder = Folder::new();
+    let paged = |table: &[i32], lens: &[i32]| {
+        [
+            ("q", floats(&[2, 1, 4], &[1.0; 8])),
+            ("cu_q", integers(&[3], &[0, 1, 2])),
+            ("k_cache", floats(&[3, 2, 1, 4], &[1.0; 24])),
+            ("v_cache", floats(&[3, 2, 1, 4], &[1.0; 24])),
+            ("block_table", integers(&[2, 2], table)),
+            ("kv_lens", integers(&[2], lens)),
+        ]
+    };
+    let varlen = |cu_kv: &[i32]| {
+        [
+            ("q", floats(&[2, 1, 4], &[1.0; 8])),
+            ("k", floats(&[3, 1, 4], &[1.0; 12])),
+            ("v", floats(&[3, 1, 4], &[1.0; 12])),
+            ("cu_q", integers(&[3], &[0, 1, 2])),
+            ("cu_kv", integers(&[3], cu_kv)),
+        ]
+    };
+    let dense = |lens: &[i32]| {
+        let tensor = || floats(&[1, 1, 3, 4], &[1.0; 12]);
+        [
+            ("q", tensor()),
+            ("k", tensor()),
+            ("v", tensor()),
+            ("kv_lens", integers(&[1], lens)),
+        ]
+    };
+    let none = json!({});
+    folder.request(
+        "paged",
+        "attention_paged",
+        &paged(&[2, -1, 0, 1], &[2, 3]),
+        &none,
+    );
+    folder.request(
+        "paged_block",
+        "attention_paged",
+        &paged(&[3, -1, 0, 1], &[2, 3]),
+        &none,
+    );
+    folder.request(
+        "paged_reached",
+        "attention_paged",
+        &paged(&[2, -1, 0, 1], &[3, 3]),
+        &none,
+    );
+    folder.request(
+        "paged_len",
+        "attention_paged",
+        &paged(&[2, -1, 0, 1], &[2, 5]),
+        &none,
+    );
+    folder.request("varlen", "attention_varlen", &varlen(&[0, 2, 3]), &none);
+    folder.request("varlen_end", "attention_varlen", &varlen(&[0, 2, 4]), &none);
+    folder.request("dense", "attention", &dense(&[2]), &none);
+    folder.request("dense_len", "attention", &dense(&[4]), &none);
+    let output = folder.run(&[folder.requests()], &["--device", "cpu"]);
+    assert_eq!(code(&output), 1);
+    for name in ["paged", "varlen", "dense"] {
+        // Every value is 1, and so is every mean of them.
+        let (outcome, outputs) = folder.result(name);
+        assert_eq!(outcome.status(), "ok", "{name}: {outcome:?}");
+        assert!(
+            outputs["o"]
+                .to_f64()
+                .iter()
+                .all(|&o| (o - 1.0).abs() < 1e-6),
+            "{name}"
+        );
+    }
+    for (name, culprit) in [
+        ("paged_block", "block_table"),
+        ("paged_reached", "block_table"),
+        ("paged_len", "kv_lens"),
+        ("varlen_end", "cu_kv"),
+        ("dense_len", "kv_lens"),
+    ] {
+        let reason = folder.reason(name);
+        assert!(
+            reason.starts_with(&format!("error: {culprit}")),
+            "{name}: {reason}"
+        );
+    }
+}
+
 /// The most memory the process has had, while it runs.
 #[cfg(target_os = "linux")]
 fn peak_memory(process: u32) -> Option<u64> {

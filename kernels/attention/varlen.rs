@@ -12,7 +12,7 @@ use ropeway_core::{DType, Error, Result};
 
 use super::{
     Softmax, bytes, check_heads, check_offsets, check_output, check_per_head, described, dims,
-    expect, float_operands, output, plan, present, tensor,
+    expect, float_operands, output, plan, present,
 };
 
 /// Attention over sequences of different lengths, laid end to end.

@@ -252,7 +252,15 @@ fn malformed_requests_name_the_culprit() {
             ("topk_ids", integers(&[2, 1], values)),
         ]
     };
-    let cases: &[(&str, &str, &[(&str, HostTensor)], Value, &str)] = &[
+    /// File, op, inputs, attributes, and what the reason begins with.
+    type Malformed<'a> = (
+        &'a str,
+        &'a str,
+        &'a [(&'a str, HostTensor)],
+        Value,
+        &'a str,
+    );
+    let cases: &[Malformed<'_>] = &[
         (
             "unknown_attribute",
             "gemm",

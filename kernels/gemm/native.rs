@@ -729,7 +729,7 @@ fn activate(x: f32, activation: i64) -> f32 {
         // Written so that NaN stays NaN.
         RELU if x < 0.0 => 0.0,
         GELU => gelu(x),
-        GELU_TANH => x / (1.0 + (-1.595_769_1 * (x + 0.044_715 * x * x * x)).exp()),
+        GELU_TANH => x / (1.0 + (-1.595_769 * (x + 0.044_715 * x * x * x)).exp()),
         SILU => silu(x),
         _ => x,
     }

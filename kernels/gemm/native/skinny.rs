@@ -41,14 +41,21 @@ impl Skinny<'_> {
             return sums;
         }
         let share = self.w_rows.div_ceil(2 * self.threads);
-        let (rows, work): (usize, fn(&Self, &[f32], usize, &mut [f32])) = if self.w.column == 1 {
-            (share.clamp(1, 64), Self::dots)
+        let along_k = self.w.column == 1;
+        let rows = if along_k {
+            share.clamp(1, 64)
         } else {
-            (share.next_multiple_of(64).clamp(64, BLOCK), Self::columns)
+            share.next_multiple_of(64).clamp(64, BLOCK)
         };
         sums.par_chunks_mut(rows * self.x_rows)
             .enumerate()
-            .for_each(|(index, sums)| work(self, &x, index * rows, sums));
+            .for_each(|(index, sums)| {
+                if along_k {
+                    self.dots(&x, index * rows, sums);
+                } else {
+                    self.columns(&x, index * rows, sums);
+                }
+            });
         sums
     }
 

@@ -34,7 +34,7 @@ impl Scratch {
         self.path()
     }
 
-    fn reason(&self, path: &PathBuf) -> String {
+    fn reason(&self, path: &std::path::Path) -> String {
         match RequestFile::open(path) {
             Ok(_) => panic!("the file opened"),
             Err(error) => {

@@ -325,11 +325,7 @@ fn what_is_no_safetensors_file_says_so() {
             .reason(&scratch.raw(b" {}", 0))
             .contains("does not begin with")
     );
-    assert!(
-        scratch
-            .reason(&scratch.0.path().to_path_buf())
-            .contains("regular file")
-    );
+    assert!(scratch.reason(scratch.0.path()).contains("regular file"));
 }
 
 #[test]

@@ -132,7 +132,7 @@ pub const FAULTS: &[Fault] = &[
         "grouped_gemm/fixed",
         "grouped_packed",
         (
-            "grouped_packed.cl",
+            "routing.cl",
             "for (; expert < experts; expert++) {",
             "for (; expert + 1 < experts; expert++) {",
         ),

@@ -131,11 +131,11 @@ pub struct Attention {
     pub v: TensorDesc,
     /// F32, broadcasts to [batch, heads, q_len, kv_len]; added to the scores.
     pub mask: Option<TensorDesc>,
-    /// I32 [batch], on the device.
+    /// I32 `[batch]`, on the device.
     pub kv_lens: Option<TensorDesc>,
-    /// F32 [heads].
+    /// F32 `[heads]`.
     pub sinks: Option<TensorDesc>,
-    /// F32 [heads].
+    /// F32 `[heads]`.
     pub alibi_slopes: Option<TensorDesc>,
     /// [batch, heads, q_len, dv].
     pub o: TensorDesc,

@@ -28,11 +28,11 @@ pub struct PagedAttention {
     pub v_cache: TensorDesc,
     /// I32 [batch, max_blocks], on the device.
     pub block_table: TensorDesc,
-    /// I32 [batch], on the device.
+    /// I32 `[batch]`, on the device.
     pub kv_lens: TensorDesc,
-    /// F32 [heads].
+    /// F32 `[heads]`.
     pub sinks: Option<TensorDesc>,
-    /// F32 [heads].
+    /// F32 `[heads]`.
     pub alibi_slopes: Option<TensorDesc>,
     /// [tokens, heads, dv].
     pub o: TensorDesc,

@@ -28,9 +28,9 @@ pub struct VarlenAttention {
     pub cu_q: TensorDesc,
     /// I32 [batch + 1], on the device.
     pub cu_kv: TensorDesc,
-    /// F32 [heads].
+    /// F32 `[heads]`.
     pub sinks: Option<TensorDesc>,
-    /// F32 [heads].
+    /// F32 `[heads]`.
     pub alibi_slopes: Option<TensorDesc>,
     /// [tokens, heads, dv].
     pub o: TensorDesc,

@@ -54,7 +54,7 @@ pub struct Gemm {
     pub b: TensorDesc,
     /// Broadcasts to [..., m, n]; has the dtype of `a` (I8: I32).
     pub c: Option<TensorDesc>,
-    /// [n], of the dtype of `a` (I8: I32).
+    /// `[n]`, of the dtype of `a` (I8: I32).
     pub bias: Option<TensorDesc>,
     /// [..., m, n] (swiglu: n / 2 columns).
     pub d: TensorDesc,
@@ -377,7 +377,7 @@ pub struct MaskedGroupedGemm {
     pub a: TensorDesc,
     /// [experts, n, k].
     pub b: TensorDesc,
-    /// I32 [experts], on the device.
+    /// I32 `[experts]`, on the device.
     pub counts: TensorDesc,
     /// [experts, capacity, n] (swiglu: n / 2 columns); rows past the count are zero.
     pub d: TensorDesc,

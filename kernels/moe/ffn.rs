@@ -20,7 +20,7 @@ pub struct MoeFfn {
     pub x: TensorDesc,
     /// [tokens, experts].
     pub logits: TensorDesc,
-    /// F32 [experts].
+    /// F32 `[experts]`.
     pub bias: Option<TensorDesc>,
     /// [experts, 2 · inter, hidden].
     pub w_gate_up: TensorDesc,

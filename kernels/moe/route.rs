@@ -16,7 +16,7 @@ use super::{Routing, bytes, check_output, dims, expect, float_operand, output, p
 pub struct MoeRoute {
     /// [tokens, experts].
     pub logits: TensorDesc,
-    /// F32 [experts]; added to the scores for the choice only.
+    /// F32 `[experts]`; added to the scores for the choice only.
     pub bias: Option<TensorDesc>,
     /// I32 [tokens, topk], best first.
     pub topk_ids: TensorDesc,

@@ -12,14 +12,14 @@ pub enum Expr {
     Const(i64),
     /// Extent of an operand's axis.
     Extent {
-        /// Index into [`Plan::operands`].
+        /// Index into [`Plan::operands`](crate::plan::Plan::operands).
         operand: usize,
         /// Axis, outermost 0.
         axis: usize,
     },
     /// Stride in elements of an operand's axis.
     Stride {
-        /// Index into [`Plan::operands`].
+        /// Index into [`Plan::operands`](crate::plan::Plan::operands).
         operand: usize,
         /// Axis, outermost 0.
         axis: usize,

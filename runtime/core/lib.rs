@@ -6,8 +6,8 @@
 //! carries kernel sources in several languages, and knows no vendor. The two never meet; the runtime (crate `ropeway`)
 //! brings them together, and the conformance suite judges every pair against the same reference.
 //!
-//! Nothing here is unsafe code; two functions are declared `unsafe` for backends to define:
-//! [`device::Queue::launch`] and [`device::Device::import`].
+//! Nothing here is unsafe code; three functions are declared `unsafe` for backends to define:
+//! [`device::Queue::launch`] and the imports of [`device::Device`].
 #![deny(unsafe_code)]
 
 pub mod device;

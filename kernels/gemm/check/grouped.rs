@@ -71,7 +71,7 @@ impl GroupedGemmBuilder {
     /// Checks it.
     ///
     /// # Errors
-    /// As [`GemmBuilder::build`].
+    /// As [`GemmBuilder::build`](crate::gemm::GemmBuilder::build).
     pub fn build(self) -> Result<GroupedGemm> {
         expect_rank("a", &self.a, 2, "[rows, k]")?;
         let [rows, k] = last_two(&self.a, false);
@@ -154,7 +154,7 @@ impl MaskedGroupedGemmBuilder {
     /// Checks it.
     ///
     /// # Errors
-    /// As [`GemmBuilder::build`].
+    /// As [`GemmBuilder::build`](crate::gemm::GemmBuilder::build).
     pub fn build(self) -> Result<MaskedGroupedGemm> {
         expect_rank("a", &self.a, 3, "[experts, capacity, k]")?;
         let [capacity, k] = last_two(&self.a, false);

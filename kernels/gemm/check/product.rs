@@ -95,7 +95,7 @@ impl GemmBuilder {
         self
     }
 
-    /// Adds `bias` [n] to each row.
+    /// Adds `bias` `[n]` to each row.
     pub fn bias(mut self, bias: TensorDesc) -> GemmBuilder {
         self.bias = Some(bias);
         self

@@ -348,8 +348,18 @@ fn bind(
                 *view = session.prepare(op, operand.name, options, view, &*queue)?;
             }
         }
+        // The system gives memory its pages at the first write, which is no kernel's time.
+        for (operand, view) in op.operands().iter().zip(&bound.operands) {
+            if operand.output {
+                session.queue().fill(&view.bytes(), 0)?;
+            }
+        }
+        if let Some(workspace) = &bound.workspace {
+            session.queue().fill(workspace, 0)?;
+        }
         plans.push(bound);
     }
+    session.queue().synchronize(None)?;
     Ok(plans)
 }
 

@@ -28,12 +28,14 @@ pub(super) fn compile(
     Ok(Arc::new(NullModule {
         shared: shared.clone(),
         source,
+        config: config.clone(),
     }))
 }
 
 struct NullModule {
     shared: Arc<Shared>,
     source: &'static Source,
+    config: Config,
 }
 
 impl Module for NullModule {
@@ -42,6 +44,7 @@ impl Module for NullModule {
             Code::Text(pieces) => pieces.iter().any(|(_, text)| defines(text, entry)),
             // A binary's entries are known to its own driver only.
             Code::Binary(_) => true,
+            Code::Binaries(_) => self.source.binary(entry, &self.config).map(|_| true)?,
             Code::Native(_) => false,
         };
         if !there {

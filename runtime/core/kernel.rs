@@ -38,10 +38,51 @@ pub enum Language {
 pub enum Code {
     /// Pieces of text, compiled as one file in this order: `(file name, text)`.
     Text(&'static [(&'static str, &'static str)]),
-    /// A compiled binary.
+    /// A compiled binary of all entries, for every configuration.
     Binary(&'static [u8]),
+    /// Compiled binaries, one for each entry and choice of dtypes (see [`Source::binary`]).
+    Binaries(&'static [Binary]),
     /// Rust functions by entry name.
     Native(&'static [(&'static str, NativeFn)]),
+}
+
+/// A compiled binary of one entry, for the configurations that say what it was compiled with. What else a configuration holds is
+/// the binary's to take at run time (Vulkan: as specialization constants).
+#[derive(Clone, Copy)]
+pub struct Binary {
+    /// The entry, by the name that plans use.
+    pub entry: &'static str,
+    /// The dtypes that are compiled in.
+    pub dtypes: &'static [(&'static str, DType)],
+    /// The constants that are compiled in.
+    pub constants: &'static [(&'static str, i64)],
+    /// The code.
+    pub code: &'static [u8],
+}
+
+impl Binary {
+    fn is_of(&self, config: &Config) -> bool {
+        self.dtypes
+            .iter()
+            .all(|(name, dtype)| config.dtype(name) == Some(*dtype))
+            && self
+                .constants
+                .iter()
+                .all(|(name, value)| config.get(name) == Some(*value))
+    }
+}
+
+impl fmt::Debug for Binary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.entry)?;
+        for (name, dtype) in self.dtypes {
+            write!(f, " {name}={dtype}")?;
+        }
+        for (name, value) in self.constants {
+            write!(f, " {name}={value}")?;
+        }
+        Ok(())
+    }
 }
 
 /// A kernel in one language.
@@ -53,6 +94,34 @@ pub struct Source {
     pub code: Code,
     /// Capabilities (see [`DeviceInfo::features`]) without which it does not compile or run.
     pub requires: &'static [&'static str],
+}
+
+impl Source {
+    /// The binary of an entry that was compiled for the dtypes of a configuration: the first that fits.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if there is no such entry, `Unsupported` if it was not compiled for these dtypes or the code is no
+    /// [`Code::Binaries`].
+    pub fn binary(&self, entry: &str, config: &Config) -> Result<&'static Binary> {
+        let Code::Binaries(binaries) = self.code else {
+            return Err(Error::unsupported(format!(
+                "{:?} that is not compiled beforehand",
+                self.language
+            )));
+        };
+        let mut entries = binaries
+            .iter()
+            .filter(|binary| binary.entry == entry)
+            .peekable();
+        if entries.peek().is_none() {
+            let mut names: Vec<_> = binaries.iter().map(|binary| binary.entry).collect();
+            names.dedup();
+            return Err(Error::invalid("entry", entry, format!("one of {names:?}")));
+        }
+        entries
+            .find(|binary| binary.is_of(config))
+            .ok_or_else(|| Error::unsupported(format!("{entry} is not compiled for {config}")))
+    }
 }
 
 /// A number that a source takes at compile time and that may be chosen for speed.
@@ -265,5 +334,56 @@ impl Hash for ModuleKey {
 impl fmt::Debug for ModuleKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} [{}]", self.kernel.name, self.config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    const fn binary(
+        entry: &'static str,
+        dtypes: &'static [(&'static str, DType)],
+        constants: &'static [(&'static str, i64)],
+        code: &'static [u8],
+    ) -> Binary {
+        Binary {
+            entry,
+            dtypes,
+            constants,
+            code,
+        }
+    }
+
+    static SOURCE: Source = Source {
+        language: Language::SpirV,
+        code: Code::Binaries(&[
+            binary("gemm", &[("A", DType::F32), ("B", DType::F16)], &[], b"1"),
+            binary("gemm", &[("A", DType::F32), ("B", DType::F32)], &[], b"2"),
+            binary("pack", &[("A", DType::F32)], &[("TRANSPOSED", 1)], b"3"),
+            binary("pack", &[("A", DType::F32)], &[], b"4"),
+        ]),
+        requires: &[],
+    };
+
+    #[test]
+    fn a_binary_is_picked_by_what_is_compiled_in() {
+        let mut config = Config::default();
+        config.set("TILE", 8);
+        config
+            .set_dtype("A", DType::F32)
+            .set_dtype("B", DType::F32)
+            .set_dtype("D", DType::F16);
+        let code = |entry, config: &Config| SOURCE.binary(entry, config).map(|found| found.code);
+        assert_eq!(code("gemm", &config), Ok(&b"2"[..]));
+        assert_eq!(code("pack", &config), Ok(&b"4"[..]));
+        config.set("TRANSPOSED", 1).set_dtype("B", DType::F16);
+        assert_eq!(code("gemm", &config), Ok(&b"1"[..]));
+        assert_eq!(code("pack", &config), Ok(&b"3"[..]));
+        config.set_dtype("A", DType::BF16);
+        let kind = |entry| code(entry, &config).expect_err("none fits").kind();
+        assert_eq!(kind("gemm"), ErrorKind::Unsupported);
+        assert_eq!(kind("other"), ErrorKind::InvalidArgument);
     }
 }

@@ -67,24 +67,24 @@ fn check(device: DeviceId, bound: &BoundPlan) -> Result<()> {
 }
 
 impl Graph for LoopGraph {
-    fn rebind(&self, plan: usize, operand: usize, view: View) -> Result<()> {
+    fn rebind(&self, plan: usize, views: &[(usize, View)]) -> Result<()> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let count = plans.len();
         let bound = plans
             .get_mut(plan)
             .ok_or_else(|| Error::invalid("plan", plan, format!("less than {count}")))?;
-        let operands = bound.operands.len();
-        let slot = bound
-            .operands
-            .get_mut(operand)
-            .ok_or_else(|| Error::invalid("operand", operand, format!("less than {operands}")))?;
-        let previous = std::mem::replace(slot, view);
-        let checked = check(self.device, bound);
-        if checked.is_err() {
-            // A refused view leaves the graph as it was.
-            bound.operands[operand] = previous;
+        // A refused view leaves the graph as it was.
+        let mut changed = bound.clone();
+        for (operand, view) in views {
+            let operands = changed.operands.len();
+            let slot = changed.operands.get_mut(*operand).ok_or_else(|| {
+                Error::invalid("operand", operand, format!("less than {operands}"))
+            })?;
+            *slot = view.clone();
         }
-        checked
+        check(self.device, &changed)?;
+        *bound = changed;
+        Ok(())
     }
 
     fn as_any(&self) -> &dyn Any {

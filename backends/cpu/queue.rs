@@ -329,11 +329,7 @@ impl Queue for CpuQueue {
                         let found = "memory of another device";
                         return Err(Error::invalid("buffer", found, "memory of the queue's device"));
                     }
-                    let begin = offset * dtype.size().unwrap_or(1);
-                    if begin.checked_add(bytes).is_none_or(|end| end > buffer.size()) {
-                        let found = format!("{bytes} bytes at {begin}");
-                        return Err(Error::invalid("buffer", found, format!("a range of {} bytes", buffer.size())));
-                    }
+                    let begin = buffer.argument_bytes(dtype, offset, bytes)?.start;
                     memory(buffer)?;
                     Owned::Buffer { buffer: buffer.clone(), begin, bytes, write }
                 }

@@ -51,18 +51,11 @@ impl NullQueue {
                 write,
             } => {
                 let number = self.memory(buffer)?.number;
-                let begin = offset.saturating_mul(dtype.size().unwrap_or(1));
-                if begin.saturating_add(bytes) > buffer.size() {
-                    return Err(Error::invalid(
-                        "buffer",
-                        format!("{bytes} bytes from {dtype} element {offset} on"),
-                        format!("a range of its {} bytes", buffer.size()),
-                    ));
-                }
+                let range = buffer.argument_bytes(dtype, offset, bytes)?;
                 RecordedArgument::Buffer {
                     place: Place {
                         buffer: number,
-                        offset: begin,
+                        offset: range.start,
                         bytes,
                     },
                     element: offset,

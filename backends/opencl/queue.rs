@@ -446,15 +446,7 @@ impl Queue for OpenClQueue {
                         ..
                     } => {
                         let memory = self.memory(buffer, &mut books)?;
-                        let begin = offset.checked_mul(dtype.size().unwrap_or(1));
-                        let end = begin.and_then(|begin| begin.checked_add(bytes));
-                        if end.is_none_or(|end| end > buffer.size()) {
-                            return Err(Error::invalid(
-                                &function.name(),
-                                format!("{bytes} bytes from {dtype} element {offset} on"),
-                                format!("a range of the buffer's {} bytes", buffer.size()),
-                            ));
-                        }
+                        buffer.argument_bytes(dtype, offset, bytes)?;
                         kernel
                             .put_buffer(index, memory.serial, &memory.mem)
                             .and_then(|()| kernel.put_long_word(index + 1, offset))

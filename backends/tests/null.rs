@@ -195,10 +195,10 @@ fn graphs_replay_rebind_and_refuse() {
         .instantiate(vec![bound.clone(), bound])
         .expect("a graph");
     graph
-        .rebind(1, 0, view(&device, 640, 0))
+        .rebind(1, &[(0, view(&device, 640, 0))])
         .expect("within the plan's maximum");
     let refused = graph
-        .rebind(1, 0, view(&device, 1001, 0))
+        .rebind(1, &[(0, view(&device, 1001, 0))])
         .expect_err("beyond the maximum");
     assert!(refused.to_string().contains('x'), "{refused}");
     calls(&device).clear();

@@ -57,7 +57,7 @@ impl Function for ForeignFunction {
 struct ForeignGraph;
 
 impl Graph for ForeignGraph {
-    fn rebind(&self, _: usize, _: usize, _: View) -> Result<()> {
+    fn rebind(&self, _: usize, _: &[(usize, View)]) -> Result<()> {
         Ok(())
     }
     fn as_any(&self) -> &dyn Any {

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use ropeway_core::DType;
 use ropeway_core::device::{Device, QueueKind};
+use ropeway_core::memory::TensorDesc;
 use ropeway_core::plan::BoundPlan;
 
 use super::probe::{self, Vector, step};
@@ -54,7 +56,7 @@ pub(super) fn replay(device: &Arc<dyn Device>) -> Outcome {
     Ok(())
 }
 
-/// Another view for an operand holds for later replays and not for those already enqueued.
+/// Another view for an operand, also one of fewer rows, holds for later replays and not for those already enqueued.
 pub(super) fn rebind(device: &Arc<dyn Device>) -> Outcome {
     let queue = device.create_queue(QueueKind::Compute)?;
     let start: Vec<u32> = (0..300).collect();
@@ -67,13 +69,18 @@ pub(super) fn rebind(device: &Arc<dyn Device>) -> Outcome {
         bound(&**device, &a, (5, 7))?,
     ])?;
     queue.replay(&*graph)?;
-    graph.rebind(1, 0, b.view.clone())?;
+    graph.rebind(1, &[(0, b.view.clone())])?;
+    queue.replay(&*graph)?;
+    let fewer = TensorDesc::contiguous(DType::I32, &[100])?;
+    graph.rebind(1, &[(0, b.view.buffer().view(fewer, b.view.offset())?)])?;
     queue.replay(&*graph)?;
     let (mut host_a, mut host_b) = (start.clone(), start);
     apply(&mut host_a, (3, 1));
     apply(&mut host_a, (5, 7));
     apply(&mut host_a, (3, 1));
     apply(&mut host_b, (5, 7));
+    apply(&mut host_a, (3, 1));
+    apply(&mut host_b[..100], (5, 7));
     ensure!(
         a.read(&*queue)? == host_a && b.read(&*queue)? == host_b,
         "after a rebind the replays ran on other views than they were given"
@@ -91,15 +98,15 @@ pub(super) fn wrong_rebind(device: &Arc<dyn Device>) -> Outcome {
     for (what, result) in [
         (
             "a view of too many rows",
-            graph.rebind(0, 0, long.view.clone()),
+            graph.rebind(0, &[(0, long.view.clone())]),
         ),
         (
             "an operand that is not there",
-            graph.rebind(0, 1, vector.view.clone()),
+            graph.rebind(0, &[(1, vector.view.clone())]),
         ),
         (
             "a plan that is not there",
-            graph.rebind(1, 0, vector.view.clone()),
+            graph.rebind(1, &[(0, vector.view.clone())]),
         ),
     ] {
         super::refused(result, what)?;

@@ -15,7 +15,7 @@
 //!
 //! # Who validates
 //!
-//! A [`View`](crate::memory::View) or [`Slice`] lies within its buffer by construction. Backends check what only they can: that
+//! A [`View`] or [`Slice`] lies within its buffer by construction. Backends check what only they can: that
 //! an object is theirs (else `InvalidArgument`), that a launch is within their limits. The number, kind and size of a launch's arguments
 //! are the caller's promise ([`Queue::launch`] is unsafe); the runtime keeps that promise for every plan.
 //! Values in device memory cannot be checked by the host: kernels skip what is out of range and set the queue's status word
@@ -45,7 +45,7 @@ use crate::dtype::DType;
 use crate::error::{Error, ErrorKind, Result};
 use crate::info::{DeviceInfo, MemoryUse};
 use crate::kernel::{Config, Source};
-use crate::memory::{Buffer, DeviceId, Slice};
+use crate::memory::{Buffer, DeviceId, Slice, View};
 use crate::plan::{BoundPlan, TensorMap};
 
 /// Why a backend has no device, and what a user can do about it.
@@ -428,12 +428,13 @@ pub trait Event: Send + Sync + Any {
 
 /// Plans that were recorded once and are submitted as one.
 pub trait Graph: Send + Sync + Any {
-    /// Puts another view in place of an operand of the plan of this number; it must satisfy the plan's rule for that operand. Holds for
-    /// later replays, not for those already enqueued.
+    /// Puts other views in place of operands (by their index) of the plan of this number; all of the plan's operands must then satisfy its
+    /// rules together, so a change of row count names every operand that has those rows. Holds for later replays, not for those already
+    /// enqueued.
     ///
     /// # Errors
-    /// `InvalidArgument` naming the operand.
-    fn rebind(&self, plan: usize, operand: usize, view: crate::memory::View) -> Result<()>;
+    /// `InvalidArgument` naming the operand; the graph is then as it was.
+    fn rebind(&self, plan: usize, views: &[(usize, View)]) -> Result<()>;
 
     /// For the backend to find its own type again.
     fn as_any(&self) -> &dyn Any;

@@ -13,6 +13,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -332,6 +333,24 @@ impl Buffer {
             offset: 0,
             len: self.size(),
         }
+    }
+
+    /// The bytes of a launch argument: `bytes` from element `offset` of `dtype` on.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if they leave the buffer.
+    pub fn argument_bytes(&self, dtype: DType, offset: u64, bytes: u64) -> Result<Range<u64>> {
+        let range = offset
+            .checked_mul(dtype.size().unwrap_or(1))
+            .and_then(|begin| Some(begin..begin.checked_add(bytes)?))
+            .filter(|range| range.end <= self.size());
+        range.ok_or_else(|| {
+            Error::invalid(
+                "buffer",
+                format!("{bytes} bytes from {dtype} element {offset} on"),
+                format!("a range of its {} bytes", self.size()),
+            )
+        })
     }
 
     /// `len` bytes from byte `offset` on.

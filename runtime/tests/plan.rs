@@ -237,7 +237,9 @@ fn a_graph_replays_and_rebinds() {
         [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]
     );
 
-    graph.rebind(0, 0, bench.views(2, 0)[0].clone()).unwrap();
+    graph
+        .rebind(0, &[(0, bench.views(2, 0)[0].clone())])
+        .unwrap();
     queue.replay(&*graph).unwrap();
     assert_eq!(
         bench.session.read(&views[1]).unwrap().to_f64(),
@@ -245,7 +247,7 @@ fn a_graph_replays_and_rebinds() {
     );
 
     let error = graph
-        .rebind(0, 0, bench.views(3, 3)[0].clone())
+        .rebind(0, &[(0, bench.views(3, 3)[0].clone())])
         .unwrap_err();
     assert!(error.to_string().contains("d:"), "d has two rows: {error}");
     queue.replay(&*graph).unwrap();
@@ -253,6 +255,15 @@ fn a_graph_replays_and_rebinds() {
         bench.session.read(&views[1]).unwrap().to_f64()[3],
         2.0,
         "a refused view changes nothing"
+    );
+
+    let [a, d] = bench.views(3, 3);
+    graph.rebind(0, &[(0, a), (1, d.clone())]).unwrap();
+    queue.replay(&*graph).unwrap();
+    assert_eq!(
+        bench.session.read(&d).unwrap().to_f64().len(),
+        9,
+        "operands that share a row count change together"
     );
 }
 

@@ -16,6 +16,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod arena;
 pub mod cases;
 pub mod compare;
 pub mod device;
@@ -24,6 +25,7 @@ pub mod generate;
 pub mod ops;
 pub mod report;
 pub mod request_file;
+mod reruns;
 pub mod saved;
 pub mod suite;
 pub mod tensor_file;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  recipe → request → parse → check_values → plan → compile → run (twice, poisoned) → judge against the f64 reference
-//!                                                            ↘ fewer rows with the same plan → judge
+//!                                                            ↘ the same plan on fewer rows, padded outputs, a part of the batch
 //! ```
 //!
 //! Nothing here knows an op: whatever `ropeway-kernels` lists is checked the same way.
@@ -14,22 +14,20 @@ use std::time::Duration;
 use ropeway_core::device::{Device, Module, Queue};
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::ModuleKey;
-use ropeway_core::memory::{Layout, TensorDesc};
 use ropeway_core::op::{Op, OpKind, Operand, PlanRequest};
-use ropeway_core::plan::{Determinism, Executable, Extent, Plan};
+use ropeway_core::plan::{Determinism, Executable, Plan};
 use ropeway_core::request::{HostTensor, Operands, Request};
 use ropeway_core::spec::{DataClass, Judgement, Recipe};
-use ropeway_core::{DType, Error, ErrorKind, Result, View};
+use ropeway_core::{Error, ErrorKind, Result};
 use serde_json::{Map, Value};
 
-use crate::compare::{self, Guarded, Round};
+use crate::arena::Arena;
+use crate::compare::{self, Round};
+use crate::reruns::Rerun;
 use crate::verdict::{Pass, Verdict};
 
 /// How long a launch may take before the device counts as hung.
-const HUNG: Duration = Duration::from_secs(120);
-
-/// Above this many operations a case is not run again with fewer rows: the reference would take too long.
-const RERUN_FLOPS: f64 = 5e7;
+pub(crate) const HUNG: Duration = Duration::from_secs(120);
 
 /// A device under test: compiles each configured kernel once.
 pub struct Subject {
@@ -272,8 +270,10 @@ pub fn check_out_of_range(
     };
     let plan = problem.op.plan(&PlanRequest::new(subject.info()))?;
     let executable = subject.executable(plan)?;
-    let arena = Arena::new(subject, queue, &problem, &executable, &Variant::default())?;
-    let views = arena.views(&problem.op.operands(), &problem.inputs)?;
+    let operands = problem.op.operands();
+    let plain = Variant::default();
+    let arena = Arena::new(subject, queue, &problem, &operands, &executable, &plain)?;
+    let views = arena.views(&operands, &problem.inputs)?;
     arena.enqueue(queue, &executable, &views, Round::First)?;
     match queue.synchronize(Some(HUNG)) {
         Err(error) if error.kind() == ErrorKind::DataOutOfRange => {}
@@ -298,8 +298,8 @@ fn run_and_judge(
         ..Pass::default()
     };
     let executable = subject.executable(plan)?;
-    let arena = Arena::new(subject, queue, problem, &executable, variant)?;
     let operands = problem.op.operands();
+    let arena = Arena::new(subject, queue, problem, &operands, &executable, variant)?;
     let views = arena.views(&operands, &problem.inputs)?;
 
     let first = arena.run(queue, &executable, &views, Round::First, findings)?;
@@ -319,12 +319,17 @@ fn run_and_judge(
     pass.notes = judgement.notes;
 
     if thorough && findings.is_empty() {
-        for symbol in 0..executable.plan().symbols.len() {
-            let cut = Cut::new(problem, &operands, executable.plan(), symbol, &views);
-            if let Some(cut) = cut {
-                cut.check(queue, problem, &executable, &arena, &first, findings)?;
-            }
-        }
+        let rerun = Rerun {
+            subject,
+            queue,
+            problem,
+            executable: &executable,
+            variant,
+            first: &first,
+        };
+        rerun.with_fewer_rows(&arena, &views, findings)?;
+        rerun.with_padded_outputs(findings)?;
+        rerun.with_part_of_the_batch(findings)?;
     }
     Ok(pass)
 }
@@ -361,7 +366,7 @@ fn compare_rounds(
     }
 }
 
-fn describe(judgement: &Judgement, findings: &mut Vec<String>) {
+pub(crate) fn describe(judgement: &Judgement, findings: &mut Vec<String>) {
     for output in judgement.outputs.iter().filter(|o| o.mismatches > 0) {
         let worst = match &output.worst {
             Some(worst) => format!(
@@ -398,438 +403,4 @@ fn host_outputs(operands: &[Operand], bytes: &BTreeMap<&'static str, Vec<u8>>) -
             Ok((operand.name.to_owned(), tensor))
         })
         .collect()
-}
-
-/// The device memory of a case, every part of it between canaries.
-struct Arena {
-    /// Stored tensors: several operands may be windows into one.
-    stored: Vec<Stored>,
-    outputs: BTreeMap<&'static str, (Operand, Guarded)>,
-    prepared: BTreeMap<&'static str, Guarded>,
-    workspace: Option<Guarded>,
-}
-
-struct Stored {
-    /// The operands that are windows into it.
-    operands: Vec<String>,
-    /// What is on the device: the stored bytes, and poison where no operand looks.
-    bytes: Vec<u8>,
-    memory: Guarded,
-}
-
-impl Arena {
-    fn new(
-        subject: &Subject,
-        queue: &dyn Queue,
-        problem: &Problem,
-        executable: &Executable,
-        variant: &Variant,
-    ) -> Result<Arena> {
-        let device = &**subject.device();
-        let plan = executable.plan();
-        // Where a plan asks for no alignment it gets none: the payload begins one element off.
-        let shift = |name: &str, dtype: DType| {
-            let rule = plan.operands.iter().find(|rule| rule.name == name);
-            dtype.size().unwrap_or(1) * rule.map_or(1, |rule| rule.offset_multiple.max(1))
-        };
-        let mut stored: Vec<Stored> = Vec::new();
-        let mut sources: Vec<&Arc<Vec<u8>>> = Vec::new();
-        for (name, tensor) in &problem.inputs {
-            match sources
-                .iter()
-                .position(|data| Arc::ptr_eq(data, &tensor.data))
-            {
-                Some(number) => stored[number].operands.push(name.clone()),
-                None => {
-                    sources.push(&tensor.data);
-                    let dtype = tensor.desc.dtype;
-                    stored.push(Stored {
-                        operands: vec![name.clone()],
-                        bytes: Vec::new(),
-                        memory: Guarded::new(
-                            device,
-                            name,
-                            tensor.data.len() as u64,
-                            shift(name, dtype),
-                            compare::poison(dtype, Round::First),
-                        )?,
-                    });
-                }
-            }
-        }
-        for (stored, data) in stored.iter_mut().zip(sources) {
-            let windows = stored.operands.iter().map(|name| &problem.inputs[name]);
-            stored.bytes = poison_gaps(data, &windows.collect::<Vec<_>>());
-            stored.memory.write(queue, &stored.bytes)?;
-        }
-        let mut outputs = BTreeMap::new();
-        for operand in problem.op.operands().into_iter().filter(|o| o.output) {
-            let (name, dtype) = (operand.name, operand.desc.dtype);
-            let memory = Guarded::new(
-                device,
-                name,
-                operand.desc.span_bytes()?,
-                shift(name, dtype),
-                compare::poison(dtype, Round::First),
-            )?;
-            outputs.insert(name, (operand, memory));
-        }
-        let workspace = match plan.workspace {
-            0 => None,
-            bytes => Some(Guarded::new(
-                device,
-                "workspace",
-                bytes,
-                0,
-                compare::workspace_poison(Round::First),
-            )?),
-        };
-        let mut arena = Arena {
-            stored,
-            outputs,
-            prepared: BTreeMap::new(),
-            workspace,
-        };
-        for &name in &variant.prepared {
-            arena.prepare(subject, queue, problem, variant, name)?;
-        }
-        Ok(arena)
-    }
-
-    /// Brings an operand into its prepared form.
-    fn prepare(
-        &mut self,
-        subject: &Subject,
-        queue: &dyn Queue,
-        problem: &Problem,
-        variant: &Variant,
-        name: &'static str,
-    ) -> Result<()> {
-        let request = PlanRequest {
-            kernel: variant.kernel,
-            ..PlanRequest::new(subject.info())
-        };
-        let executable = subject.executable(problem.op.prepare(name, &request)?)?;
-        let plan = executable.plan();
-        let rule = plan
-            .operands
-            .last()
-            .ok_or_else(|| Error::invalid(name, "a prepare plan without operands", "two"))?;
-        let desc = match rule.shape[..] {
-            [Extent::Exactly(bytes)] => TensorDesc::contiguous(DType::U8, &[bytes])?,
-            _ => return Err(Error::invalid(name, format!("{rule:?}"), "a U8 vector")),
-        };
-        let workspace = match plan.workspace {
-            0 => None,
-            bytes => Some(subject.device().alloc(bytes)?.all()),
-        };
-        let memory = Guarded::new(
-            &**subject.device(),
-            name,
-            desc.span_bytes()?,
-            0,
-            compare::workspace_poison(Round::First),
-        )?;
-        let unwritten =
-            compare::repeated(compare::workspace_poison(Round::First), desc.span_bytes()?);
-        memory.write(queue, &unwritten)?;
-        let tensor = &problem.inputs[name];
-        let views = [
-            self.stored_of(name)?
-                .memory
-                .view(tensor.desc, tensor.offset)?,
-            memory.view(desc, 0)?,
-        ];
-        executable.enqueue(queue, &views, workspace.as_ref())?;
-        queue.synchronize(Some(HUNG))?;
-        self.prepared.insert(name, memory);
-        Ok(())
-    }
-
-    fn stored_of(&self, operand: &str) -> Result<&Stored> {
-        self.stored
-            .iter()
-            .find(|stored| stored.operands.iter().any(|name| name == operand))
-            .ok_or_else(|| Error::invalid(operand, "nothing", "an input of the request"))
-    }
-
-    /// The views to bind, in the op's order.
-    fn views(&self, operands: &[Operand], inputs: &Operands) -> Result<Vec<View>> {
-        operands
-            .iter()
-            .map(|operand| {
-                if operand.output {
-                    return self.outputs[operand.name].1.view(operand.desc, 0);
-                }
-                if let Some(memory) = self.prepared.get(operand.name) {
-                    let bytes = memory.slice()?.len();
-                    return memory.view(TensorDesc::contiguous(DType::U8, &[bytes])?, 0);
-                }
-                let stored = self.stored_of(operand.name)?;
-                stored
-                    .memory
-                    .view(operand.desc, inputs[operand.name].offset)
-            })
-            .collect()
-    }
-
-    /// Poisons what the plan shall write, runs it, and looks at everything around the results.
-    fn run(
-        &self,
-        queue: &dyn Queue,
-        executable: &Executable,
-        views: &[View],
-        round: Round,
-        findings: &mut Vec<String>,
-    ) -> Result<BTreeMap<&'static str, Vec<u8>>> {
-        self.enqueue(queue, executable, views, round)?;
-        queue.synchronize(Some(HUNG))?;
-        self.inspect(queue, findings)
-    }
-
-    /// Poisons what the plan shall write, and enqueues it.
-    fn enqueue(
-        &self,
-        queue: &dyn Queue,
-        executable: &Executable,
-        views: &[View],
-        round: Round,
-    ) -> Result<()> {
-        for (operand, memory) in self.outputs.values() {
-            let pattern = compare::poison(operand.desc.dtype, round);
-            let bytes = operand.desc.span_bytes()?;
-            memory.write(queue, &compare::repeated(pattern, bytes))?;
-        }
-        let workspace = match &self.workspace {
-            Some(memory) => {
-                let slice = memory.slice()?;
-                let pattern = compare::workspace_poison(round);
-                memory.write(queue, &compare::repeated(pattern, slice.len()))?;
-                Some(slice)
-            }
-            None => None,
-        };
-        executable.enqueue(queue, views, workspace.as_ref())
-    }
-
-    /// Reads the outputs, and looks at canaries and inputs.
-    fn inspect(
-        &self,
-        queue: &dyn Queue,
-        findings: &mut Vec<String>,
-    ) -> Result<BTreeMap<&'static str, Vec<u8>>> {
-        for stored in &self.stored {
-            stored
-                .memory
-                .expect_unchanged(queue, &stored.bytes, findings)?;
-        }
-        for memory in self.workspace.iter().chain(self.prepared.values()) {
-            memory.read(queue, findings)?;
-        }
-        self.outputs
-            .iter()
-            .map(|(&name, (_, memory))| Ok((name, memory.read(queue, findings)?)))
-            .collect()
-    }
-}
-
-/// The stored bytes with poison in every element that no window covers, so that reading a padding shows.
-fn poison_gaps(data: &[u8], windows: &[&HostTensor]) -> Vec<u8> {
-    let mut bytes = data.to_vec();
-    let dtype = windows[0].desc.dtype;
-    let size = dtype.size().unwrap_or(1) as usize;
-    let whole = |tensor: &&HostTensor| {
-        tensor.offset == 0
-            && tensor.desc.layout.is_contiguous()
-            && tensor.desc.layout.elements() as usize * size == data.len()
-    };
-    if windows.iter().any(whole) {
-        return bytes;
-    }
-    let windows = windows
-        .iter()
-        .map(|tensor| (&tensor.desc.layout, tensor.offset));
-    let covered = covered(data.len() / size, windows);
-    let poison = compare::poison(dtype, Round::Second);
-    for (element, _) in bytes
-        .chunks_exact_mut(size)
-        .zip(covered)
-        .filter(|(_, covered)| !covered)
-    {
-        element.copy_from_slice(poison);
-    }
-    bytes
-}
-
-/// For each of `elements`, whether some window reaches it.
-fn covered<'a>(elements: usize, windows: impl Iterator<Item = (&'a Layout, u64)>) -> Vec<bool> {
-    let mut covered = vec![false; elements];
-    for (layout, offset) in windows {
-        for index in layout.indices() {
-            covered[(offset + layout.offset_of(&index)) as usize] = true;
-        }
-    }
-    covered
-}
-
-/// The same plan with fewer rows: half of what one symbol measures, the last ones, so that a causal mask stays aligned.
-struct Cut {
-    inputs: Operands,
-    op: Box<dyn Op>,
-    views: Vec<View>,
-    /// Where the rows that remain lie in each output.
-    windows: BTreeMap<&'static str, (TensorDesc, u64)>,
-    /// Whether the rows that remain are those of the full run.
-    same_rows: bool,
-    /// For messages.
-    what: String,
-}
-
-impl Cut {
-    /// `None` where the problem has too few rows, or is no sound problem without the others (offsets would point past the end).
-    fn new(
-        problem: &Problem,
-        operands: &[Operand],
-        plan: &Plan,
-        symbol: usize,
-        views: &[View],
-    ) -> Option<Cut> {
-        let varies = |operand: usize| {
-            plan.operands[operand]
-                .shape
-                .iter()
-                .enumerate()
-                .find_map(|(axis, extent)| match *extent {
-                    Extent::Varies {
-                        symbol: s,
-                        times,
-                        plus,
-                    } if s == symbol => Some((axis, times, plus)),
-                    _ => None,
-                })
-        };
-        let rows = (0..operands.len()).find_map(|operand| {
-            let (axis, times, plus) = varies(operand)?;
-            Some((operands[operand].desc.shape()[axis] - plus) / times)
-        })?;
-        let kept = rows / 2;
-        if kept == 0 || problem.op.cost().flops > RERUN_FLOPS {
-            return None;
-        }
-        let mut inputs = problem.inputs.clone();
-        let mut cut_views = views.to_vec();
-        let mut windows = BTreeMap::new();
-        let mut same_rows = true;
-        for (number, operand) in operands.iter().enumerate() {
-            let mut desc = operand.desc;
-            let mut skipped = 0;
-            match varies(number) {
-                Some((axis, times, plus)) => {
-                    let mut shape = desc.shape().to_vec();
-                    skipped = (rows - kept) * times * desc.layout.strides()[axis];
-                    shape[axis] = kept * times + plus;
-                    desc.layout = Layout::strided(&shape, desc.layout.strides()).ok()?;
-                    if desc.layout.elements() == 0 {
-                        skipped = 0;
-                    }
-                    let is_index = !operand.output && desc.dtype == DType::I32;
-                    same_rows &= plus == 0 && !(is_index && times != 1);
-                }
-                None => same_rows &= !operand.output && desc.dtype != DType::I32,
-            }
-            let multiple = plan.operands[number].offset_multiple.max(1);
-            let offset = views[number].offset() + skipped;
-            if !offset.is_multiple_of(multiple) {
-                return None;
-            }
-            let view = views[number].buffer().view(desc, offset).ok()?;
-            if operand.output {
-                windows.insert(operand.name, (desc, skipped));
-            } else if plan.operands[number].form == ropeway_core::plan::Form::Plain {
-                let tensor = &problem.inputs[operand.name];
-                let tensor = tensor.view(desc.layout, tensor.offset + skipped).ok()?;
-                inputs.insert(operand.name.to_owned(), tensor);
-            } else {
-                continue;
-            }
-            cut_views[number] = view;
-        }
-        let signature = ropeway_core::op::Signature {
-            tensors: inputs
-                .iter()
-                .map(|(name, tensor)| (name.clone(), tensor.desc))
-                .collect(),
-            attrs: problem.attrs.clone(),
-        };
-        let op = problem.kind.parse(&signature).ok()?;
-        problem.kind.check_values(&*op, &inputs).ok()?;
-        let fits = op.operands().iter().all(|operand| {
-            !operand.output
-                || windows
-                    .get(operand.name)
-                    .is_some_and(|(desc, _)| desc.shape() == operand.desc.shape())
-        });
-        fits.then(|| Cut {
-            inputs,
-            op,
-            views: cut_views,
-            windows,
-            same_rows,
-            what: format!(
-                "with {} = {kept} of {rows} on the same plan",
-                plan.symbols[symbol].name
-            ),
-        })
-    }
-
-    fn check(
-        &self,
-        queue: &dyn Queue,
-        problem: &Problem,
-        executable: &Executable,
-        arena: &Arena,
-        full: &BTreeMap<&'static str, Vec<u8>>,
-        findings: &mut Vec<String>,
-    ) -> Result<()> {
-        let mut found = Vec::new();
-        let bytes = arena.run(queue, executable, &self.views, Round::First, &mut found)?;
-        let mut outputs = Operands::new();
-        for (&name, (desc, offset)) in &self.windows {
-            let window = |bytes: &[u8]| {
-                let elements = bytes.len() as u64 / desc.dtype.size().unwrap_or(1);
-                HostTensor::new(desc.dtype, &[elements], bytes.to_vec())?.view(desc.layout, *offset)
-            };
-            let output = window(&bytes[name])?;
-            let poison = compare::poison(desc.dtype, Round::First);
-            let touched = bytes[name]
-                .chunks_exact(poison.len())
-                .zip(covered(
-                    bytes[name].len() / poison.len(),
-                    [(&desc.layout, *offset)].into_iter(),
-                ))
-                .position(|(element, inside)| !inside && element != poison);
-            if let Some(at) = touched {
-                found.push(format!(
-                    "{name}: element {at}, outside the rows that were bound, was written"
-                ));
-            }
-            if executable.plan().determinism == Determinism::BatchInvariant
-                && self.same_rows
-                && output.to_bytes() != window(&full[name])?.to_bytes()
-            {
-                found.push(format!(
-                    "{name}: rows differ from those of the full batch in a plan that declares BatchInvariant"
-                ));
-            }
-            outputs.insert(name.to_owned(), output);
-        }
-        let judgement =
-            problem
-                .kind
-                .spec()
-                .judge(&*self.op, &self.inputs, &outputs, problem.data)?;
-        describe(&judgement, &mut found);
-        findings.extend(found.into_iter().map(|f| format!("{}: {f}", self.what)));
-        Ok(())
-    }
 }

@@ -114,6 +114,40 @@ fn elements_that_nobody_wrote_fail_in_floats_and_integers() {
 }
 
 #[test]
+fn a_write_into_the_gap_between_output_rows_fails() {
+    let finding = finding(Damage::SeventhElementIfPadded, &random());
+    assert!(
+        finding.contains("with gaps between the rows of the outputs: d: element 6, outside"),
+        "{finding}"
+    );
+}
+
+#[test]
+fn a_row_that_depends_on_its_batch_fails_where_the_plan_promises_otherwise() {
+    let tokens = Recipe::new("attention_varlen", "detector", DataClass::Random, 7)
+        .tensor("q", DType::F32, &[9, 2, 8], Fill::Uniform { scale: 1.0 })
+        .tensor("k", DType::F32, &[9, 2, 8], Fill::Uniform { scale: 1.0 })
+        .tensor("v", DType::F32, &[9, 2, 8], Fill::Uniform { scale: 1.0 })
+        .tensor(
+            "cu_q",
+            DType::I32,
+            &[4],
+            Fill::Values(vec![0.0, 3.0, 5.0, 9.0]),
+        )
+        .tensor(
+            "cu_kv",
+            DType::I32,
+            &[4],
+            Fill::Values(vec![0.0, 3.0, 5.0, 9.0]),
+        );
+    let finding = finding(Damage::FirstElementIfShorter, &tokens);
+    assert!(
+        finding.contains("with a part of the batch: o: rows differ from those of the full batch"),
+        "{finding}"
+    );
+}
+
+#[test]
 fn padding_between_the_rows_of_a_view_is_poisoned_and_harmless() {
     let recipe = Recipe::new("gemm", "padded", DataClass::Random, 3)
         .tensor("store", DType::F32, &[60], Fill::Uniform { scale: 1.0 })

@@ -460,6 +460,15 @@ fn ratio(dtype: DType, expected: f64, bound: f64, found: f64) -> f64 {
     }
 }
 
+/// A part of a batch, as a problem of its own with the same attributes.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Its inputs.
+    pub inputs: Operands,
+    /// For each output, the row (along its outermost axis) of the whole problem's output at which the part's output begins.
+    pub first_rows: Vec<(&'static str, u64)>,
+}
+
 /// The mathematics of an op.
 pub trait OpSpec: Send + Sync {
     /// The answer in f64 over the inputs as they are stored, with a bound for each element.
@@ -488,6 +497,16 @@ pub trait OpSpec: Send + Sync {
             judgement.outputs.push(compare(&expected, found));
         }
         Ok(judgement)
+    }
+
+    /// A part of the batch whose results must be those of the whole to the last bit, in plans that declare
+    /// [`BatchInvariant`](crate::plan::Determinism::BatchInvariant). Only for ops in which it is not enough to cut the operands' rows,
+    /// since offsets among them point at others.
+    ///
+    /// # Errors
+    /// As [`OpSpec::reference`].
+    fn part(&self, _op: &dyn Op, _inputs: &Operands) -> Result<Option<Part>> {
+        Ok(None)
     }
 
     /// The cases of the gate: tiny, odd, prime, tall, wide, large, exact, adversarial, zero sizes, NaN and infinity.

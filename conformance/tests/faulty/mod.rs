@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::ffi::c_void;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ropeway_core::device::{
@@ -76,6 +76,10 @@ pub enum Damage {
     SecondRun,
     /// The first element of each written operand becomes NaN.
     Nan,
+    /// The seventh element of each written operand that reaches further than in the first launch.
+    SeventhElementIfPadded,
+    /// The last bit of the first element of each written operand that reaches less far than in the first launch.
+    FirstElementIfShorter,
     /// Nothing is launched at all.
     NoLaunch,
 }
@@ -136,6 +140,7 @@ impl Device for FaultyDevice {
                 inner,
                 damage,
                 launches: AtomicUsize::new(0),
+                first_bytes: AtomicU64::new(0),
             }),
         })
     }
@@ -175,6 +180,8 @@ struct FaultyQueue {
     inner: Arc<dyn Queue>,
     damage: Damage,
     launches: AtomicUsize,
+    /// Bytes of the operand that the first launch wrote.
+    first_bytes: AtomicU64,
 }
 
 impl FaultyQueue {
@@ -193,11 +200,19 @@ impl FaultyQueue {
         if bytes == 0 {
             return Ok(());
         }
+        if write && launch == 0 {
+            self.first_bytes.store(bytes, Ordering::Relaxed);
+        }
+        let first = self.first_bytes.load(Ordering::Relaxed);
         let hit = match self.damage {
             Damage::PastTheEnd if write => Some((begin + bytes, 1, 0x11)),
             Damage::BeforeTheBegin if write => Some((begin - 1, 1, 0x11)),
             Damage::Input if !write => Some((begin, 1, 0x11)),
             Damage::SecondRun if write && launch > 0 => Some((begin, 1, 0x11)),
+            Damage::SeventhElementIfPadded if write && bytes > first => {
+                Some((begin + 6 * dtype.size().unwrap_or(1), 1, 0x11))
+            }
+            Damage::FirstElementIfShorter if write && bytes < first => Some((begin, 1, 0x11)),
             Damage::Nan if write => Some((begin, 4, 0xff)),
             _ => None,
         };

@@ -16,12 +16,13 @@ use std::ops::Range;
 use proptest::strategy::BoxedStrategy;
 use ropeway_core::memory::TensorDesc;
 use ropeway_core::op::Op;
-use ropeway_core::request::Operands;
-use ropeway_core::spec::{DataClass, Expected, OpSpec, Recipe};
+use ropeway_core::request::{HostTensor, Operands};
+use ropeway_core::spec::{DataClass, Expected, Judgement, OpSpec, Part, Recipe};
 use ropeway_core::{DType, Error, Layout, Result};
 
 use super::{Attention, PagedAttention, Softmax, VarlenAttention, described};
 
+mod naive;
 #[cfg(test)]
 mod tests;
 
@@ -596,12 +597,77 @@ fn attention_paged(
     Ok(outputs.finish())
 }
 
+/// The rows of a tensor from `first` to the end.
+fn rows_from(inputs: &Operands, name: &str, first: u64) -> Result<HostTensor> {
+    let tensor = inputs
+        .get(name)
+        .ok_or_else(|| Error::invalid(name, "nothing", "a tensor"))?;
+    let (mut shape, strides) = (tensor.shape().to_vec(), tensor.desc.layout.strides());
+    shape[0] -= first;
+    // A window of no elements begins where the whole does.
+    let skipped = if shape.contains(&0) {
+        0
+    } else {
+        first * strides[0]
+    };
+    tensor.view(Layout::strided(&shape, strides)?, tensor.offset + skipped)
+}
+
+/// Cumulative lengths of the sequences from `first` on, counted from there.
+fn lengths_from(inputs: &Operands, name: &str, first: u64) -> Result<(u64, HostTensor)> {
+    let lengths = rows_from(inputs, name, first)?.to_i32()?;
+    let counted: Vec<i32> = lengths.iter().map(|length| length - lengths[0]).collect();
+    let begin =
+        u64::try_from(lengths[0]).map_err(|_| Error::invalid(name, lengths[0], "0 or more"))?;
+    Ok((
+        begin,
+        HostTensor::from_i32(&[counted.len() as u64], &counted)?,
+    ))
+}
+
+/// The last half of the sequences: the tensors in `per_token` begin at their first query, those in `per_sequence` at the first sequence.
+fn last_sequences(inputs: &Operands, batch: u64, per_sequence: &[&str]) -> Result<Option<Part>> {
+    let first = batch / 2;
+    if first == 0 {
+        return Ok(None);
+    }
+    let mut part = inputs.clone();
+    let (begin, cu_q) = lengths_from(inputs, "cu_q", first)?;
+    part.insert("cu_q".into(), cu_q);
+    part.insert("q".into(), rows_from(inputs, "q", begin)?);
+    if inputs.contains_key("cu_kv") {
+        let (begin, cu_kv) = lengths_from(inputs, "cu_kv", first)?;
+        part.insert("cu_kv".into(), cu_kv);
+        for name in ["k", "v"] {
+            part.insert(name.into(), rows_from(inputs, name, begin)?);
+        }
+    }
+    for name in per_sequence {
+        part.insert((*name).into(), rows_from(inputs, name, first)?);
+    }
+    Ok(Some(Part {
+        inputs: part,
+        first_rows: vec![("o", begin), ("lse", begin)],
+    }))
+}
+
 /// The mathematics of `attention`.
 pub(super) struct AttentionSpec;
 
 impl OpSpec for AttentionSpec {
     fn reference(&self, op: &dyn Op, inputs: &Operands, data: DataClass) -> Result<Vec<Expected>> {
         attention(described(op)?, inputs, data, &attend)
+    }
+
+    fn judge(
+        &self,
+        op: &dyn Op,
+        inputs: &Operands,
+        outputs: &Operands,
+        data: DataClass,
+    ) -> Result<Judgement> {
+        let op = described(op)?;
+        naive::judge(|attend| attention(op, inputs, data, attend), outputs)
     }
 
     fn fixed_cases(&self) -> Vec<Recipe> {
@@ -621,6 +687,22 @@ impl OpSpec for VarlenAttentionSpec {
         attention_varlen(described(op)?, inputs, data, &attend)
     }
 
+    fn judge(
+        &self,
+        op: &dyn Op,
+        inputs: &Operands,
+        outputs: &Operands,
+        data: DataClass,
+    ) -> Result<Judgement> {
+        let op = described(op)?;
+        naive::judge(|attend| attention_varlen(op, inputs, data, attend), outputs)
+    }
+
+    fn part(&self, op: &dyn Op, inputs: &Operands) -> Result<Option<Part>> {
+        let op: &VarlenAttention = described(op)?;
+        last_sequences(inputs, op.batch(), &[])
+    }
+
     fn fixed_cases(&self) -> Vec<Recipe> {
         super::cases::attention_varlen()
     }
@@ -636,6 +718,22 @@ pub(super) struct PagedAttentionSpec;
 impl OpSpec for PagedAttentionSpec {
     fn reference(&self, op: &dyn Op, inputs: &Operands, data: DataClass) -> Result<Vec<Expected>> {
         attention_paged(described(op)?, inputs, data, &attend)
+    }
+
+    fn judge(
+        &self,
+        op: &dyn Op,
+        inputs: &Operands,
+        outputs: &Operands,
+        data: DataClass,
+    ) -> Result<Judgement> {
+        let op = described(op)?;
+        naive::judge(|attend| attention_paged(op, inputs, data, attend), outputs)
+    }
+
+    fn part(&self, op: &dyn Op, inputs: &Operands) -> Result<Option<Part>> {
+        let op: &PagedAttention = described(op)?;
+        last_sequences(inputs, op.batch(), &["block_table", "kv_lens"])
     }
 
     fn fixed_cases(&self) -> Vec<Recipe> {

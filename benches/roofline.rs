@@ -132,8 +132,8 @@ impl Roofline {
         let stream = vector(shape.elements())?;
         let allocate = || device.alloc(stream.span_bytes()?)?.view(stream, 0);
         let (from, to) = (allocate()?, allocate()?);
-        // Touched, so that the pages are there.
-        session.queue().fill(&from.bytes(), 0)?;
+        // Touched, so that the pages are there; not with zeros, which some memory controllers store without writing them.
+        session.queue().fill(&from.bytes(), 0x3f)?;
         session.queue().fill(&to.bytes(), 0)?;
 
         let share = Arg::U64(shape.share().into());

@@ -468,6 +468,16 @@ pub(super) fn expert_scatter() -> Vec<Recipe> {
         scatter("all_nowhere_f32", F32, [6, 16], [2, 5], nowhere()),
         scatter("no_experts_f32", F32, [6, 16], [2, 0], nowhere()),
         scatter("one_token_f32", F32, [1, 2048], [8, 64], integers(0, 63)),
+        // More than a MiB of rows, which kernels may store past the caches: whole vectors, and not.
+        scatter("large_rows_f32", F32, [40, 2864], [3, 6], integers(-1, 5)),
+        scatter("large_rows_f16", F16, [72, 2864], [3, 6], integers(-1, 5)),
+        scatter(
+            "large_odd_rows_bf16",
+            BF16,
+            [72, 2861],
+            [3, 6],
+            integers(-1, 5),
+        ),
         scatter("one_element_f16", F16, [70, 1], [2, 4], integers(0, 3)),
         nan,
         padded(

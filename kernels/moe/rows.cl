@@ -25,8 +25,9 @@
 //   PERMUTE_TILE      ids of a tile
 //   ROW_GROUP         work-items that share a block of columns
 //   ROW_VECTOR        elements a work-item moves at once: 4, 8 or 16
-//   ROW_UNROLL        vectors of y that a work-item sums at once
+//   ROW_UNROLL        vectors that a work-item moves or sums at once
 //   ROW_BLOCK         columns of a block
+//   STREAM_KIB        KiB of rows from which on they are stored past the caches; 0: never
 //
 // Measured: README.md.
 
@@ -56,6 +57,9 @@
 #endif
 #ifndef ROW_BLOCK
 #define ROW_BLOCK 2048
+#endif
+#ifndef STREAM_KIB
+#define STREAM_KIB 0
 #endif
 
 #define STATUS_BAD_EXPERT 1u
@@ -129,6 +133,31 @@ inline void y_store_vector(vector_t v, __global x_t* y)
   const vector_bits_t rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
   JOIN(vstore, ROW_VECTOR)(JOIN(convert_ushort, ROW_VECTOR)(select(rounded, u >> 16 | 0x40u, isnan(v))), 0, y);
 #endif
+}
+
+// Whether `elements` that are stored once should pass the caches by: an ordinary store first reads the line that it then
+// overwrites whole. Not if they are few, since the next kernel may find those in a cache, nor if they lie across vectors. A compiler
+// that knows no such stores makes ordinary ones.
+inline bool streams(ulong elements, __global const x_t* to, ulong row_stride)
+{
+#if STREAM_KIB > 0
+  return elements * sizeof(x_t) >= (ulong)STREAM_KIB * 1024 && (ulong)to % sizeof(x_vector_t) == 0 && row_stride % ROW_VECTOR == 0;
+#else
+  return false;
+#endif
+}
+
+inline void row_store(x_vector_t v, __global x_t* to, bool stream)
+{
+#if STREAM_KIB > 0 && defined(__has_builtin)
+#if __has_builtin(__builtin_nontemporal_store)
+  if (stream) {
+    __builtin_nontemporal_store(v, (__global x_vector_t*)to);
+    return;
+  }
+#endif
+#endif
+  JOIN(vstore, ROW_VECTOR)(v, 0, to);
 }
 
 inline int expert_of(__global const int* topk_ids, ulong i, uint topk, uint experts, ulong token_stride,
@@ -300,35 +329,56 @@ void expert_place(__global const int* topk_ids, ulong topk_ids_offset, __global 
 }
 
 // Work-group (block, token) copies ROW_BLOCK columns of x[token] to the token's rows, and zeroes those of its share
-// of the rows that no id took.
+// of the rows that no id took. A few vectors of the token go to all its rows before the next few are read: as many
+// streams of stores as there are slots.
 __kernel __attribute__((reqd_work_group_size(ROW_GROUP, 1, 1)))
 void expert_copy_rows(__global const x_t* x, ulong x_offset, __global const int* inverse, ulong inverse_offset,
                       __global const int* expert_offsets, ulong expert_offsets_offset, __global x_t* rows,
                       ulong rows_offset, uint tokens, uint topk, uint experts, uint hidden, ulong token_stride,
                       ulong column_stride, ulong row_stride)
 {
-  const uint token = get_group_id(1), lid = get_local_id(0);
+  const uint token = get_group_id(1), lid = get_local_id(0), step = ROW_VECTOR * ROW_UNROLL;
   const uint begin = get_group_id(0) * ROW_BLOCK, end = min(begin + ROW_BLOCK, hidden);
   const uint whole = begin + (end - begin) / ROW_VECTOR * ROW_VECTOR;
   x += x_offset + token * token_stride;
   rows += rows_offset;
   inverse += inverse_offset + (ulong)token * topk;
-  for (uint slot = 0; slot < topk; slot++) {
-    const int row = inverse[slot];
-    if (row < 0) continue;
-    __global x_t* to = rows + row * row_stride;
-    if (column_stride == 1) {
-      for (uint j = begin + lid * ROW_VECTOR; j < whole; j += ROW_GROUP * ROW_VECTOR)
-        JOIN(vstore, ROW_VECTOR)(JOIN(vload, ROW_VECTOR)(0, x + j), 0, to + j);
-      for (uint j = whole + lid; j < end; j += ROW_GROUP) to[j] = x[j];
-    } else {
-      for (uint j = begin + lid; j < end; j += ROW_GROUP) to[j] = x[j * column_stride];
+  const bool stream = streams((ulong)tokens * topk * hidden, rows, row_stride);
+  uint tail = begin;
+  if (column_stride == 1) {
+    const uint unrolled = begin + (end - begin) / step * step;
+    for (uint j = begin + lid * step; j < unrolled; j += ROW_GROUP * step) {
+      x_vector_t v[ROW_UNROLL];
+#pragma unroll
+      for (uint u = 0; u < ROW_UNROLL; u++) v[u] = JOIN(vload, ROW_VECTOR)(0, x + j + u * ROW_VECTOR);
+      for (uint slot = 0; slot < topk; slot++) {
+        const int row = inverse[slot];
+        if (row < 0) continue;
+        __global x_t* to = rows + row * row_stride + j;
+#pragma unroll
+        for (uint u = 0; u < ROW_UNROLL; u++) row_store(v[u], to + u * ROW_VECTOR, stream);
+      }
+    }
+    for (uint j = unrolled + lid * ROW_VECTOR; j < whole; j += ROW_GROUP * ROW_VECTOR) {
+      const x_vector_t v = JOIN(vload, ROW_VECTOR)(0, x + j);
+      for (uint slot = 0; slot < topk; slot++) {
+        const int row = inverse[slot];
+        if (row >= 0) row_store(v, rows + row * row_stride + j, stream);
+      }
+    }
+    tail = whole;
+  }
+  for (uint j = tail + lid; j < end; j += ROW_GROUP) {
+    const x_t v = x[j * column_stride];
+    for (uint slot = 0; slot < topk; slot++) {
+      const int row = inverse[slot];
+      if (row >= 0) rows[row * row_stride + j] = v;
     }
   }
   const uint used = expert_offsets[expert_offsets_offset + experts];
   for (uint row = max(token * topk, used); row < (token + 1) * topk; row++) {
     __global x_t* to = rows + row * row_stride;
-    for (uint j = begin + lid * ROW_VECTOR; j < whole; j += ROW_GROUP * ROW_VECTOR) JOIN(vstore, ROW_VECTOR)((x_vector_t)(0), 0, to + j);
+    for (uint j = begin + lid * ROW_VECTOR; j < whole; j += ROW_GROUP * ROW_VECTOR) row_store((x_vector_t)(0), to + j, stream);
     for (uint j = whole + lid; j < end; j += ROW_GROUP) to[j] = 0;
   }
 }

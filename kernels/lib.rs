@@ -6,6 +6,9 @@
 pub mod attention;
 pub mod gemm;
 pub mod moe;
+mod operand;
+#[cfg(all(test, feature = "spec"))]
+mod signatures;
 
 use ropeway_core::op::OpKind;
 

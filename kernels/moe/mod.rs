@@ -5,6 +5,8 @@ use ropeway_core::op::{OpKind, Operand};
 use ropeway_core::request::{AttrReader, HostTensor, Operands};
 use ropeway_core::{DType, Error, Result};
 
+use crate::operand::{check_output, dims, expect, output};
+
 #[cfg(feature = "spec")]
 mod cases;
 mod ffn;
@@ -113,41 +115,6 @@ impl Routing {
 
 fn present(name: &'static str, desc: Option<TensorDesc>, output: bool) -> Option<Operand> {
     desc.map(|desc| Operand { name, desc, output })
-}
-
-/// The extents of an operand of `N` dimensions.
-fn dims<const N: usize>(name: &str, desc: &TensorDesc, axes: &str) -> Result<[u64; N]> {
-    let shape = || format!("shape {:?}", desc.shape());
-    desc.shape()
-        .try_into()
-        .map_err(|_| Error::invalid(name, shape(), axes))
-}
-
-/// Checks dtype, shape and that the size in bytes fits 64 bits.
-fn expect(name: &str, desc: &TensorDesc, dtype: DType, shape: &[u64]) -> Result<()> {
-    if desc.dtype != dtype {
-        return Err(Error::invalid(name, desc.dtype, dtype));
-    }
-    if desc.shape() != shape {
-        let found = format!("shape {:?}", desc.shape());
-        return Err(Error::invalid(name, found, format!("{shape:?}")));
-    }
-    desc.span_bytes().map(drop).map_err(|e| e.within(name))
-}
-
-/// As [`expect`], for an output: no two elements may share memory.
-fn check_output(name: &str, desc: &TensorDesc, dtype: DType, shape: &[u64]) -> Result<()> {
-    expect(name, desc, dtype, shape)?;
-    if desc.layout.is_injective() {
-        return Ok(());
-    }
-    let strides = format!("strides {:?}", desc.layout.strides());
-    let expected = "strides with which no two elements share memory";
-    Err(Error::invalid(name, strides, expected))
-}
-
-fn output(name: &str, dtype: DType, shape: &[u64]) -> Result<TensorDesc> {
-    TensorDesc::contiguous(dtype, shape).map_err(|e| e.within(name))
 }
 
 /// Checks that an operand is of a float dtype. The answer is what keeps a sound problem from running, if anything does.

@@ -13,6 +13,7 @@ use ropeway_core::{ErrorKind, Layout};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::signatures::{Tensors, parse, refused, signature, with};
 use DType::{BF16, F8E4M3, F16, F32, I8, I32};
 use ErrorKind::{InvalidArgument, Unsupported};
 
@@ -22,50 +23,6 @@ const KINDS: [&dyn OpKind; 4] = [
     &ExpertGatherKind,
     &MoeFfnKind,
 ];
-
-type Tensors<'a> = Vec<(&'a str, DType, &'a [u64])>;
-
-fn signature(tensors: &[(&str, DType, &[u64])], attrs: Value) -> Signature {
-    let desc = |dtype, shape| TensorDesc::contiguous(dtype, shape).expect("a small shape");
-    Signature {
-        tensors: tensors
-            .iter()
-            .map(|&(name, dtype, shape)| (name.to_owned(), desc(dtype, shape)))
-            .collect(),
-        attrs: attrs.as_object().expect("an object").clone(),
-    }
-}
-
-fn parse(
-    kind: &dyn OpKind,
-    tensors: &[(&str, DType, &[u64])],
-    attrs: Value,
-) -> Result<Box<dyn Op>> {
-    kind.parse(&signature(tensors, attrs))
-}
-
-/// The refusal is of this kind, and says all of these words.
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind, words: &[&str]) {
-    let error = result.expect_err("this must be refused");
-    assert_eq!(error.kind(), kind, "{error}");
-    for word in words {
-        assert!(
-            error.context().contains(word),
-            "{word:?} is not in: {error}"
-        );
-    }
-}
-
-/// A sound problem with some tensors put in another's place, or added.
-fn with<'a>(sound: &Tensors<'a>, others: &[(&'a str, DType, &'a [u64])]) -> Tensors<'a> {
-    let mut tensors = sound.clone();
-    for other in others {
-        tensors.retain(|tensor| tensor.0 != other.0);
-        tensors.push(*other);
-    }
-    tensors
-}
 
 fn route() -> Tensors<'static> {
     vec![("logits", BF16, &[5, 12]), ("bias", F32, &[12])]

@@ -67,6 +67,26 @@ pub enum Fill {
     },
 }
 
+/// Uniform in [-scale, scale).
+pub fn uniform(scale: f64) -> Fill {
+    Fill::Uniform { scale }
+}
+
+/// `base` with `special` at these flat positions.
+pub fn patched(base: Fill, positions: impl IntoIterator<Item = u64>, special: Special) -> Fill {
+    Fill::Patched {
+        base: Box::new(base),
+        patches: positions.into_iter().map(|at| (at, special)).collect(),
+    }
+}
+
+/// The seed of a case that is known by its name, for ever (FNV-1a).
+pub fn seed_of(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
 /// A value that JSON cannot hold as a number, or a number.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,7 +1,7 @@
 //! Problems in few words, and how they become recipes: names, fills, and tensors stored in all the ways that a view can undo.
 
 use ropeway_core::DType;
-use ropeway_core::spec::{DataClass, Fill, Recipe};
+use ropeway_core::spec::{DataClass, Fill, Recipe, seed_of};
 
 /// How an operand [batch..., rows, columns] lies in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -592,11 +592,4 @@ fn storages(operands: &[(&str, Storage)]) -> String {
         .filter(|(_, storage)| *storage != Storage::Plain)
         .map(|(name, storage)| format!("_{name}_{}", storage.word()))
         .collect()
-}
-
-/// FNV-1a: a fixed case keeps its data when others come and go.
-fn seed_of(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }

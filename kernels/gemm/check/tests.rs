@@ -10,19 +10,7 @@ use super::super::{
     Activation, Gemm, GemmKind, GroupedGemm, GroupedGemmKind, MaskedGroupedGemm,
     MaskedGroupedGemmKind,
 };
-
-fn signature(tensors: &[(&str, DType, &[u64])], attrs: Value) -> Signature {
-    Signature {
-        tensors: tensors
-            .iter()
-            .map(|&(name, dtype, shape)| {
-                let desc = TensorDesc::contiguous(dtype, shape).expect("a small shape");
-                (name.to_owned(), desc)
-            })
-            .collect(),
-        attrs: attrs.as_object().expect("an object").clone(),
-    }
-}
+use crate::signatures::{refused, signature};
 
 fn parse_as<T: Clone + 'static>(kind: &dyn OpKind, signature: &Signature) -> Result<T> {
     let op = kind.parse(signature)?;
@@ -43,19 +31,6 @@ fn grouped(tensors: &[(&str, DType, &[u64])], attrs: Value) -> Result<GroupedGem
 
 fn masked(tensors: &[(&str, DType, &[u64])], attrs: Value) -> Result<MaskedGroupedGemm> {
     parse_as(&MaskedGroupedGemmKind, &signature(tensors, attrs))
-}
-
-/// The refusal is of this kind, and says all of these words.
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind, words: &[&str]) {
-    let error = result.expect_err("this must be refused");
-    assert_eq!(error.kind(), kind, "{error}");
-    for word in words {
-        assert!(
-            error.context().contains(word),
-            "{word:?} is not in: {error}"
-        );
-    }
 }
 
 const INVALID: ErrorKind = ErrorKind::InvalidArgument;

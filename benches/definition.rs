@@ -26,11 +26,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// The definitions that come with the program.
-pub const BUILT_IN: [(&str, &str); 4] = [
+pub const BUILT_IN: [(&str, &str); 5] = [
     ("gemm", include_str!("definitions/gemm.toml")),
     ("attention", include_str!("definitions/attention.toml")),
     ("moe", include_str!("definitions/moe.toml")),
     ("models", include_str!("definitions/models.toml")),
+    ("engines", include_str!("definitions/engines.toml")),
 ];
 
 /// Random values that are made; larger tensors repeat them.
@@ -179,6 +180,12 @@ impl Workload {
             .map_err(|_| self.wrong(name, fill, "a number"))?;
         Ok(match word {
             "constant" => vec![number as f64; elements as usize],
+            "rows" => {
+                let experts = elements.saturating_sub(1).max(1);
+                (0..elements)
+                    .map(|e| (e * number / experts) as f64)
+                    .collect()
+            }
             "steps" => (0..elements).map(|step| (step * number) as f64).collect(),
             "permutation" => shuffled(elements, random),
             "distinct" => {
@@ -190,7 +197,13 @@ impl Workload {
                 });
                 rows.collect()
             }
-            _ => return Err(self.wrong(name, fill, "constant, steps, distinct or permutation")),
+            _ => {
+                return Err(self.wrong(
+                    name,
+                    fill,
+                    "constant, rows, steps, distinct or permutation",
+                ));
+            }
         })
     }
 }

@@ -20,8 +20,8 @@ use crate::measure::measure;
 /// Bytes of the buffers that are read and copied: well beyond any cache of today's devices.
 const STREAM_BYTES: u64 = 256 << 20;
 
-/// Fused multiply-adds of a work-item, one after the other, in each of its chains.
-const ITERATIONS: u64 = 200_000;
+/// The least time of a launch that shows the peak: far beyond what launching takes.
+const LAUNCH: f64 = 10e-3;
 
 /// Independent chains of a work-item.
 const CHAINS: u64 = 12;
@@ -88,14 +88,16 @@ struct Shape {
 
 impl Shape {
     fn of(info: &DeviceInfo) -> Shape {
-        let cpu = info.kind == DeviceKind::Cpu;
-        let (width, groups, group) = match cpu {
+        // One work-item a thread, if the device's language has vectors that the processor's are made of.
+        let vectors = info.kind == DeviceKind::Cpu && info.vector_width > 1;
+        let (width, groups, group) = match vectors {
             true => (16, 8, 1),
             false => (4, 64, info.limits.max_group_size.min(256)),
         };
         let mut config = Config::default();
         config.set("WIDTH", width);
-        config.set("INTERLEAVED", i64::from(!cpu));
+        config.set("INTERLEAVED", i64::from(!vectors));
+        config.set("GROUP", group.into());
         Shape {
             config,
             width: width as u64,
@@ -137,9 +139,7 @@ impl Roofline {
         session.queue().fill(&to.bytes(), 0)?;
 
         let share = Arg::U64(shape.share().into());
-        let iterations = Arg::U32(ITERATIONS.into());
-        let peak = [iterations, Arg::F32(0.999)];
-        let peak = launch(session, &shape, "peak_fma", &[(&sums, true)], &peak)?;
+        let peak = peak(session, &shape, &sums)?;
         let read = [(&from, false), (&sums, true)];
         let read = launch(
             session,
@@ -150,13 +150,28 @@ impl Roofline {
         )?;
         let copy = [(&from, false), (&to, true)];
         let copy = launch(session, &shape, "copy_all", &copy, &[share])?;
-        let flops = 2 * CHAINS * ITERATIONS * shape.items() * shape.width;
         let bytes = 4 * shape.elements();
         Ok(Roofline {
-            peak_gflops: flops as f64 / peak / 1e9,
+            peak_gflops: peak / 1e9,
             read_gbs: bytes as f64 / read / 1e9,
             copy_gbs: 2.0 * bytes as f64 / copy / 1e9,
         })
+    }
+}
+
+/// Multiply-adds a second, counting two each, in a launch that is long enough to show them.
+fn peak(session: &Session, shape: &Shape, sums: &View) -> Result<f64> {
+    let mut iterations = 64;
+    loop {
+        let scalars = [Arg::U32(iterations.into()), Arg::F32(0.999)];
+        let seconds = launch(session, shape, "peak_fma", &[(sums, true)], &scalars)?;
+        let flops = 2 * CHAINS * iterations * shape.items() * shape.width;
+        if seconds >= LAUNCH || iterations >= 1 << 28 {
+            return Ok(flops as f64 / seconds);
+        }
+        // Not by much more than is needed: some drivers end a launch that takes seconds.
+        let factor = (1.5 * LAUNCH / seconds.max(1e-6)).clamp(2.0, 64.0);
+        iterations = (iterations as f64 * factor) as u64;
     }
 }
 

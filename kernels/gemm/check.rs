@@ -318,5 +318,5 @@ fn supported(
 
 #[cfg(all(test, feature = "spec"))]
 mod hostile;
-#[cfg(test)]
+#[cfg(all(test, feature = "spec"))]
 mod tests;

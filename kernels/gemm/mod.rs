@@ -278,12 +278,15 @@ impl GroupedGemm {
 
     /// Counts every row and every expert's weight: how many have rows, only the device knows.
     fn work(&self) -> Cost {
+        // No more experts than rows have any.
+        let reached = (self.rows() as f64 / self.experts().max(1) as f64).min(1.0);
         Cost {
             flops: 2.0 * self.rows() as f64 * self.n() as f64 * self.k() as f64,
-            bytes: [self.a, self.b, self.expert_offsets, self.d]
-                .iter()
-                .map(distinct_bytes)
-                .sum(),
+            bytes: reached * distinct_bytes(&self.b)
+                + [self.a, self.expert_offsets, self.d]
+                    .iter()
+                    .map(distinct_bytes)
+                    .sum::<f64>(),
         }
     }
 }

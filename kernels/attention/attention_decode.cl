@@ -13,7 +13,7 @@
 //
 // Tunables (-D):
 //   FEW_ROWS   8   1, 2, 4 or 8: at least the rows of any sequence that this kernel takes
-//   KEY_BLOCK  64  keys between two rescalings, a multiple of 16, at most 64; divides SPLIT_KEYS
+//   KEY_BLOCK  16  keys between two rescalings, a multiple of 16, at most 64; divides SPLIT_KEYS
 //
 // Global size (kv_heads, works), local size (1, 1): the heads of a paged cache, which share pages of memory, follow each other.
 
@@ -21,7 +21,7 @@
 #define FEW_ROWS 8
 #endif
 #ifndef KEY_BLOCK
-#define KEY_BLOCK 64
+#define KEY_BLOCK 16
 #endif
 #define KEYS (16 / FEW_ROWS)
 #define HEAD_VECTORS (HEAD_MAX / 16)

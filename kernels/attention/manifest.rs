@@ -30,6 +30,12 @@ const KEY_BLOCK: Tunable = Tunable {
     meaning: "keys between two rescalings of the sums",
 };
 
+/// Of `attention_decode`, which copies a block's values: at 64 keys of 128 columns the copy alone is a level 1 cache.
+const FEW_KEY_BLOCK: Tunable = Tunable {
+    default: 16,
+    ..KEY_BLOCK
+};
+
 /// Many rows, one wide work-item a group.
 pub(super) static ATTENTION_PREFILL: Kernel = Kernel {
     name: "attention_prefill",
@@ -70,7 +76,7 @@ pub(super) static ATTENTION_DECODE: Kernel = Kernel {
         ]),
         requires: &[],
     }],
-    tunables: &[SPLIT_KEYS, KEY_BLOCK],
+    tunables: &[SPLIT_KEYS, FEW_KEY_BLOCK],
     constraints: &[],
     local_memory: |_| 0,
 };

@@ -398,8 +398,8 @@ fn finish(
         };
         decode.config = ATTENTION_DECODE.default_config();
         problem.complete(&mut decode.config, split_keys);
-        if let Some(block) = key.config.get("KEY_BLOCK") {
-            decode.config.set("KEY_BLOCK", block);
+        if key.kernel.name == ATTENTION_DECODE.name {
+            decode.config.set("KEY_BLOCK", key.config.value("KEY_BLOCK"));
         }
         decode.config.set("FEW_ROWS", division.few_rows as i64);
         let grid = [kv_heads.clone(), few_works, 1.into()];

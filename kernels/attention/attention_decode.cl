@@ -1,21 +1,26 @@
 // attention_decode: at most FEW_ROWS rows against many keys, on a device whose work-item is a core with wide vectors. It reads each key and
-// each value once and is bound by memory. A work-item takes one split of the keys of one (sequence, key head).
+// each value once and is bound by memory. A work-item takes one split of the keys of one sequence, for HEADS key heads.
 //
 //   scores:  16 accumulators of 16 lanes: 16 / FEW_ROWS keys by FEW_ROWS rows; lanes are the head's columns; a tree of
 //            even-odd sums turns them into one vector, lane = key * FEW_ROWS + row
 //   sums:    FEW_ROWS rows by COLUMNS vectors of 16 columns; p is a broadcast operand
 //
-//   private memory, f32:  queries, sums [FEW_ROWS][HEAD_MAX]   values [KEY_BLOCK][HEAD_MAX]   scores [KEY_BLOCK][FEW_ROWS]
+//                  head 0       head 1      ...              a cache of [key, head, column]: a block's rows of all heads
+//   key 0     | q.k ------> | q.k ------> |                  are asked for in the order in which they lie in memory, one
+//   key 1     |             |             |   KEY_BLOCK      block ahead, while the work goes head by head
+//   ...
 //
-// Keys and values are read strictly in order, a whole row after the other, which is what hardware prefetchers follow: four rows side by
-// side, or half of each row and then the other halves, run at half the bandwidth. So the values of a block are copied to private memory while
-// its scores are computed, and the sums, which need more accumulators than there are registers, go over the copy.
+//   private memory, f32:  queries, sums [HEADS][FEW_ROWS][HEAD_MAX]   scores [KEY_BLOCK][FEW_ROWS]
+//
+// Between the requests for a block and their use lies the work on the block before it: the memory is never idle while sums are computed. Nothing
+// is copied: with a block's keys and values in flight for the next block, a level 1 cache holds no copy besides.
 //
 // Tunables (-D):
 //   FEW_ROWS   8   1, 2, 4 or 8: at least the rows of any sequence that this kernel takes
+//   HEADS      1   key heads of a work-group: more where the heads of a key lie behind each other
 //   KEY_BLOCK  16  keys between two rescalings, a multiple of 16, at most 64; divides SPLIT_KEYS
 //
-// Global size (kv_heads, works), local size (1, 1): the heads of a paged cache, which share pages of memory, follow each other.
+// Global size (kv_heads / HEADS rounded up, works), local size (1, 1).
 
 #ifndef FEW_ROWS
 #define FEW_ROWS 8
@@ -23,9 +28,23 @@
 #ifndef KEY_BLOCK
 #define KEY_BLOCK 16
 #endif
+#ifndef HEADS
+#define HEADS 1
+#endif
 #define KEYS (16 / FEW_ROWS)
+#define SIDE (KEYS < 4 ? KEYS : 4)
 #define HEAD_VECTORS (HEAD_MAX / 16)
-#define COLUMNS (HEAD_VECTORS % KEYS ? 4 : KEYS) // divides HEAD_VECTORS
+#define COLUMNS (KEYS < 4 ? KEYS : KEYS > 4 && HEAD_VECTORS % 8 == 0 ? 8 : 4) // divides HEAD_VECTORS
+
+// PoCL's prefetch() does nothing; what compiles for a processor itself knows the instruction.
+#if defined(__has_builtin) && (defined(__x86_64__) || defined(__aarch64__))
+#if __has_builtin(__builtin_prefetch)
+#define FETCH(address) __builtin_prefetch((const void *)(uintptr_t)(address), 0, 2)
+#endif
+#endif
+#ifndef FETCH
+#define FETCH(address) prefetch(address, 1)
+#endif
 
 // Sums of even and odd neighbours, a's then b's.
 float16 add_neighbours(float16 a, float16 b) {
@@ -33,41 +52,87 @@ float16 add_neighbours(float16 a, float16 b) {
   return shuffle2(a, b, even) + shuffle2(a, b, even + 1);
 }
 
+// Each row's greatest lane, in all lanes of the row.
+float16 most_of_rows(float16 x) {
+  const uint16 lane = (uint16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  UNROLL for (int step = FEW_ROWS; step < 16; step *= 2) {
+    float16 other = shuffle(x, (lane + (uint)step) & 15u);
+    x = select(x, other, other > x);
+  }
+  return x;
+}
+
+// Where the rows of a block of keys lie, of the work-group's first head; keys past the end repeat the last. Bit j of `missing` says that key j is not there.
+struct block {
+  long k[KEY_BLOCK], v[KEY_BLOCK];
+  ulong missing;
+  int keys;
+};
+
+void find_block(struct block *b, const struct rows *k, const struct rows *v, int first_key, int end) {
+  b->keys = clamp(end - first_key, 0, KEY_BLOCK);
+  b->missing = 0;
+  int left = 0;
+  long k_row = 0, v_row = 0;
+  for (int j = 0; j < b->keys; j++, left--) {
+    if (left == 0) { // of keys that lie in regular distances
+      k_row = row_of(k, first_key + j);
+      v_row = row_of(v, first_key + j);
+      left = LAYOUT == 2 ? ((first_key + j) / k->block_size + 1) * k->block_size - (first_key + j) : KEY_BLOCK;
+    } else {
+      k_row += k_row < 0 ? 0 : k->row_stride;
+      v_row += v_row < 0 ? 0 : v->row_stride;
+    }
+    if (k_row < 0)
+      b->missing |= 1UL << j;
+    b->k[j] = max(k_row, 0L);
+    b->v[j] = max(v_row, 0L);
+  }
+  for (int j = b->keys; j < KEY_BLOCK; j++) {
+    b->k[j] = max(k_row, 0L);
+    b->v[j] = max(v_row, 0L);
+  }
+}
+
+void fetch_row(__global const T *x, int columns) {
+  for (int c = 0; c < columns; c += 64 / (int)sizeof(T))
+    FETCH(x + c);
+}
+
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attention_decode(OPERANDS) {
   APPLY_OFFSETS;
-  int group = heads / kv_heads, kv_head = get_group_id(0);
+  int group = heads / kv_heads, first_head = get_group_id(0) * HEADS, head_count = min(HEADS, kv_heads - first_head);
   const struct lengths lengths = LENGTHS;
   struct work w;
   if (!find_work(get_group_id(1), &w, 1 << 30, &lengths))
     return;
   struct sequence s = w.s;
+  int kv_head = first_head;
   const struct rows k_rows = K_ROWS, v_rows = V_ROWS;
   int rows = s.queries * group;
   if (rows > few_rows || rows > FEW_ROWS)
     return;
 
-  float16 queries[FEW_ROWS * HEAD_VECTORS], sums[FEW_ROWS * HEAD_VECTORS], scores[KEY_BLOCK / KEYS];
-  float16 values[KEY_BLOCK * HEAD_VECTORS];
-  for (int r = 0; r < FEW_ROWS; r++) {
-    int row = min(r, rows - 1), query = row / group, head = row + (kv_head - query) * group;
-    long from = row_of_query(s, query, head, q_batch_stride, q_head_stride, q_row_stride);
-    for (int x = 0; x < HEAD_MAX; x++) {
-      ((float *)queries)[r * HEAD_MAX + x] = x < d ? load1(q, from + x * q_stride) * scale : 0.0f;
-      ((float *)sums)[r * HEAD_MAX + x] = 0.0f;
+  float16 queries[HEADS * FEW_ROWS * HEAD_VECTORS], sums[HEADS * FEW_ROWS * HEAD_VECTORS], scores[KEY_BLOCK / KEYS];
+  float16 most[HEADS], sum[HEADS];
+  struct lanes lanes[HEADS];
+  for (int h = 0; h < head_count; h++) {
+    kv_head = first_head + h;
+    for (int r = 0; r < FEW_ROWS; r++) {
+      int row = min(r, rows - 1), query = row / group, head = row + (kv_head - query) * group;
+      long from = row_of_query(s, query, head, q_batch_stride, q_head_stride, q_row_stride);
+      for (int x = 0; x < HEAD_MAX; x++) {
+        ((float *)queries)[(h * FEW_ROWS + r) * HEAD_MAX + x] = x < d ? load1(q, from + x * q_stride) * scale : 0.0f;
+        ((float *)sums)[(h * FEW_ROWS + r) * HEAD_MAX + x] = 0.0f;
+      }
     }
+    lanes[h] = lanes_of(s, 0, FEW_ROWS, rows, group, kv_head, alibi_slopes, alibi_slopes_stride, mask_batch_stride, mask_head_stride, mask_row_stride,
+                        window, flags);
+    most[h] = -INFINITY;
+    sum[h] = 0.0f;
   }
-  struct lanes lanes = lanes_of(s, 0, FEW_ROWS, rows, group, kv_head, alibi_slopes, alibi_slopes_stride, mask_batch_stride, mask_head_stride, mask_row_stride,
-                                window, flags);
   // Columns that are loaded as whole vectors: few instructions a load leave room for many loads in flight.
   int whole_d = UNIT ? d & ~15 : 0, whole_dv = UNIT ? dv & ~15 : 0;
-  // Columns are worked on COLUMNS vectors at a time: what lies past the head's last is zero.
-  int vectors = ((dv + 15) / 16 + COLUMNS - 1) / COLUMNS * COLUMNS;
-  for (int i = 0; i < KEY_BLOCK * HEAD_VECTORS; i++)
-    values[i] = 0.0f;
-  float most[FEW_ROWS], rescale[FEW_ROWS];
-  for (int r = 0; r < FEW_ROWS; r++)
-    most[r] = -INFINITY;
-  float16 sum = 0.0f;
 
   int first = sight_of(0, s, window, flags).x / KEY_BLOCK * KEY_BLOCK;
   int end = sight_of((rows - 1) / group, s, window, flags).y + 1;
@@ -75,97 +140,109 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attention_decode(OP
     first = max(first, w.split * SPLIT_KEYS);
     end = min(end, (w.split + 1) * SPLIT_KEYS);
   }
-  for (int first_key = first; first_key < end; first_key += KEY_BLOCK) {
-    int block = min(KEY_BLOCK, end - first_key);
-    ulong missing = 0;
-    for (int j = 0; j < block; j += KEYS) {
-      float16 acc[16];
-      UNROLL for (int i = 0; i < 16; i++) acc[i] = 0.0f;
-      UNROLL for (int t = 0; t < KEYS; t++) {
-        int key = min(j + t, block - 1);
-        long row = row_of(&k_rows, first_key + key);
-        if (row < 0) {
-          missing |= 1UL << (j + t);
-          row = 0;
+  struct block blocks_of_keys[2];
+  int now = 0;
+  find_block(&blocks_of_keys[0], &k_rows, &v_rows, first, end);
+  for (int first_key = first; first_key < end; first_key += KEY_BLOCK, now ^= 1) {
+    const struct block *b = &blocks_of_keys[now], *next = &blocks_of_keys[now ^ 1];
+    find_block(&blocks_of_keys[now ^ 1], &k_rows, &v_rows, first_key + KEY_BLOCK, end);
+    int block = b->keys;
+    for (int h = 0; h < head_count; h++) {
+      __global const T *k_head = k + h * k_head_stride, *v_head = v + h * v_head_stride;
+      const float16 *head_queries = queries + h * FEW_ROWS * HEAD_VECTORS;
+      for (int j = 0; j < block; j += KEYS) {
+        float16 acc[16];
+        UNROLL for (int i = 0; i < 16; i++) acc[i] = 0.0f;
+        UNROLL for (int t = 0; t < KEYS; t += SIDE) {
+          if (next->keys > 0)
+            UNROLL for (int i = 0; i < SIDE; i++) {
+              int at = h * KEY_BLOCK + j + t + i;
+              fetch_row(k + next->k[at / HEADS] + at % HEADS * k_head_stride, d);
+            }
+          __global const T *row[SIDE];
+          UNROLL for (int i = 0; i < SIDE; i++) row[i] = k_head + b->k[j + t + i];
+          int x = 0;
+          for (; x < whole_d; x += 16) {
+            float16 element[SIDE];
+            UNROLL for (int i = 0; i < SIDE; i++) element[i] = load16(row[i], x);
+            UNROLL for (int r = 0; r < FEW_ROWS; r++) {
+              float16 query = head_queries[r * HEAD_VECTORS + x / 16];
+              UNROLL for (int i = 0; i < SIDE; i++)
+                acc[(t + i) * FEW_ROWS + r] = FMA(element[i], query, acc[(t + i) * FEW_ROWS + r]);
+            }
+          }
+          for (; x < d; x += 16)
+            UNROLL for (int i = 0; i < SIDE; i++) {
+              float16 element = load_columns(row[i], 0, k_stride, x, d);
+              UNROLL for (int r = 0; r < FEW_ROWS; r++)
+                acc[(t + i) * FEW_ROWS + r] = FMA(element, head_queries[r * HEAD_VECTORS + x / 16], acc[(t + i) * FEW_ROWS + r]);
+            }
         }
-        int x = 0, c = 0;
-        for (; x < whole_d; x += 16) {
-          float16 element = load16(k, row + x);
-          UNROLL for (int r = 0; r < FEW_ROWS; r++)
-            acc[t * FEW_ROWS + r] = FMA(element, queries[r * HEAD_VECTORS + x / 16], acc[t * FEW_ROWS + r]);
-        }
-        for (; x < d; x += 16) {
-          float16 element = load_columns(k, row, k_stride, x, d);
-          UNROLL for (int r = 0; r < FEW_ROWS; r++)
-            acc[t * FEW_ROWS + r] = FMA(element, queries[r * HEAD_VECTORS + x / 16], acc[t * FEW_ROWS + r]);
-        }
-        row = max(row_of(&v_rows, first_key + key), 0L);
-        for (; c < whole_dv; c += 16)
-          values[key * HEAD_VECTORS + c / 16] = load16(v, row + c);
-        for (; c < dv; c += 16)
-          values[key * HEAD_VECTORS + c / 16] = load_columns(v, row, v_stride, c, dv);
+        UNROLL for (int i = 0; i < 8; i++) acc[i] = add_neighbours(acc[2 * i], acc[2 * i + 1]);
+        UNROLL for (int i = 0; i < 4; i++) acc[i] = add_neighbours(acc[2 * i], acc[2 * i + 1]);
+        UNROLL for (int i = 0; i < 2; i++) acc[i] = add_neighbours(acc[2 * i], acc[2 * i + 1]);
+        scores[j / KEYS] = add_neighbours(acc[0], acc[1]);
       }
-      UNROLL for (int i = 0; i < 8; i++) acc[i] = add_neighbours(acc[2 * i], acc[2 * i + 1]);
-      UNROLL for (int i = 0; i < 4; i++) acc[i] = add_neighbours(acc[2 * i], acc[2 * i + 1]);
-      UNROLL for (int i = 0; i < 2; i++) acc[i] = add_neighbours(acc[2 * i], acc[2 * i + 1]);
-      scores[j / KEYS] = add_neighbours(acc[0], acc[1]);
-    }
-    float16 block_most = finish_scores(scores, first_key, block, KEYS, missing, &lanes, mask, mask_stride, softcap, flags);
-    float16 base;
-    for (int r = 0; r < FEW_ROWS; r++) {
-      float top = most[r];
-      for (int t = 0; t < KEYS; t++) {
-        float lane = ((float *)&block_most)[t * FEW_ROWS + r];
-        top = lane > top ? lane : top;
+      float16 top = most_of_rows(finish_scores(scores, first_key, block, KEYS, b->missing, &lanes[h], mask, mask_stride, softcap, flags));
+      top = select(most[h], top, top > most[h]);
+      float16 base = select(top, (float16)(0.0f), top == (float16)(-INFINITY));
+      float16 rescale = exp_nonpositive(most[h] - base), block_sum = 0.0f;
+      most[h] = top;
+      for (int i = 0; i < (block + KEYS - 1) / KEYS; i++) {
+        float16 p = exp_nonpositive(scores[i] - base);
+        scores[i] = p;
+        block_sum += p;
       }
-      float row_base = top == -INFINITY ? 0.0f : top;
-      for (int t = 0; t < KEYS; t++)
-        ((float *)&base)[t * FEW_ROWS + r] = row_base;
-      rescale[r] = exp(most[r] - row_base);
-      for (int t = 0; t < KEYS; t++)
-        ((float *)&sum)[t * FEW_ROWS + r] *= rescale[r];
-      most[r] = top;
-    }
-    for (int i = 0; i < (block + KEYS - 1) / KEYS; i++) {
-      float16 p = exp_nonpositive(scores[i] - base);
-      scores[i] = p;
-      sum += p;
-    }
-    const float *p = (const float *)scores;
-    for (int c = 0; c < vectors; c += COLUMNS) {
-      float16 acc[FEW_ROWS][COLUMNS];
-      UNROLL for (int r = 0; r < FEW_ROWS; r++) UNROLL for (int t = 0; t < COLUMNS; t++)
-        acc[r][t] = sums[r * HEAD_VECTORS + c + t] * rescale[r];
-      for (int j = 0; j < block; j++) {
-        float16 value[COLUMNS];
-        UNROLL for (int t = 0; t < COLUMNS; t++) value[t] = values[j * HEAD_VECTORS + c + t];
+      sum[h] = sum[h] * rescale + block_sum;
+      const float *p = (const float *)scores;
+      float16 *head_sums = sums + h * FEW_ROWS * HEAD_VECTORS;
+      for (int c = 0; c < dv; c += 16 * COLUMNS) {
+        float16 acc[FEW_ROWS][COLUMNS];
         UNROLL for (int r = 0; r < FEW_ROWS; r++) UNROLL for (int t = 0; t < COLUMNS; t++)
-          acc[r][t] = FMA((float16)(p[j * FEW_ROWS + r]), value[t], acc[r][t]);
+          acc[r][t] = head_sums[r * HEAD_VECTORS + c / 16 + t] * ((const float *)&rescale)[r];
+        bool whole = c + 16 * COLUMNS <= whole_dv;
+        for (int j = 0; j < block; j++) {
+          if (c == 0 && next->keys > 0) {
+            int at = h * KEY_BLOCK + j;
+            fetch_row(v + next->v[at / HEADS] + at % HEADS * v_head_stride, dv);
+          }
+          __global const T *row = v_head + b->v[j] ;
+          float16 value[COLUMNS];
+          if (whole)
+            UNROLL for (int t = 0; t < COLUMNS; t++) value[t] = load16(row, c + 16 * t);
+          else
+            UNROLL for (int t = 0; t < COLUMNS; t++) value[t] = load_columns(row, 0, v_stride, c + 16 * t, dv);
+          UNROLL for (int r = 0; r < FEW_ROWS; r++) UNROLL for (int t = 0; t < COLUMNS; t++)
+            acc[r][t] = FMA((float16)(p[j * FEW_ROWS + r]), value[t], acc[r][t]);
+        }
+        UNROLL for (int r = 0; r < FEW_ROWS; r++) UNROLL for (int t = 0; t < COLUMNS; t++)
+          head_sums[r * HEAD_VECTORS + c / 16 + t] = acc[r][t];
       }
-      UNROLL for (int r = 0; r < FEW_ROWS; r++) UNROLL for (int t = 0; t < COLUMNS; t++)
-        sums[r * HEAD_VECTORS + c + t] = acc[r][t];
     }
   }
 
-  for (int row = 0; row < rows; row++) {
-    float row_sum = 0.0f;
-    for (int t = 0; t < KEYS; t++)
-      row_sum += ((float *)&sum)[t * FEW_ROWS + row];
-    const float *from = (const float *)sums + row * HEAD_MAX;
-    int query = row / group, head = row + (kv_head - query) * group;
-    if (s.splits > 1) {
-      __global float *to = partial + (((long)(s.slot + w.split) * kv_heads + kv_head) * split_rows + row) * (dv + 2);
+  for (int h = 0; h < head_count; h++) {
+    kv_head = first_head + h;
+    for (int row = 0; row < rows; row++) {
+      float row_sum = 0.0f, row_most = ((float *)&most[h])[row];
+      for (int t = 0; t < KEYS; t++)
+        row_sum += ((float *)&sum[h])[t * FEW_ROWS + row];
+      const float *from = (const float *)sums + (h * FEW_ROWS + row) * HEAD_MAX;
+      int query = row / group, head = row + (kv_head - query) * group;
+      if (s.splits > 1) {
+        __global float *to = partial + (((long)(s.slot + w.split) * kv_heads + kv_head) * split_rows + row) * (dv + 2);
+        for (int c = 0; c < dv; c++)
+          to[c] = from[c];
+        to[dv] = row_most;
+        to[dv + 1] = row_sum;
+        continue;
+      }
+      float2 last = finish_row(row_most, row_sum, flags & SINKS, flags & SINKS ? sinks[head * sinks_stride] : 0.0f);
+      long to = row_of_query(s, query, head, o_batch_stride, o_head_stride, o_row_stride);
       for (int c = 0; c < dv; c++)
-        to[c] = from[c];
-      to[dv] = most[row];
-      to[dv + 1] = row_sum;
-      continue;
+        store1(o, to + c * o_stride, from[c] * last.x);
+      if (flags & LSE)
+        lse[row_of_query(s, query, head, lse_batch_stride, lse_head_stride, lse_row_stride)] = last.y;
     }
-    float2 last = finish_row(most[row], row_sum, flags & SINKS, flags & SINKS ? sinks[head * sinks_stride] : 0.0f);
-    long to = row_of_query(s, query, head, o_batch_stride, o_head_stride, o_row_stride);
-    for (int c = 0; c < dv; c++)
-      store1(o, to + c * o_stride, from[c] * last.x);
-    if (flags & LSE)
-      lse[row_of_query(s, query, head, lse_batch_stride, lse_head_stride, lse_row_stride)] = last.y;
   }
 }

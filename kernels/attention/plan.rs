@@ -23,6 +23,12 @@ mod operands;
 /// Rows that `attention_decode` can take at most.
 const FEW_ROWS: u64 = 8;
 
+/// Bytes of queries, and as many of sums, that a work-group of `attention_decode` keeps.
+const FEW_BYTES: u64 = 32 << 10;
+
+/// Work-groups of `attention_decode` for each core, where they can be made larger or smaller.
+const WORKS_A_CORE: u64 = 4;
+
 /// Rows of a sequence and key head up to which its keys are split.
 const SPLIT_ROWS: u64 = 128;
 
@@ -58,6 +64,8 @@ struct Problem {
     keys: u64,
     /// Whether k and v have stride 1 on their last axis.
     unit: bool,
+    /// Whether all heads of a key lie before the next key.
+    heads_inside: bool,
     softmax: Softmax,
 }
 
@@ -75,6 +83,7 @@ impl Problem {
             sequences: op.batch(),
             keys: op.kv_len(),
             unit: unit(&op.k) && unit(&op.v),
+            heads_inside: inside(&op.k, 1, 2),
             softmax: op.softmax,
         }
     }
@@ -92,6 +101,7 @@ impl Problem {
             sequences: op.batch(),
             keys: op.kv_tokens(),
             unit: unit(&op.k) && unit(&op.v),
+            heads_inside: inside(&op.k, 1, 0),
             softmax: op.softmax,
         }
     }
@@ -109,6 +119,7 @@ impl Problem {
             sequences: op.batch(),
             keys: op.max_kv_len(),
             unit: unit(&op.k_cache) && unit(&op.v_cache),
+            heads_inside: inside(&op.k_cache, 2, 1),
             softmax: op.softmax,
         }
     }
@@ -201,17 +212,36 @@ impl Problem {
         Ok(ModuleKey { kernel, config })
     }
 
-    /// The constants that every kernel of a plan shares.
-    fn complete(&self, config: &mut Config, split_keys: i64) {
+    /// Key heads of a work-group of `attention_decode`: all whose rows lie behind each other, so that memory is read in order, as long as there is
+    /// work for every core of the device and their queries and sums fit level 1 and 2 caches.
+    fn heads_together(&self, division: &Division, info: &DeviceInfo) -> u64 {
+        let works = division.most_slots.max(self.sequences);
+        let row_bytes = 4 * self.head_max() * division.few_rows;
+        let mut together = 1;
+        while self.heads_inside
+            && 2 * together <= self.kv_heads
+            && 2 * together * row_bytes <= FEW_BYTES
+            && works * self.kv_heads / (2 * together)
+                >= WORKS_A_CORE * u64::from(info.compute_units)
+        {
+            together *= 2;
+        }
+        together
+    }
+
+    /// The room that kernels have for columns.
+    fn head_max(&self) -> u64 {
         let size = self.d.max(self.dv);
         let head_max = HEAD_SIZES.into_iter().find(|&most| size <= most);
+        head_max.expect("checked with the candidates")
+    }
+
+    /// The constants that every kernel of a plan shares.
+    fn complete(&self, config: &mut Config, split_keys: i64) {
         config
             .set("LAYOUT", self.layout)
             .set("UNIT", i64::from(self.unit))
-            .set(
-                "HEAD_MAX",
-                head_max.expect("checked with the candidates") as i64,
-            )
+            .set("HEAD_MAX", self.head_max() as i64)
             .set("SPLIT_KEYS", split_keys)
             .set_dtype("DTYPE", self.dtype);
     }
@@ -224,6 +254,10 @@ fn group(heads: u64, kv_heads: u64) -> u64 {
 fn unit(desc: &TensorDesc) -> bool {
     let last = desc.layout.rank() - 1;
     desc.layout.strides()[last] == 1 || desc.layout.shape()[last] <= 1
+}
+
+fn inside(desc: &TensorDesc, inner: usize, outer: usize) -> bool {
+    desc.layout.strides()[inner] < desc.layout.strides()[outer]
 }
 
 pub(super) fn attention_candidates(
@@ -252,19 +286,19 @@ pub(super) fn attention_paged_candidates(
 pub(super) fn attention(op: &Attention, request: &PlanRequest<'_>) -> Result<Plan> {
     let problem = Problem::dense(op);
     let key = problem.choose(op, request)?;
-    finish(&problem, key, operands::dense(&problem, op))
+    finish(&problem, key, request.info, operands::dense(&problem, op))
 }
 
 pub(super) fn attention_varlen(op: &VarlenAttention, request: &PlanRequest<'_>) -> Result<Plan> {
     let problem = Problem::varlen(op);
     let key = problem.choose(op, request)?;
-    finish(&problem, key, operands::varlen(&problem, op))
+    finish(&problem, key, request.info, operands::varlen(&problem, op))
 }
 
 pub(super) fn attention_paged(op: &PagedAttention, request: &PlanRequest<'_>) -> Result<Plan> {
     let problem = Problem::paged(op);
     let key = problem.choose(op, request)?;
-    finish(&problem, key, operands::paged(&problem, op))
+    finish(&problem, key, request.info, operands::paged(&problem, op))
 }
 
 /// How the work of a plan is divided.
@@ -334,6 +368,7 @@ fn divide(problem: &Problem, key: &ModuleKey, sizes: &Sizes, split_keys: u64) ->
 fn finish(
     problem: &Problem,
     mut key: ModuleKey,
+    info: &DeviceInfo,
     (mut plan, operands, sizes): (Plan, Operands, Sizes),
 ) -> Result<Plan> {
     let (operands, sizes) = (&operands, &sizes);
@@ -399,10 +434,18 @@ fn finish(
         decode.config = ATTENTION_DECODE.default_config();
         problem.complete(&mut decode.config, split_keys);
         if key.kernel.name == ATTENTION_DECODE.name {
-            decode.config.set("KEY_BLOCK", key.config.value("KEY_BLOCK"));
+            decode
+                .config
+                .set("KEY_BLOCK", key.config.value("KEY_BLOCK"));
         }
         decode.config.set("FEW_ROWS", division.few_rows as i64);
-        let grid = [kv_heads.clone(), few_works, 1.into()];
+        let together = problem.heads_together(&division, info);
+        decode.config.set("HEADS", together as i64);
+        let grid = [
+            problem.kv_heads.div_ceil(together).into(),
+            few_works,
+            1.into(),
+        ];
         launch(&mut plan, decode, "attention_decode", grid, 1, args());
     }
     if tiled {

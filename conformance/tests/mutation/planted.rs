@@ -193,8 +193,8 @@ pub const FAULTS: &[Fault] = &[
         "attention_decode",
         (
             "attention_decode.cl",
-            "rescale[r] = exp(most[r] - row_base);",
-            "rescale[r] = 1.0f;",
+            "rescale = exp_nonpositive(most[h] - base), block_sum = 0.0f;",
+            "rescale = 1.0f, block_sum = 0.0f;",
         ),
     ),
     fault(

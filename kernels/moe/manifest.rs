@@ -3,7 +3,7 @@
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
-use super::native;
+use super::{native, spirv};
 
 /// The kernels of this folder.
 pub(super) const KERNELS: &[&Kernel] = &[
@@ -67,11 +67,23 @@ pub(super) static MOE_ROUTE_GROUP: Kernel = Kernel {
     name: "moe_route_group",
     summary: "routing with one work-group a token and ranks in local memory, for GPUs",
     version: 1,
-    sources: &[Source {
-        language: Language::OpenClC,
-        code: ROUTE_CL,
-        requires: &[],
-    }],
+    sources: &[
+        Source {
+            language: Language::OpenClC,
+            code: ROUTE_CL,
+            requires: &[],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::ROUTE_16),
+            requires: &["storageBuffer16BitAccess"],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::ROUTE),
+            requires: &[],
+        },
+    ],
     tunables: &[Tunable {
         name: "ROUTE_GROUP",
         values: &[32, 64, 128, 256],
@@ -152,11 +164,23 @@ pub(super) static EXPERT_ROWS_GROUP: Kernel = Kernel {
     name: "expert_rows_group",
     summary: "counting sort by expert, row copy and weighted sum with many narrow work-items a group, for GPUs",
     version: 1,
-    sources: &[Source {
-        language: Language::OpenClC,
-        code: ROWS_CL,
-        requires: &[],
-    }],
+    sources: &[
+        Source {
+            language: Language::OpenClC,
+            code: ROWS_CL,
+            requires: &[],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::ROWS_16),
+            requires: &["shaderInt64", "storageBuffer16BitAccess"],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::ROWS),
+            requires: &[],
+        },
+    ],
     tunables: &[
         Tunable {
             name: "PERMUTE_GROUP",

@@ -17,6 +17,7 @@ mod plan;
 #[cfg(feature = "spec")]
 mod reference;
 mod route;
+mod spirv;
 #[cfg(all(test, feature = "spec"))]
 mod tests;
 

@@ -29,4 +29,5 @@ drivers! {
     "cpu" cpu::CpuDriver,
     "null" null::NullDriver,
     "opencl" opencl::OpenClDriver,
+    "vulkan" vulkan::VulkanDriver,
 }

@@ -29,6 +29,12 @@ impl LoopGraph {
         })
     }
 
+    /// The plans as they are bound now.
+    pub fn plans(&self) -> Vec<BoundPlan> {
+        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        plans.clone()
+    }
+
     /// Enqueues every plan.
     ///
     /// # Errors

@@ -28,6 +28,8 @@ enum Command {
     Bench(cmd::bench::Bench),
     /// Judge every device and every op against the f64 reference.
     Check(cmd::check::Check),
+    /// Compile the kernels whose binaries are committed (for those who change them).
+    Compile(cmd::compile::Compile),
     /// List the devices that opened, and why the rest did not.
     Devices(cmd::devices::Devices),
     /// Say which libraries, caches and settings were found where, and what is wrong with them.
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
     let outcome = match line.command {
         Command::Bench(bench) => bench.run(),
         Command::Check(check) => check.run(),
+        Command::Compile(compile) => compile.run(),
         Command::Devices(devices) => devices.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Run(run) => run.run(),

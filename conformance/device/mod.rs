@@ -11,6 +11,7 @@ mod launches;
 mod memory;
 mod order;
 mod probe;
+mod spirv;
 mod status;
 mod threads;
 

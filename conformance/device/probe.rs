@@ -35,6 +35,11 @@ pub(super) static PROBE: Kernel = Kernel {
             code: Code::Text(&[("probe.cl", include_str!("probe.cl"))]),
             requires: &[],
         },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(super::spirv::PROBE),
+            requires: &[],
+        },
     ],
     tunables: &[],
     constraints: &[],

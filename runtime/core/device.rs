@@ -82,6 +82,13 @@ pub enum Reason {
     },
     /// The library is there, but reports no device.
     NoDevice,
+    /// The only devices there lack what the backend cannot do without.
+    FeatureMissing {
+        /// The device.
+        device: String,
+        /// What it lacks, by the vendor's names.
+        features: Vec<String>,
+    },
     /// The library is there, but its initialisation failed.
     InitialisationFailed(Error),
 }
@@ -107,6 +114,9 @@ impl fmt::Display for Reason {
                 write!(f, "version {found} is too old, {needed} is needed")
             }
             Reason::NoDevice => f.write_str("the driver reports no device"),
+            Reason::FeatureMissing { device, features } => {
+                write!(f, "{device} has no {}", features.join(", "))
+            }
             Reason::InitialisationFailed(error) => write!(f, "initialisation failed: {error}"),
         }
     }

@@ -150,8 +150,10 @@ impl Features {
             ..Features::default()
         };
         let core = found.linked(|first| {
-            let mut all = vk::PhysicalDeviceFeatures2::default();
-            all.p_next = first;
+            let mut all = vk::PhysicalDeviceFeatures2 {
+                p_next: first,
+                ..Default::default()
+            };
             // SAFETY: the structures live until the call returns, and the device knows each of them.
             unsafe { instance.raw().get_physical_device_features2(device, &mut all) };
             all.features
@@ -169,8 +171,11 @@ impl Features {
         let mut enabled = self.clone();
         let core = enabled.core;
         enabled.linked(|first| {
-            let mut all = vk::PhysicalDeviceFeatures2::default().features(core);
-            all.p_next = first;
+            let all = vk::PhysicalDeviceFeatures2 {
+                p_next: first,
+                features: core,
+                ..Default::default()
+            };
             create.p_next = (&raw const all).cast();
             call(&create)
         })

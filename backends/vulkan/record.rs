@@ -240,7 +240,7 @@ impl<'a> Prepared<'a> {
 fn grid(shared: &Shared, call: &LaunchCall<'_>, function: &VulkanFunction) -> Result<[u32; 3]> {
     let limits = &shared.info.limits;
     let mut grid = [0; 3];
-    for axis in 0..3 {
+    for (axis, groups) in grid.iter_mut().enumerate() {
         let wanted = call.grid[axis];
         if wanted == 0 || wanted > limits.max_grid[axis] {
             return Err(Error::invalid(
@@ -250,7 +250,7 @@ fn grid(shared: &Shared, call: &LaunchCall<'_>, function: &VulkanFunction) -> Re
             ));
         }
         // The limit is a number of 32 bits.
-        grid[axis] = wanted as u32;
+        *groups = wanted as u32;
     }
     if call.group != function.group {
         return Err(Error::invalid(

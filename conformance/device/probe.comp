@@ -2,6 +2,7 @@
 // arguments are those of probe.cl; a macro picks the entry, since a module has one. Memory is reached by address: a buffer's argument is
 // the address of its first element, 64-bit scalars are two words (low, high).
 #version 460
+#extension GL_EXT_control_flow_attributes : require
 #extension GL_EXT_buffer_reference : require
 #extension GL_EXT_buffer_reference_uvec2 : require
 #extension GL_EXT_scalar_block_layout : require
@@ -24,19 +25,23 @@ void main()
 #elif defined(SPIN)
 layout(push_constant, scalar) uniform Arguments { uvec2 x; uint multiplier; uint addend; uvec2 rounds; } arguments;
 
+// lavapipe leaves all loops of an invocation after 65,535 iterations in sum, so each takes many steps.
+const uint STEPS = 128;
+
 void main()
 {
     if (gl_GlobalInvocationID.x != 0)
         return;
     Words x = Words(arguments.x);
     uint value = x.at[0];
-    uvec2 left = arguments.rounds;
-    while (left.x != 0 || left.y != 0) {
-        value = value * arguments.multiplier + arguments.addend;
-        if (left.x == 0)
-            left.y--;
-        left.x--;
+    uint rounds = arguments.rounds.x;
+    for (uint i = 0; i < rounds / STEPS; i++) {
+        [[unroll]]
+        for (uint step = 0; step < STEPS; step++)
+            value = value * arguments.multiplier + arguments.addend;
     }
+    for (uint i = 0; i < rounds % STEPS; i++)
+        value = value * arguments.multiplier + arguments.addend;
     x.at[0] = value;
 }
 

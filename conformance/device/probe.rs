@@ -182,9 +182,12 @@ pub(super) fn affine_plan(max: u64, multiplier: u32, addend: u32) -> Plan {
     )
 }
 
-/// `spin` for so many rounds over a vector of one element.
+/// Rounds of one launch of `spin`. Devices limit the time of a launch, lavapipe the iterations of its loops.
+const SPIN: u64 = 1 << 22;
+
+/// `spin` for so many rounds over a vector of one element, in as many launches as that takes.
 pub(super) fn spin_plan(rounds: u64) -> Plan {
-    plan(
+    let mut plan = plan(
         "spin",
         1,
         [1.into(), 1.into(), 1.into()],
@@ -192,9 +195,16 @@ pub(super) fn spin_plan(rounds: u64) -> Plan {
             Arg::operand(0),
             Arg::U32(count(STEP.0)),
             Arg::U32(count(STEP.1)),
-            Arg::U64(rounds.into()),
+            Arg::U64(0.into()),
         ],
-    )
+    );
+    let launch = plan.launches.remove(0);
+    for begin in (0..rounds).step_by(SPIN as usize) {
+        let mut part = launch.clone();
+        part.args[3] = Arg::U64((rounds - begin).min(SPIN).into());
+        plan.launches.push(part);
+    }
+    plan
 }
 
 /// `scalars` with extreme values.

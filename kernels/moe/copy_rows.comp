@@ -45,7 +45,7 @@ layout(push_constant, scalar) uniform Arguments {
 } arguments;
 
 const uint BYTES = X_DTYPE == F32 ? 4 : 2;
-const uint PAIRS_MOST = 8;
+const uint PAIRS_MOST = 16;
 const uint RUN = 8; /* divides ROW_GROUP */
 const uint SHARE = ROW_BLOCK * BYTES / 8 / ROW_GROUP;
 const uint PAIRS = SHARE > PAIRS_MOST ? PAIRS_MOST : SHARE > 2 ? SHARE : 2;

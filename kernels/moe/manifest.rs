@@ -8,8 +8,10 @@ use super::{native, spirv};
 /// The kernels of this folder.
 pub(super) const KERNELS: &[&Kernel] = &[
     &MOE_ROUTE,
+    &MOE_ROUTE_LANES,
     &MOE_ROUTE_GROUP,
     &EXPERT_ROWS,
+    &EXPERT_ROWS_LANES,
     &EXPERT_ROWS_GROUP,
     &EXPERT_ROWS_NATIVE,
     &MOE_EXPERTS,
@@ -59,6 +61,37 @@ pub(super) static MOE_ROUTE: Kernel = Kernel {
             capacity(config) <= 16_384 || info.languages.first() == Some(&Language::Native)
         },
     }],
+    local_memory: |_| 0,
+};
+
+/// The most experts that `moe_route_lanes` chooses for a token, and the most groups it chooses among.
+pub(super) const LANES_TOPK: u64 = 16;
+pub(super) const LANES_GROUPS: u64 = 32;
+
+/// `moe_route`, one lane of a vector a token.
+pub(super) static MOE_ROUTE_LANES: Kernel = Kernel {
+    name: "moe_route_lanes",
+    summary: "routing of at most 16 experts a token, with one narrow work-item a token, for CPUs whose driver makes vectors of them",
+    version: 1,
+    sources: &[
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::ROUTE_LANES_16),
+            requires: &["storageBuffer16BitAccess"],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::ROUTE_LANES),
+            requires: &[],
+        },
+    ],
+    tunables: &[Tunable {
+        name: "ROUTE_GROUP",
+        values: &[8, 16, 32, 64],
+        default: 8,
+        meaning: "tokens of a work-group",
+    }],
+    constraints: &[],
     local_memory: |_| 0,
 };
 
@@ -159,6 +192,51 @@ pub(super) static EXPERT_ROWS: Kernel = Kernel {
     local_memory: rows_local_memory,
 };
 
+const ROWS_SPIRV: [Source; 2] = [
+    Source {
+        language: Language::SpirV,
+        code: Code::Binaries(spirv::ROWS_16),
+        requires: &["shaderInt64", "storageBuffer16BitAccess"],
+    },
+    Source {
+        language: Language::SpirV,
+        code: Code::Binaries(spirv::ROWS),
+        requires: &[],
+    },
+];
+
+/// The permutation and the movement of rows with groups of a few lanes.
+pub(super) static EXPERT_ROWS_LANES: Kernel = Kernel {
+    name: "expert_rows_lanes",
+    summary: "counting sort by expert, row copy and weighted sum with a few narrow work-items a group, for CPUs whose driver makes one \
+              vector of them",
+    version: 1,
+    sources: &ROWS_SPIRV,
+    tunables: &[
+        Tunable {
+            name: "PERMUTE_GROUP",
+            values: &[8, 16],
+            default: 8,
+            meaning: "work-items that share a tile of ids",
+        },
+        permute_tile(1024),
+        Tunable {
+            name: "ROW_GROUP",
+            values: &[8, 16],
+            default: 8,
+            meaning: "work-items that share a block of columns",
+        },
+        Tunable {
+            name: "ROW_BLOCK",
+            values: &[512, 1024, 2048, 4096],
+            default: 2048,
+            meaning: "columns of a block",
+        },
+    ],
+    constraints: &[],
+    local_memory: rows_local_memory,
+};
+
 /// The permutation and the movement of rows with groups of many work-items.
 pub(super) static EXPERT_ROWS_GROUP: Kernel = Kernel {
     name: "expert_rows_group",
@@ -170,16 +248,8 @@ pub(super) static EXPERT_ROWS_GROUP: Kernel = Kernel {
             code: ROWS_CL,
             requires: &[],
         },
-        Source {
-            language: Language::SpirV,
-            code: Code::Binaries(spirv::ROWS_16),
-            requires: &["shaderInt64", "storageBuffer16BitAccess"],
-        },
-        Source {
-            language: Language::SpirV,
-            code: Code::Binaries(spirv::ROWS),
-            requires: &[],
-        },
+        ROWS_SPIRV[0],
+        ROWS_SPIRV[1],
     ],
     tunables: &[
         Tunable {

@@ -29,7 +29,7 @@ fn fitting(
     op: &dyn Op,
     info: &DeviceInfo,
     experts: u64,
-    kernels: [&'static Kernel; 3],
+    kernels: &[&'static Kernel],
 ) -> Result<Vec<&'static Kernel>> {
     for operand in op.operands() {
         if !info.dtype(operand.desc.dtype).storage {
@@ -40,7 +40,7 @@ fn fitting(
     }
     let mut lack = Error::unsupported("no kernel");
     let mut found = Vec::new();
-    for kernel in kernels {
+    for &kernel in kernels {
         let mut config = kernel.default_config();
         config.set("EXPERTS_CAPACITY", experts_capacity(experts));
         match kernel

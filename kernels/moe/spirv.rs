@@ -13,6 +13,16 @@ pub(super) const ROUTE_16: &[Binary] = &[
 ];
 
 #[rustfmt::skip]
+pub(super) const ROUTE_LANES: &[Binary] = &[
+    Binary { entry: "moe_route_lanes", dtypes: &[], constants: &[], code: include_bytes!("spirv/route_lanes.moe_route_lanes.spv") },
+];
+
+#[rustfmt::skip]
+pub(super) const ROUTE_LANES_16: &[Binary] = &[
+    Binary { entry: "moe_route_lanes", dtypes: &[], constants: &[], code: include_bytes!("spirv/route_lanes_16.moe_route_lanes.spv") },
+];
+
+#[rustfmt::skip]
 pub(super) const ROWS: &[Binary] = &[
     Binary { entry: "expert_permute", dtypes: &[], constants: &[], code: include_bytes!("spirv/rows.expert_permute.spv") },
     Binary { entry: "expert_count", dtypes: &[], constants: &[], code: include_bytes!("spirv/rows.expert_count.spv") },

@@ -20,7 +20,8 @@ use crate::gemm::Activation;
 use crate::gemm::grouped::{self, GroupedProduct};
 use crate::moe::MoeFfn;
 use crate::moe::manifest::{
-    EXPERT_ROWS_GROUP, MOE_EXPERTS, MOE_EXPERTS_NATIVE, MOE_ROUTE_GROUP, experts_capacity,
+    EXPERT_ROWS_GROUP, EXPERT_ROWS_LANES, MOE_EXPERTS, MOE_EXPERTS_NATIVE, MOE_ROUTE_GROUP,
+    experts_capacity,
 };
 
 /// Rows of a panel of `experts.cl`.
@@ -30,7 +31,11 @@ const PANEL_ROWS: u64 = 32;
 const PACK_COLUMNS: u64 = 64;
 
 /// A kernel's name stands for the way it goes: `moe_experts` (or its native twin) gathers rows while it multiplies,
-/// `expert_rows_group` writes them out and takes the grouped product of gemm.
+/// `expert_rows_group` and `expert_rows_lanes` write them out and take the grouped product of gemm.
+fn is_by_steps(kernel: &Kernel) -> bool {
+    [EXPERT_ROWS_GROUP.name, EXPERT_ROWS_LANES.name].contains(&kernel.name)
+}
+
 pub(in crate::moe) fn moe_ffn_candidates(
     op: &MoeFfn,
     info: &DeviceInfo,
@@ -47,20 +52,19 @@ pub(in crate::moe) fn moe_ffn_candidates(
     countable("columns", op.x.shape()[1])?;
     countable("inner columns", op.w_down.shape()[2])?;
     let experts = op.logits.shape()[1];
-    route_kernels(op, info, experts)?;
+    route_kernels(op, info, experts, &op.routing)?;
     let mut found: Vec<&'static Kernel> = [&MOE_EXPERTS, &MOE_EXPERTS_NATIVE]
         .into_iter()
         .filter(|kernel| kernel.source_for(info).is_ok())
         .collect();
-    if rows_kernels(op, info, experts)?
-        .iter()
-        .any(|kernel| kernel.name == EXPERT_ROWS_GROUP.name)
-        && grouped::candidates([dtype; 3], info).is_ok()
-    {
-        found.push(&EXPERT_ROWS_GROUP);
+    let mut steps = rows_kernels(op, info, experts)?;
+    steps.retain(|kernel| is_by_steps(kernel));
+    if grouped::candidates([dtype; 3], info).is_err() {
+        steps.clear();
     }
-    if info.kind != DeviceKind::Cpu {
-        found.reverse();
+    match info.kind {
+        DeviceKind::Cpu => found.append(&mut steps),
+        _ => found.splice(0..0, steps).for_each(drop),
     }
     match found.is_empty() {
         true => Err(Error::unsupported(format!(
@@ -164,9 +168,10 @@ pub(in crate::moe) fn moe_ffn(op: &MoeFfn, request: &PlanRequest<'_>) -> Result<
         inverse: plan.take_workspace(bytes(&[4, most])?),
     };
 
-    let by_steps = kernel.name == EXPERT_ROWS_GROUP.name;
-    let route = route_kernels(op, request.info, experts)?;
-    let named = |kernel: &&&'static Kernel| by_steps && kernel.name == MOE_ROUTE_GROUP.name;
+    let by_steps = is_by_steps(kernel);
+    let route = route_kernels(op, request.info, experts, &op.routing)?;
+    let in_groups = kernel.name == EXPERT_ROWS_GROUP.name;
+    let named = |kernel: &&&'static Kernel| in_groups && kernel.name == MOE_ROUTE_GROUP.name;
     let route = *route.iter().find(named).unwrap_or(&route[0]);
     append_route(
         &mut plan,

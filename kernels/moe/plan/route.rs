@@ -11,7 +11,9 @@ use super::{
     Bound, bind, countable, fitting, group, launch, need_dense_rows, one_dimension, per_token,
     plan_over_tokens, u32, u64,
 };
-use crate::moe::manifest::{MOE_ROUTE, MOE_ROUTE_GROUP, experts_capacity};
+use crate::moe::manifest::{
+    LANES_GROUPS, LANES_TOPK, MOE_ROUTE, MOE_ROUTE_GROUP, MOE_ROUTE_LANES, experts_capacity,
+};
 use crate::moe::{MoeRoute, Routing, Score};
 
 pub(in crate::moe) fn moe_route_candidates(
@@ -20,22 +22,25 @@ pub(in crate::moe) fn moe_route_candidates(
 ) -> Result<Vec<&'static Kernel>> {
     need_dense_rows(op, &["topk_ids", "topk_weights"])?;
     countable("tokens", op.logits.shape()[0])?;
-    route_kernels(op, info, op.logits.shape()[1])
+    route_kernels(op, info, op.logits.shape()[1], &op.routing)
 }
 
 pub(super) fn route_kernels(
     op: &dyn Op,
     info: &DeviceInfo,
     experts: u64,
+    routing: &Routing,
 ) -> Result<Vec<&'static Kernel>> {
-    let mut kernels = fitting(
-        op,
-        info,
-        experts,
-        [&MOE_ROUTE, &MOE_ROUTE_GROUP, &MOE_ROUTE_GROUP],
-    )?;
-    kernels.dedup_by_key(|kernel| kernel.name);
-    Ok(kernels)
+    let few = routing.topk.max(routing.topk_groups) <= LANES_TOPK && routing.groups <= LANES_GROUPS;
+    match few {
+        true => fitting(
+            op,
+            info,
+            experts,
+            &[&MOE_ROUTE, &MOE_ROUTE_LANES, &MOE_ROUTE_GROUP],
+        ),
+        false => fitting(op, info, experts, &[&MOE_ROUTE, &MOE_ROUTE_GROUP]),
+    }
 }
 
 pub(in crate::moe) fn moe_route(op: &MoeRoute, request: &PlanRequest<'_>) -> Result<Plan> {
@@ -108,11 +113,18 @@ pub(super) fn append_route(
         .set("SIGMOID", i64::from(routing.score == Score::Sigmoid))
         .set("HAS_BIAS", i64::from(bias.is_some()))
         .set("EXPERTS_CAPACITY", experts_capacity(experts));
-    let entry = match key.kernel.name {
-        "moe_route_group" => "moe_route_group",
-        _ => "moe_route",
-    };
     let group = group(&key.config, "ROUTE_GROUP");
+    let tokens = logits.extent(0);
+    let (entry, groups) = match key.kernel.name {
+        "moe_route_group" => ("moe_route_group", tokens),
+        "moe_route_lanes" => ("moe_route_lanes", tokens.div_ceil(u64::from(group[0]))),
+        _ => ("moe_route", tokens),
+    };
+    if key.kernel.name == MOE_ROUTE_LANES.name {
+        let most = routing.topk.max(routing.topk_groups);
+        key.config
+            .set("TOPK_CAPACITY", most.next_power_of_two().max(2) as i64);
+    }
     let [ids, ids_stride] = topk_ids;
     let [weights, weights_stride] = topk_weights;
     let args = vec![
@@ -133,12 +145,5 @@ pub(super) fn append_route(
         ids_stride,
         weights_stride,
     ];
-    launch(
-        plan,
-        key,
-        entry,
-        one_dimension(logits.extent(0)),
-        group,
-        args,
-    );
+    launch(plan, key, entry, one_dimension(groups), group, args);
 }

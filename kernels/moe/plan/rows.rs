@@ -13,7 +13,9 @@ use super::{
     Bound, bind, bytes, countable, fitting, group, launch, need_dense_rows, one_dimension, pairs,
     per_token, plan_over_tokens, u32, workspace,
 };
-use crate::moe::manifest::{EXPERT_ROWS, EXPERT_ROWS_GROUP, EXPERT_ROWS_NATIVE, experts_capacity};
+use crate::moe::manifest::{
+    EXPERT_ROWS, EXPERT_ROWS_GROUP, EXPERT_ROWS_LANES, EXPERT_ROWS_NATIVE, experts_capacity,
+};
 use crate::moe::{ExpertGather, ExpertScatter};
 
 /// Tiles of ids up to which one work-group permutes them all in one launch.
@@ -28,7 +30,12 @@ pub(super) fn rows_kernels(
         op,
         info,
         experts,
-        [&EXPERT_ROWS, &EXPERT_ROWS_GROUP, &EXPERT_ROWS_NATIVE],
+        &[
+            &EXPERT_ROWS,
+            &EXPERT_ROWS_LANES,
+            &EXPERT_ROWS_GROUP,
+            &EXPERT_ROWS_NATIVE,
+        ],
     )
 }
 

@@ -253,3 +253,17 @@ vec2 finish_row(float most, float sum, bool has_sink, float sink)
   bool nothing = top == -INFINITY && sum == 0.0;
   return nothing ? vec2(0.0, -INFINITY) : vec2(rescale / total, top + log_of(total));
 }
+
+/* Four elements of a row from column c on; those at or past `columns` are zero and not read. VECTOR says that rows begin at whole vectors,
+ * lie side by side and have columns in whole vectors. */
+vec4 columns_of(uvec2 row, uvec2 stride, int c, int columns, const bool vector)
+{
+  vec4 value = vec4(0.0);
+  if (vector) {
+    if (c < columns) value = load_4(element_at(row, uint(c), DTYPE), DTYPE);
+  } else {
+    [[unroll]] for (int i = 0; i < 4; i++)
+      if (c + i < columns) value[i] = load_1(element_at(row, uint(c + i), stride, DTYPE), DTYPE);
+  }
+  return value;
+}

@@ -1,0 +1,256 @@
+#version 460
+#extension GL_GOOGLE_include_directive : require
+#extension GL_KHR_shader_subgroup_basic : require
+#extension GL_KHR_shader_subgroup_shuffle : require
+/* attention_rows: many rows, on a device that runs invocations as the lanes of short vectors (lavapipe, SwiftShader) and pays for a load
+ * lane by lane. So each lane loads eight bytes that no other lane loads, and the lanes hand them to each other by shuffles, whose sources
+ * are constants.
+ *
+ *   lanes are rows: a group has 32 rows, 32 / SUBGROUP in a lane; its subgroups share the rows, not the keys and columns
+ *
+ *   scores  a subgroup takes KEY_VECTORS * SUBGROUP keys:  s[key][row] += k[key][x] (handed around) * q[row][x] (its own lane's)
+ *   softmax in shared memory  p [KEY_VECTORS * GROUP keys][lane][row of the lane], its maximum over all subgroups
+ *   sums    a subgroup takes 4 * SUBGROUP columns and all keys:  o[column][row] += v[key][column] (handed around) * p[key][row]
+ *
+ * The sums never leave registers (as far as there are any: 128 a lane).
+ *
+ * Specialization constants beside those of attention.glsl:
+ *   SUBGROUP     8    invocations in a subgroup, the device's: 4, 8 or 16
+ *   GROUP        32   invocations in a group: HEAD_MAX / 4
+ *   KEY_VECTORS  4    keys of a lane between two rescalings: 1, 2 or 4
+ *   VECTOR       1    rows of q, k and v begin at 8 bytes, lie side by side and have whole fours of columns
+ *   FLAGS        -1   flags; an option that is off costs nothing. -1: as in the arguments
+ *
+ * Groups (kv_heads, works).
+ */
+#include "attention.glsl"
+
+layout(constant_id = 4) const uint SUBGROUP = 8;
+layout(constant_id = 5) const uint GROUP = 32;
+layout(constant_id = 6) const uint KEY_VECTORS = 4;
+layout(constant_id = 7) const bool VECTOR = true;
+layout(constant_id = 8) const int FLAGS = -1;
+#define ROWS 32
+const uint ROWS_EACH = ROWS / SUBGROUP;
+const uint SUBGROUPS = GROUP / SUBGROUP;
+const uint COLUMNS = 4 * SUBGROUP;
+const uint KEYS = KEY_VECTORS * SUBGROUP;
+const uint BLOCK = KEY_VECTORS * GROUP;
+const uint PAIRS = ROWS_EACH / 2;
+
+layout(local_size_x_id = 5) in;
+
+#if INT_64
+shared uint64_t p[BLOCK * ROWS / 2], tops[SUBGROUPS * ROWS / 2];
+#define LOAD_PAIR(array, i) uintBitsToFloat(unpack32(array[i]))
+#define STORE_PAIR(array, i, pair) array[i] = pack64(floatBitsToUint(pair))
+#else
+shared uvec2 p[BLOCK * ROWS / 2], tops[SUBGROUPS * ROWS / 2];
+#define LOAD_PAIR(array, i) uintBitsToFloat(array[i])
+#define STORE_PAIR(array, i, pair) array[i] = floatBitsToUint(pair)
+#endif
+shared uvec2 v_row[BLOCK];
+
+void main()
+{
+  int group = arguments.heads / arguments.kv_heads, kv_head = int(gl_WorkGroupID.x);
+  Work w;
+  if (!find_work(int(gl_WorkGroupID.y), ROWS, w)) return;
+  Sequence s = w.s;
+  Rows keys = key_rows(s, kv_head), values = value_rows(s, kv_head);
+  uint lane = gl_SubgroupInvocationID, subgroup = gl_SubgroupID;
+  int rows = s.queries * group, first_row = w.tile * ROWS, tile_rows = min(ROWS, rows - first_row);
+  int d = arguments.d, dv = arguments.dv, window = arguments.window, flags = FLAGS < 0 ? arguments.flags : FLAGS;
+  float scale = arguments.scale, softcap = arguments.softcap;
+  uvec2 q_stride = arguments.q_stride, k_stride = arguments.k_stride, v_stride = arguments.v_stride;
+  uvec2 v_row_bytes = bytes_of(arguments.v_row_stride, DTYPE), mask_stride = arguments.mask_stride;
+  bool finish = (flags & (SOFTCAP | ALIBI | MASK)) != 0 || LAYOUT == 2;
+
+  uvec2 q_at[ROWS_EACH], mask_at[ROWS_EACH];
+  int first_seen[ROWS_EACH], last_seen[ROWS_EACH], position[ROWS_EACH];
+  float slope[ROWS_EACH], most[ROWS_EACH], sum[ROWS_EACH];
+  [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) {
+    int row = min(first_row + int(lane * ROWS_EACH + r), rows - 1), query = row / group, head = row + (kv_head - query) * group;
+    ivec2 sight = sight_of(query, s, window, flags);
+    q_at[r] = q_row(s, query, head);
+    first_seen[r] = sight.x;
+    last_seen[r] = sight.y;
+    position[r] = s.keys - s.queries + query;
+    slope[r] = 0.0;
+    if ((flags & ALIBI) != 0) slope[r] = of_head(arguments.alibi_slopes, head, arguments.alibi_slopes_stride);
+    mask_at[r] = uvec2(0);
+    if ((flags & MASK) != 0) mask_at[r] = mask_row(s, query, head);
+    most[r] = -INFINITY;
+    sum[r] = 0.0;
+  }
+  float acc[COLUMNS * ROWS_EACH];
+  [[unroll]] for (uint i = 0; i < COLUMNS * ROWS_EACH; i++) acc[i] = 0.0;
+
+  int first = sight_of(first_row / group, s, window, flags).x / int(BLOCK) * int(BLOCK);
+  int end = sight_of((first_row + tile_rows - 1) / group, s, window, flags).y + 1;
+  if (s.splits > 1) {
+    first = max(first, w.split * SPLIT_KEYS);
+    end = min(end, (w.split + 1) * SPLIT_KEYS);
+  }
+  uint own = subgroup * KEYS * (ROWS / 2) + lane * PAIRS;
+  for (int first_key = first; first_key < end; first_key += int(BLOCK)) {
+    uvec2 k_at[KEY_VECTORS];
+    [[unroll]] for (uint i = 0; i < KEY_VECTORS; i++) {
+      uint in_block = subgroup * KEYS + i * SUBGROUP + lane;
+      int key = min(first_key + int(in_block), end - 1);
+      k_at[i] = row_of(keys, key);
+      if (LAYOUT == 2) v_row[in_block] = row_of(values, key);
+    }
+    float scores[KEYS * ROWS_EACH];
+    [[unroll]] for (uint i = 0; i < KEYS * ROWS_EACH; i++) scores[i] = 0.0;
+    for (int x = 0; x < d; x += 4) {
+      vec4 q[ROWS_EACH], k[KEY_VECTORS];
+      [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) q[r] = columns_of(q_at[r], q_stride, x, d, VECTOR);
+      [[unroll]] for (uint i = 0; i < KEY_VECTORS; i++) {
+        k[i] = vec4(0.0);
+        if (LAYOUT != 2 || !is_absent(k_at[i])) k[i] = columns_of(k_at[i], k_stride, x, d, VECTOR);
+      }
+      [[unroll]] for (uint j = 0; j < KEYS; j++) {
+        vec4 element;
+        [[unroll]] for (uint u = 0; u < 4; u++) element[u] = subgroupShuffle(k[j / SUBGROUP][u], j % SUBGROUP);
+        [[unroll]] for (uint r = 0; r < ROWS_EACH; r++)
+          [[unroll]] for (uint u = 0; u < 4; u++) scores[j * ROWS_EACH + r] += element[u] * q[r][u];
+      }
+    }
+
+    float top[ROWS_EACH];
+    [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) top[r] = -INFINITY;
+    int at = first_key + int(subgroup * KEYS);
+    [[unroll]] for (uint j = 0; j < KEYS; j++)
+      [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2) {
+        vec2 pair = vec2(scores[j * ROWS_EACH + r], scores[j * ROWS_EACH + r + 1]) * scale;
+        if (!finish) {
+          [[unroll]] for (uint i = 0; i < 2; i++) {
+            bool seen = at + int(j) >= first_seen[r + i] && at + int(j) <= min(last_seen[r + i], end - 1);
+            pair[i] = seen ? pair[i] : -INFINITY;
+            top[r + i] = pair[i] > top[r + i] ? pair[i] : top[r + i];
+          }
+        }
+        STORE_PAIR(p, own + j * (ROWS / 2) + r / 2, pair);
+      }
+    if (finish) {
+      for (uint j = 0; j < KEYS; j++) {
+        int key = at + int(j);
+        [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2) {
+          vec2 pair = LOAD_PAIR(p, own + j * (ROWS / 2) + r / 2);
+          [[unroll]] for (uint i = 0; i < 2; i++) {
+            bool seen = key >= first_seen[r + i] && key <= min(last_seen[r + i], end - 1);
+            if (LAYOUT == 2) seen = seen && !is_absent(v_row[subgroup * KEYS + j]);
+            float bias = 0.0;
+            if ((flags & MASK) != 0 && seen) bias = load_1(element_at(mask_at[r + i], uint(key), mask_stride, F32), F32);
+            float score = finish_score(pair[i], bias, slope[r + i], key - position[r + i], softcap, flags);
+            pair[i] = seen ? score : -INFINITY;
+            top[r + i] = pair[i] > top[r + i] ? pair[i] : top[r + i];
+          }
+          STORE_PAIR(p, own + j * (ROWS / 2) + r / 2, pair);
+        }
+      }
+    }
+    [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2)
+      STORE_PAIR(tops, subgroup * (ROWS / 2) + lane * PAIRS + r / 2, vec2(top[r], top[r + 1]));
+    barrier();
+    [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) top[r] = most[r];
+    for (uint i = 0; i < SUBGROUPS; i++)
+      [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2) {
+        vec2 pair = LOAD_PAIR(tops, i * (ROWS / 2) + lane * PAIRS + r / 2);
+        top[r] = pair.x > top[r] ? pair.x : top[r];
+        top[r + 1] = pair.y > top[r + 1] ? pair.y : top[r + 1];
+      }
+    float base[ROWS_EACH];
+    [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) {
+      /* Where nothing was seen yet the maximum is -inf, and -inf - -inf would be NaN. */
+      base[r] = top[r] == -INFINITY ? 0.0 : top[r];
+      float rescale = exp_nonpositive(most[r] - base[r]);
+      most[r] = top[r];
+      sum[r] *= rescale;
+      [[unroll]] for (uint c = 0; c < COLUMNS; c++) acc[c * ROWS_EACH + r] *= rescale;
+    }
+    for (uint j = 0; j < KEYS; j++)
+      [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2) {
+        vec2 pair = LOAD_PAIR(p, own + j * (ROWS / 2) + r / 2);
+        pair = vec2(exp_nonpositive(pair.x - base[r]), exp_nonpositive(pair.y - base[r + 1]));
+        sum[r] += pair.x;
+        sum[r + 1] += pair.y;
+        STORE_PAIR(p, own + j * (ROWS / 2) + r / 2, pair);
+      }
+    barrier();
+
+    int block = min(int(BLOCK), end - first_key), c0 = int(gl_LocalInvocationID.x) * 4;
+    uvec2 v_at = row_of(values, LAYOUT == 2 ? 0 : first_key);
+    for (int j = 0; j < block; j += 2) {
+      [[unroll]] for (int t = 0; t < 2; t++) {
+        vec4 v = vec4(0.0);
+        uvec2 from = LAYOUT == 2 ? v_row[j + t] : v_at;
+        if (j + t < block && (LAYOUT != 2 || !is_absent(from))) v = columns_of(from, v_stride, c0, dv, VECTOR);
+        v_at = address_add(v_at, v_row_bytes);
+        float pr[ROWS_EACH];
+        [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2) {
+          vec2 pair = LOAD_PAIR(p, (j + t) * (ROWS / 2) + lane * PAIRS + r / 2);
+          pr[r] = pair.x;
+          pr[r + 1] = pair.y;
+        }
+        [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
+          float element = subgroupShuffle(v[c % 4], c / 4);
+          [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) acc[c * ROWS_EACH + r] += element * pr[r];
+        }
+      }
+    }
+    barrier();
+  }
+
+  [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2)
+    STORE_PAIR(tops, subgroup * (ROWS / 2) + lane * PAIRS + r / 2, vec2(sum[r], sum[r + 1]));
+  barrier();
+  [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) sum[r] = 0.0;
+  for (uint i = 0; i < SUBGROUPS; i++)
+    [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2) {
+      vec2 pair = LOAD_PAIR(tops, i * (ROWS / 2) + lane * PAIRS + r / 2);
+      sum[r] += pair.x;
+      sum[r + 1] += pair.y;
+    }
+  uvec2 to[ROWS_EACH];
+  float factor[ROWS_EACH];
+  bool split = s.splits > 1;
+  [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) {
+    int row = first_row + int(lane * ROWS_EACH + r), query = min(row, rows - 1) / group, head = min(row, rows - 1) + (kv_head - query) * group;
+    bool has_sink = (flags & SINKS) != 0;
+    float sink = 0.0;
+    if (has_sink) sink = of_head(arguments.sinks, head, arguments.sinks_stride);
+    vec2 last = finish_row(most[r], sum[r], has_sink, sink);
+    factor[r] = split ? 1.0 : last.x;
+    to[r] = uvec2(0);
+    if (row < rows) {
+      if (split) to[r] = partial_row(s.slot + w.split, kv_head, row);
+      else to[r] = o_row(s, query, head);
+    }
+    if (row < rows && subgroup == 0) {
+      if (split) {
+        store_1(element_at(to[r], uint(dv), F32), most[r], F32);
+        store_1(element_at(to[r], uint(dv) + 1, F32), sum[r], F32);
+      } else if ((flags & LSE) != 0) store_1(lse_row(s, query, head), last.y, F32);
+    }
+  }
+  /* The sums pass through shared memory, each lane's own part of it, so that a loop can store them. */
+  uvec2 o_stride = arguments.o_stride;
+  [[unroll]] for (uint c0 = 0; c0 < COLUMNS; c0 += KEYS) {
+    [[unroll]] for (uint c = 0; c < KEYS; c++)
+      [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2)
+        STORE_PAIR(p, own + c * (ROWS / 2) + r / 2, vec2(acc[(c0 + c) * ROWS_EACH + r], acc[(c0 + c) * ROWS_EACH + r + 1]));
+    for (uint c = 0; c < KEYS; c++) {
+      uint column = subgroup * COLUMNS + c0 + c;
+      [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2) {
+        vec2 pair = LOAD_PAIR(p, own + c * (ROWS / 2) + r / 2);
+        [[unroll]] for (uint i = 0; i < 2; i++)
+          if (column < dv && !is_absent(to[r + i])) {
+            if (split) store_1(element_at(to[r + i], column, F32), pair[i], F32);
+            else store_1(element_at(to[r + i], column, o_stride, DTYPE), pair[i] * factor[r + i], DTYPE);
+          }
+      }
+    }
+  }
+}

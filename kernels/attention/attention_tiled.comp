@@ -3,7 +3,8 @@
 /* attention_tiled: many small invocations that share memory, for GPUs. A group of 64 takes ROWS rows and goes through the keys KEYS at a
  * time:
  *
- *   shared memory, f32:  q_part [ROWS][DEPTH + 1]   k_part [KEYS][DEPTH + 1]   p [KEYS][ROWS + 1]   (padded against bank conflicts)
+ *   shared memory, f32:  q_part [ROWS][DEPTH + 1]   k_part [KEYS][DEPTH + 1]   p [KEYS][ROWS + 1]
+ *                        o_part [ROWS][64]         (padded against bank conflicts)
  *
  *   scores:  invocation i has key i % KEYS and ROWS * KEYS / 64 rows; columns pass through shared memory DEPTH at a time
  *   softmax: invocation i has row i % ROWS and a quarter of the keys
@@ -29,7 +30,7 @@ layout(local_size_x = GROUP) in;
 
 const uint PITCH = DEPTH + 1, ROW_PITCH = ROWS + 1;
 shared float q_part[ROWS * PITCH], k_part[KEYS * PITCH], p[KEYS * ROW_PITCH];
-shared float part[PARTS * ROWS], most[ROWS], sum[ROWS], rescale[ROWS];
+shared float o_part[ROWS * GROUP], part[PARTS * ROWS], most[ROWS], sum[ROWS], rescale[ROWS];
 shared uvec2 k_row[KEYS], v_row[KEYS], q_rows[ROWS];
 
 void main()
@@ -76,25 +77,27 @@ void main()
     uint key = lid % KEYS, row0 = lid / KEYS * ROWS_EACH;
     for (uint x0 = 0; x0 < d; x0 += DEPTH) {
       barrier();
-      [[unroll]] for (uint i = 0; i < ROWS * DEPTH; i += GROUP) {
+      for (uint i = 0; i < ROWS * DEPTH; i += GROUP) {
         uint at = (lid + i) / DEPTH, x = (lid + i) % DEPTH;
         float element = 0.0;
         if (at < tile_rows && x0 + x < d) element = load_1(element_at(q_rows[at], x0 + x, q_stride, DTYPE), DTYPE) * scale;
         q_part[at * PITCH + x] = element;
       }
-      [[unroll]] for (uint i = 0; i < KEYS * DEPTH; i += GROUP) {
+      for (uint i = 0; i < KEYS * DEPTH; i += GROUP) {
         uint at = (lid + i) / DEPTH, x = (lid + i) % DEPTH;
         float element = 0.0;
         if (!is_absent(k_row[at]) && x0 + x < d) element = load_1(element_at(k_row[at], x0 + x, k_stride, DTYPE), DTYPE);
         k_part[at * PITCH + x] = element;
       }
       barrier();
-      [[unroll]] for (uint x = 0; x < DEPTH; x++) {
-        float k_element = k_part[key * PITCH + x];
-        [[unroll]] for (uint i = 0; i < ROWS_EACH; i++) scores[i] += q_part[(row0 + i) * PITCH + x] * k_element;
-      }
+      for (uint x = 0; x < DEPTH; x += 2)
+        [[unroll]] for (uint u = 0; u < 2; u++) {
+          float k_element = k_part[key * PITCH + x + u];
+          [[unroll]] for (uint i = 0; i < ROWS_EACH; i++) scores[i] += q_part[(row0 + i) * PITCH + x + u] * k_element;
+        }
     }
-    [[unroll]] for (uint i = 0; i < ROWS_EACH; i++) {
+    [[unroll]] for (uint i = 0; i < ROWS_EACH; i++) p[key * ROW_PITCH + row0 + i] = scores[i];
+    for (uint i = 0; i < ROWS_EACH; i++) {
       int row = min(first_row + int(row0 + i), rows - 1), query = row / group, head = row + (kv_head - query) * group;
       ivec2 sight = sight_of(query, s, window, flags);
       int at = first_key + int(key);
@@ -103,7 +106,7 @@ void main()
         float slope = 0.0, bias = 0.0;
         if ((flags & ALIBI) != 0) slope = of_head(arguments.alibi_slopes, head, arguments.alibi_slopes_stride);
         if ((flags & MASK) != 0) bias = load_1(element_at(mask_row(s, query, head), uint(at), arguments.mask_stride, F32), F32);
-        score = finish_score(scores[i], bias, slope, at - (s.keys - s.queries + query), softcap, flags);
+        score = finish_score(p[key * ROW_PITCH + row0 + i], bias, slope, at - (s.keys - s.queries + query), softcap, flags);
       }
       p[key * ROW_PITCH + row0 + i] = score;
     }
@@ -156,29 +159,33 @@ void main()
   }
 
   barrier();
-  [[unroll]] for (int r = 0; r < ROWS; r++) {
-    int row = min(first_row + r, rows - 1), query = row / group, head = row + (kv_head - query) * group;
-    if (r < tile_rows && s.splits > 1) {
-      uvec2 to = partial_row(s.slot + w.split, kv_head, row);
-      [[unroll]] for (uint i = 0; i < COLUMNS_EACH; i++) {
-        uint c = lid + i * GROUP;
-        if (c < dv) store_1(element_at(to, c, F32), acc[i * ROWS + r], F32);
-      }
-      if (lid == 0) {
-        store_1(element_at(to, uint(dv), F32), most[r], F32);
-        store_1(element_at(to, uint(dv) + 1, F32), sum[r], F32);
-      }
-    } else if (r < tile_rows) {
-      bool has_sink = (flags & SINKS) != 0;
-      float sink = 0.0;
-      if (has_sink) sink = of_head(arguments.sinks, head, arguments.sinks_stride);
-      vec2 last = finish_row(most[r], sum[r], has_sink, sink);
-      uvec2 to = o_row(s, query, head);
-      [[unroll]] for (uint i = 0; i < COLUMNS_EACH; i++) {
-        uint c = lid + i * GROUP;
-        if (c < dv) store_1(element_at(to, c, arguments.o_stride, DTYPE), acc[i * ROWS + r] * last.x, DTYPE);
-      }
-      if ((flags & LSE) != 0 && lid == 0) store_1(lse_row(s, query, head), last.y, F32);
+  bool split = s.splits > 1;
+  if (lid < tile_rows) {
+    int row = first_row + int(lid), query = row / group, head = row + (kv_head - query) * group;
+    bool has_sink = (flags & SINKS) != 0;
+    float sink = 0.0;
+    if (has_sink) sink = of_head(arguments.sinks, head, arguments.sinks_stride);
+    vec2 last = finish_row(most[lid], sum[lid], has_sink, sink);
+    rescale[lid] = last.x;
+    if (split) {
+      q_rows[lid] = partial_row(s.slot + w.split, kv_head, row);
+      store_1(element_at(q_rows[lid], uint(dv), F32), most[lid], F32);
+      store_1(element_at(q_rows[lid], uint(dv) + 1, F32), sum[lid], F32);
+    } else {
+      q_rows[lid] = o_row(s, query, head);
+      if ((flags & LSE) != 0) store_1(lse_row(s, query, head), last.y, F32);
+    }
+  }
+  barrier();
+  /* The sums pass through shared memory, each invocation's own part of it, so that a loop can store them. */
+  uvec2 o_stride = arguments.o_stride;
+  [[unroll]] for (uint i = 0; i < COLUMNS_EACH; i++) {
+    [[unroll]] for (uint r = 0; r < ROWS; r++) o_part[r * GROUP + lid] = acc[i * ROWS + r];
+    uint c = lid + i * GROUP;
+    for (uint r = 0; r < tile_rows; r++) {
+      float value = o_part[r * GROUP + lid];
+      if (c < dv && split) store_1(element_at(q_rows[r], c, F32), value, F32);
+      if (c < dv && !split) store_1(element_at(q_rows[r], c, o_stride, DTYPE), value * rescale[r], DTYPE);
     }
   }
 }

@@ -3,7 +3,7 @@
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
-use super::native;
+use super::{native, spirv};
 
 /// The kernels of this folder.
 pub(super) const KERNELS: &[&Kernel] = &[
@@ -86,14 +86,26 @@ pub(super) static ATTENTION_TILED: Kernel = Kernel {
     name: "attention_tiled",
     summary: "16 rows a work-group of 64 that share local memory, for GPUs",
     version: 1,
-    sources: &[Source {
-        language: Language::OpenClC,
-        code: Code::Text(&[
-            SHARED_CL,
-            ("attention_tiled.cl", include_str!("attention_tiled.cl")),
-        ]),
-        requires: &[],
-    }],
+    sources: &[
+        Source {
+            language: Language::OpenClC,
+            code: Code::Text(&[
+                SHARED_CL,
+                ("attention_tiled.cl", include_str!("attention_tiled.cl")),
+            ]),
+            requires: &[],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::TILED_16),
+            requires: &["storageBuffer16BitAccess"],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::TILED),
+            requires: &[],
+        },
+    ],
     tunables: &[
         SPLIT_KEYS,
         Tunable {
@@ -127,7 +139,9 @@ pub(super) const TILED_ROWS: u64 = 16;
 fn tiled_local_memory(config: &Config) -> u64 {
     let value = |name, default| config.get(name).unwrap_or(default) as u64;
     let (keys, depth) = (value("KEYS", 32), value("DEPTH", 32));
-    let floats = (TILED_ROWS + keys) * (depth + 1) + keys * (TILED_ROWS + 1) + 7 * TILED_ROWS;
+    let floats = (TILED_ROWS + keys) * (depth + 1)
+        + keys * (TILED_ROWS + 1)
+        + (u64::from(TILED_GROUP) + 9) * TILED_ROWS;
     4 * floats + 16 * keys
 }
 
@@ -136,14 +150,26 @@ pub(super) static ATTENTION_MERGE: Kernel = Kernel {
     name: "attention_merge",
     summary: "joins the splits of each row, in their order",
     version: 1,
-    sources: &[Source {
-        language: Language::OpenClC,
-        code: Code::Text(&[
-            SHARED_CL,
-            ("attention_merge.cl", include_str!("attention_merge.cl")),
-        ]),
-        requires: &[],
-    }],
+    sources: &[
+        Source {
+            language: Language::OpenClC,
+            code: Code::Text(&[
+                SHARED_CL,
+                ("attention_merge.cl", include_str!("attention_merge.cl")),
+            ]),
+            requires: &[],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::MERGE_16),
+            requires: &["storageBuffer16BitAccess"],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::MERGE),
+            requires: &[],
+        },
+    ],
     tunables: &[SPLIT_KEYS],
     constraints: &[],
     local_memory: |_| 0,

@@ -20,6 +20,7 @@ mod paged;
 mod plan;
 #[cfg(feature = "spec")]
 mod reference;
+mod spirv;
 #[cfg(all(test, feature = "spec"))]
 mod tests;
 mod varlen;

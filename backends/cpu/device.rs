@@ -180,6 +180,10 @@ impl NativeDevice for Shared {
         self.pool.current_num_threads()
     }
 
+    fn prefetch(&self, bytes: &[u8]) {
+        sys::prefetch(bytes);
+    }
+
     fn matmul(
         &self,
         m: usize,

@@ -5,19 +5,21 @@
 
 use std::sync::Mutex;
 
-use bytemuck::Pod;
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use pulp::Arch;
 use rayon::prelude::*;
 use ropeway_core::dtype::DType;
-use ropeway_core::native::NativeCall;
+use ropeway_core::native::{NativeCall, NativeDevice};
 use ropeway_core::{Error, Result};
 
 use self::blocks::Attend;
+use self::element::Element;
+use self::few::{AttendFew, FewPart};
 use super::plan::flag;
 
 mod blocks;
+mod element;
+mod few;
 
 /// Status of lengths that leave their tensors.
 const STATUS_LENGTH: u32 = 1;
@@ -31,54 +33,14 @@ const ROWS: usize = 64;
 /// Keys of a task of few rows.
 const SPLIT_KEYS: usize = 1024;
 
+/// Key heads of a task of few rows at the most.
+const MOST_HEADS: usize = 8;
+
+/// Tasks of few rows for each thread, where they can be made larger or smaller.
+const TASKS_A_THREAD: usize = 4;
+
 /// Elements side by side in packed keys and values, keys or columns in registers.
 const TILE: usize = 16;
-
-/// A float type that tensors are stored in.
-trait Element: Pod + Send + Sync {
-    fn get(self) -> f32;
-    fn put(value: f32) -> Self;
-    /// `to[i] = from[i]` in f32.
-    fn widen(from: &[Self], to: &mut [f32]);
-}
-
-impl Element for f32 {
-    fn get(self) -> f32 {
-        self
-    }
-    fn put(value: f32) -> f32 {
-        value
-    }
-    fn widen(from: &[f32], to: &mut [f32]) {
-        to.copy_from_slice(from);
-    }
-}
-
-impl Element for f16 {
-    fn get(self) -> f32 {
-        self.to_f32()
-    }
-    fn put(value: f32) -> f16 {
-        f16::from_f32(value)
-    }
-    fn widen(from: &[f16], to: &mut [f32]) {
-        from.convert_to_f32_slice(to);
-    }
-}
-
-impl Element for bf16 {
-    fn get(self) -> f32 {
-        self.to_f32()
-    }
-    fn put(value: f32) -> bf16 {
-        bf16::from_f32(value)
-    }
-    fn widen(from: &[bf16], to: &mut [f32]) {
-        for (wide, narrow) in to.iter_mut().zip(from) {
-            *wide = f32::from_bits(u32::from(narrow.to_bits()) << 16);
-        }
-    }
-}
 
 /// Attention in all three layouts; the arguments are those of `attention.cl`.
 pub(super) fn attention_native(call: &mut NativeCall<'_>) -> Result<()> {
@@ -112,6 +74,10 @@ impl Strides {
         batch * self.0[0] + head * self.0[1] + row * self.0[2]
     }
 
+    fn head(&self) -> usize {
+        self.0[1]
+    }
+
     fn column(&self) -> usize {
         self.0[3]
     }
@@ -119,6 +85,7 @@ impl Strides {
 
 /// One argument of one problem, with what does not depend on the sequence.
 struct Problem<'a, T> {
+    device: &'a dyn NativeDevice,
     q: &'a [T],
     k: &'a [T],
     v: &'a [T],
@@ -167,17 +134,14 @@ struct Sequence {
     keys: usize,
 }
 
-/// Rows of one key head against some of the keys.
+/// Rows of one key head against the keys of their sequence before `end_key`.
 #[derive(Clone, Copy)]
 struct Part {
     sequence: Sequence,
     kv_head: usize,
     first_row: usize,
     rows: usize,
-    first_key: usize,
     end_key: usize,
-    /// Lanes are the columns of a head rather than rows.
-    few: bool,
 }
 
 /// What a part leaves: sums of p v, and of p, of each row, relative to the row's maximum.
@@ -238,6 +202,7 @@ fn attention<T: Element>(call: &mut NativeCall<'_>) -> Result<()> {
     let (scale, softcap) = (call.float()?, call.float()?);
     let [window, flags] = sizes(call)?;
     let problem = Problem {
+        device: call.device(),
         q,
         k,
         v,
@@ -328,9 +293,7 @@ fn attention<T: Element>(call: &mut NativeCall<'_>) -> Result<()> {
                     kv_head,
                     first_row,
                     rows: ROWS.min(rows - first_row),
-                    first_key: 0,
                     end_key: sequence.keys,
-                    few: false,
                 })
             })
         });
@@ -339,37 +302,48 @@ fn attention<T: Element>(call: &mut NativeCall<'_>) -> Result<()> {
         .into_par_iter()
         .for_each(|part| problem.store(part, &run(part), &results));
 
-    let rows_of_few = list
+    let of_few: Vec<Sequence> = list
         .iter()
-        .filter(|sequence| few(sequence) && sequence.queries > 0);
-    let heads: Vec<Part> = rows_of_few
-        .flat_map(|&sequence| {
-            (0..kv_heads).map(move |kv_head| Part {
+        .filter(|sequence| few(sequence) && sequence.queries > 0)
+        .copied()
+        .collect();
+    let splits = |sequence: &Sequence| sequence.keys.div_ceil(SPLIT_KEYS).max(1);
+    let works: usize = of_few.iter().map(splits).sum();
+    let together = problem.heads_together(kv_heads, works);
+    let mut parts = Vec::new();
+    for &sequence in &of_few {
+        for first_head in (0..kv_heads).step_by(together) {
+            parts.extend((0..splits(&sequence)).map(|split| FewPart {
                 sequence,
-                kv_head,
-                first_row: 0,
+                kv_heads: first_head..kv_heads.min(first_head + together),
                 rows: sequence.queries * problem.group,
-                first_key: 0,
-                end_key: sequence.keys,
-                few: true,
+                first_key: split * SPLIT_KEYS,
+                end_key: sequence.keys.min((split + 1) * SPLIT_KEYS),
+            }));
+        }
+    }
+    let partials: Vec<Vec<Partial>> = parts
+        .par_iter()
+        .map(|part| {
+            arch.dispatch(AttendFew {
+                problem: &problem,
+                part: part.clone(),
             })
         })
         .collect();
-    heads.into_par_iter().for_each(|part| {
-        let partials: Vec<Partial> = (0..part.end_key.div_ceil(SPLIT_KEYS).max(1))
-            .into_par_iter()
-            .map(|split| {
-                let first_key = split * SPLIT_KEYS;
-                let end_key = part.end_key.min(first_key + SPLIT_KEYS);
-                run(Part {
-                    first_key,
-                    end_key,
-                    ..part
-                })
-            })
-            .collect();
-        problem.store(part, &merge(&partials, part.rows, problem.dv), &results);
-    });
+    // The splits of the same heads follow each other.
+    let same = |a: &(FewPart, Vec<Partial>), b: &(FewPart, Vec<Partial>)| {
+        (a.0.sequence.index, a.0.kv_heads.start) == (b.0.sequence.index, b.0.kv_heads.start)
+    };
+    let done: Vec<(FewPart, Vec<Partial>)> = parts.into_iter().zip(partials).collect();
+    for splits in done.chunk_by(same) {
+        let part = &splits[0].0;
+        for (h, kv_head) in part.kv_heads.clone().enumerate() {
+            let splits: Vec<&Partial> = splits.iter().map(|(_, heads)| &heads[h]).collect();
+            let joined = merge(&splits, part.rows, problem.dv);
+            problem.store(part.head(kv_head), &joined, &results);
+        }
+    }
 
     let results = results
         .into_inner()
@@ -389,7 +363,7 @@ fn sizes<const N: usize>(call: &mut NativeCall<'_>) -> Result<[usize; N]> {
 }
 
 /// Joins the splits of a part in their order.
-fn merge(splits: &[Partial], rows: usize, dv: usize) -> Partial {
+fn merge(splits: &[&Partial], rows: usize, dv: usize) -> Partial {
     let mut joined = Partial {
         sums: vec![0.0; rows * dv],
         most: vec![f32::NEG_INFINITY; rows],
@@ -397,7 +371,7 @@ fn merge(splits: &[Partial], rows: usize, dv: usize) -> Partial {
         status: 0,
     };
     for row in 0..rows {
-        let greater = |most: f32, split: &Partial| {
+        let greater = |most: f32, split: &&Partial| {
             if split.most[row] > most {
                 split.most[row]
             } else {
@@ -427,6 +401,19 @@ impl<T: Element> Problem<'_, T> {
             row / self.group,
             part.kv_head * self.group + row % self.group,
         )
+    }
+
+    /// Key heads of a task of few rows: all whose rows lie behind each other, so that memory is read in order, as long as there are tasks for
+    /// every thread.
+    fn heads_together(&self, kv_heads: usize, works: usize) -> usize {
+        let mut together = 1;
+        while self.k_strides.head() < self.k_strides.0[2]
+            && 2 * together <= kv_heads.min(MOST_HEADS)
+            && works * kv_heads / (2 * together) >= TASKS_A_THREAD * self.device.threads()
+        {
+            together *= 2;
+        }
+        together
     }
 
     /// The keys that a query sees.

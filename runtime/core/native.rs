@@ -56,6 +56,9 @@ pub trait NativeDevice: Sync {
     /// Threads of the pool the call runs in.
     fn threads(&self) -> usize;
 
+    /// Asks the processor to bring bytes that will be read soon into its caches: a hint, without effect on any result.
+    fn prefetch(&self, _bytes: &[u8]) {}
+
     /// `d = alpha · a b + beta · d`, with `a` m × k, `b` k × n and `d` m × n row-major with row stride `ldd`; `d` is not
     /// read if `beta` is 0. Uses up to `threads` threads of the pool.
     ///

@@ -1,5 +1,4 @@
-//! One task in vectors of the machine's own width: the inner loops of `attention_prefill.cl` (lanes are rows) and of
-//! `attention_decode.cl` (lanes are columns).
+//! Many rows in vectors of the machine's own width: the inner loops of `attention_prefill.cl`, whose lanes are rows.
 
 use pulp::{Simd, WithSimd};
 
@@ -28,7 +27,7 @@ impl<T: Element> WithSimd for Attend<'_, T> {
             first_key: 0,
             count: 0,
         };
-        let lanes = if part.few { 1 } else { S::F32_LANES };
+        let lanes = S::F32_LANES;
         let groups = part.rows.div_ceil(lanes);
         let mut rows = Rows::new(problem, &part, lanes, groups, d_tiles);
         let mut scores = vec![0.0; KEY_BLOCK * lanes];
@@ -36,7 +35,7 @@ impl<T: Element> WithSimd for Attend<'_, T> {
 
         let (first, _) = problem.sight(&part.sequence, problem.place(&part, 0).0);
         let (_, end) = problem.sight(&part.sequence, problem.place(&part, part.rows - 1).0);
-        let mut first_key = (first / KEY_BLOCK * KEY_BLOCK).max(part.first_key);
+        let mut first_key = first / KEY_BLOCK * KEY_BLOCK;
         let end = end.min(part.end_key);
         while first_key < end {
             block.load(problem, &part, first_key, KEY_BLOCK.min(end - first_key));
@@ -46,20 +45,12 @@ impl<T: Element> WithSimd for Attend<'_, T> {
             for group in 0..groups {
                 let queries =
                     &rows.queries[group * d_tiles * TILE * lanes..][..d_tiles * TILE * lanes];
-                if part.few {
-                    dot_products(simd, queries, &block, d_tiles, &mut scores);
-                } else {
-                    lane_products(simd, queries, &block, d_tiles, &mut scores);
-                }
+                lane_products(simd, queries, &block, d_tiles, &mut scores);
                 rows.finish_scores(problem, &part, group, &block, &mut scores);
                 rows.exponentials(group, &mut scores[..block.count * lanes]);
                 let sums =
                     &mut rows.sums[group * dv_tiles * TILE * lanes..][..dv_tiles * TILE * lanes];
-                if part.few {
-                    add_values_to_row(simd, &scores, &block, dv_tiles, rows.rescale[0], sums);
-                } else {
-                    add_values_to_lanes(simd, &scores, &block, dv_tiles, &rows.rescale, sums);
-                }
+                add_values_to_lanes(simd, &scores, &block, dv_tiles, &rows.rescale, sums);
             }
             first_key += KEY_BLOCK;
         }
@@ -275,7 +266,7 @@ impl Rows {
 
 /// exp of x <= 0 within 2 + 2|x| units in the last place; 0 below the least normal result. NaN stays NaN.
 #[inline(always)]
-fn exp_nonpositive(x: f32) -> f32 {
+pub(super) fn exp_nonpositive(x: f32) -> f32 {
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
     let t = x * std::f32::consts::LOG2_E + 12_582_912.0;
     let n = t - 12_582_912.0;
@@ -347,60 +338,5 @@ fn add_values_to_lanes<S: Simd>(
             }
         }
         *sums = acc;
-    }
-}
-
-/// `scores[key] = Σ_x query[x] · keys[key][x]`.
-#[inline(always)]
-fn dot_products<S: Simd>(
-    simd: S,
-    query: &[f32],
-    block: &Block,
-    d_tiles: usize,
-    scores: &mut [f32],
-) {
-    let (query, _) = S::as_simd_f32s(query);
-    for (keys, score) in block
-        .keys
-        .chunks_exact(d_tiles)
-        .zip(scores)
-        .take(block.count)
-    {
-        let (keys, _) = S::as_simd_f32s(keys.as_flattened());
-        let mut acc = [simd.splat_f32s(0.0); 2];
-        for (keys, query) in keys.chunks(2).zip(query.chunks(2)) {
-            for ((acc, &key), &query) in acc.iter_mut().zip(keys).zip(query) {
-                *acc = simd.mul_add_e_f32s(key, query, *acc);
-            }
-        }
-        *score = simd.reduce_sum_f32s(simd.add_f32s(acc[0], acc[1]));
-    }
-}
-
-/// `sums[column] = sums[column] · rescale + Σ_key scores[key] · values[key][column]`.
-#[inline(always)]
-fn add_values_to_row<S: Simd>(
-    simd: S,
-    scores: &[f32],
-    block: &Block,
-    dv_tiles: usize,
-    rescale: f32,
-    sums: &mut [f32],
-) {
-    let (sums, _) = S::as_mut_simd_f32s(sums);
-    for sum in sums.iter_mut() {
-        *sum = simd.mul_f32s(*sum, simd.splat_f32s(rescale));
-    }
-    if dv_tiles == 0 {
-        return;
-    }
-    for (&p, values) in scores[..block.count]
-        .iter()
-        .zip(block.values.chunks_exact(dv_tiles))
-    {
-        let (values, _) = S::as_simd_f32s(values.as_flattened());
-        for (sum, &value) in sums.iter_mut().zip(values) {
-            *sum = simd.mul_add_e_f32s(value, simd.splat_f32s(p), *sum);
-        }
     }
 }

@@ -134,15 +134,32 @@ impl VulkanModule {
             });
             data.extend_from_slice(&bytes);
         }
-        let value = |id| {
-            let entry = entries.iter().find(|entry| entry.constant_id == id)?;
-            let bytes = data.get(entry.offset as usize..)?.first_chunk()?;
-            Some(u32::from_le_bytes(*bytes))
-        };
-        let group = reflection.group.map(|extent| match extent {
-            Extent::Fixed(size) => size,
-            Extent::Constant { id, default } => value(id).unwrap_or(default),
-        });
+        let mut group = [1; 3];
+        for (size, extent) in group.iter_mut().zip(reflection.group) {
+            let (id, default) = match extent {
+                Extent::Fixed(fixed) => {
+                    *size = fixed;
+                    continue;
+                }
+                Extent::Constant { id, default } => (id, default),
+            };
+            let known = entries.iter().find(|entry| entry.constant_id == id);
+            *size = match known {
+                Some(entry) => {
+                    let bytes = data.get(entry.offset as usize..).and_then(|bytes| bytes.first_chunk());
+                    bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+                }
+                None => {
+                    entries.push(vk::SpecializationMapEntry {
+                        constant_id: id,
+                        offset: data.len() as u32,
+                        size: 4,
+                    });
+                    data.extend_from_slice(&default.to_le_bytes());
+                    default
+                }
+            };
+        }
         check_group(group, shared)?;
         let main = CString::new(reflection.entry.as_str())
             .map_err(|_| Error::new(ErrorKind::CompileFailed, "an entry point with NUL in its name"))?;
@@ -177,7 +194,6 @@ impl VulkanModule {
             declared: match reflection.push_constants {
                 PushConstants::None => Declared::Nothing,
                 PushConstants::Bytes(bytes) => Declared::Bytes(bytes),
-                PushConstants::Pointer => Declared::Pointer,
             },
             name,
             shared: shared.clone(),
@@ -216,7 +232,7 @@ impl Shared {
         if data.get(..CACHE_HEADER) == Some(&self.identity.cache_header[..]) {
             return Some(data);
         }
-        let foreign = Error::new(ErrorKind::File, "pipelines of another device or driver");
+        let foreign = Error::new(ErrorKind::Driver, "pipelines of another device or driver");
         cache.set_aside(key, &foreign);
         None
     }
@@ -308,5 +324,51 @@ impl Function for VulkanFunction {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vulkan::tests::opened;
+
+    #[test]
+    fn constants_take_the_bytes_of_their_type() {
+        let constant = |scalar| Constant {
+            name: "N".into(),
+            id: 0,
+            scalar,
+        };
+        let int = |bits, signed| constant(Scalar::Int { bits, signed });
+        assert_eq!(encode(&int(8, true), -1), Ok(vec![0xff]));
+        assert_eq!(encode(&int(16, false), 0x1234), Ok(vec![0x34, 0x12]));
+        assert_eq!(encode(&int(64, true), -1), Ok(vec![0xff; 8]));
+        assert_eq!(encode(&constant(Scalar::Bool), 1), Ok(vec![1, 0, 0, 0]));
+        for (scalar, value) in [
+            (int(8, true), 128),
+            (int(8, false), -1),
+            (int(16, false), 1 << 16),
+            (int(64, false), -1),
+            (constant(Scalar::Bool), 2),
+        ] {
+            assert!(encode(&scalar, value).is_err(), "{scalar:?} = {value}");
+        }
+    }
+
+    #[test]
+    fn pipelines_of_another_device_are_set_aside() {
+        let Some(device) = opened() else { return };
+        let shared = &device.shared;
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let cache = Cache::open(&directory.path().join("programs")).expect("a fresh directory");
+        let (own, foreign) = (Key::new(&["own"]), Key::new(&["foreign"]));
+        let mut data = shared.identity.cache_header.to_vec();
+        data.extend([1, 2, 3]);
+        cache.store(&own, &data);
+        assert_eq!(shared.own_cache(&cache, &own), Some(data.clone()));
+        data[20] ^= 1;
+        cache.store(&foreign, &data);
+        assert_eq!(shared.own_cache(&cache, &foreign), None);
+        assert_eq!(cache.load(&foreign), None, "out of the way");
     }
 }

@@ -274,7 +274,6 @@ fn grid(shared: &Shared, call: &LaunchCall<'_>, function: &VulkanFunction) -> Re
 pub(super) fn lies_in_memory(declared: Declared, bytes: u32) -> std::result::Result<bool, u32> {
     match declared {
         Declared::Nothing => Ok(false),
-        Declared::Pointer => Ok(true),
         // The address of a block, as two words.
         Declared::Bytes(8) if bytes > PUSH_CONSTANTS => Ok(true),
         Declared::Bytes(size) if size == bytes => Ok(false),
@@ -289,8 +288,6 @@ pub(super) enum Declared {
     Nothing,
     /// A block of this size.
     Bytes(u32),
-    /// A typed pointer to the block.
-    Pointer,
 }
 
 /// Keeps a function alive.
@@ -305,7 +302,6 @@ mod tests {
         assert_eq!(lies_in_memory(Declared::Bytes(48), 48), Ok(false));
         assert_eq!(lies_in_memory(Declared::Bytes(8), 8), Ok(false));
         assert_eq!(lies_in_memory(Declared::Bytes(8), 132), Ok(true));
-        assert_eq!(lies_in_memory(Declared::Pointer, 12), Ok(true));
         assert_eq!(lies_in_memory(Declared::Bytes(48), 52), Err(48));
         assert_eq!(lies_in_memory(Declared::Bytes(132), 136), Err(132));
         assert_eq!(lies_in_memory(Declared::Nothing, 100), Ok(false));

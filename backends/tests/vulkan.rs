@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod counting;
+#[path = "vulkan/spirv.rs"]
 mod spirv;
 
 use std::process::Command;

@@ -429,9 +429,9 @@ mod tests {
 
     use super::*;
 
-    const CHOSEN: &[u8] = include_bytes!("../tests/spirv/kernels.chosen.spv");
-    const ADD_ONE: &[u8] = include_bytes!("../tests/spirv/kernels.add_one.spv");
-    const WIDE: &[u8] = include_bytes!("../tests/spirv/wide.far.f32.spv");
+    const CHOSEN: &[u8] = include_bytes!("../tests/vulkan/spirv/kernels.chosen.spv");
+    const ADD_ONE: &[u8] = include_bytes!("../tests/vulkan/spirv/kernels.add_one.spv");
+    const WIDE: &[u8] = include_bytes!("../tests/vulkan/spirv/wide.far.f32.spv");
 
     fn read(bytes: &[u8]) -> Result<Reflection> {
         Reflection::read(&words(bytes)?)

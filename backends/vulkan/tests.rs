@@ -35,7 +35,7 @@ static SLOW: Source = Source {
         entry: "slow",
         dtypes: &[],
         constants: &[],
-        code: include_bytes!("../tests/spirv/kernels.slow.spv"),
+        code: include_bytes!("../tests/vulkan/spirv/kernels.slow.spv"),
     }]),
     requires: &[],
 };

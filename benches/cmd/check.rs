@@ -148,6 +148,15 @@ impl Check {
             Format::Json => print_line(format_args!("{:#}", report::json(&report)))?,
             Format::Junit => print_line(report::junit(&report).trim_end())?,
         }
+        // What the layer says after a device's last wait is in no case's verdict.
+        let (messages, first) = ropeway_backends::vulkan::validation_messages();
+        if messages > 0 {
+            eprintln!(
+                "{messages} messages of the Vulkan validation layer, the first: {}",
+                first.unwrap_or_default()
+            );
+            return Ok(ExitCode::FAILURE);
+        }
         Ok(match report.passes() {
             true => ExitCode::SUCCESS,
             false => ExitCode::FAILURE,

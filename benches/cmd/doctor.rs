@@ -13,13 +13,21 @@ use serde_json::{Value, json};
 use super::print_line;
 
 /// Variables that change what Ropeway or the drivers it loads do.
-const VARIABLES: [&str; 14] = [
+const VARIABLES: [&str; 22] = [
     "ROPEWAY_CACHE_DIR",
     "ROPEWAY_DATA_DIR",
     "OPENCL_DYLIB_PATH",
     "OCL_ICD_VENDORS",
     "OPENCL_VENDOR_PATH",
     "OCL_ICD_FILENAMES",
+    "VK_DRIVER_FILES",
+    "VK_ICD_FILENAMES",
+    "VK_INSTANCE_LAYERS",
+    "VK_LOADER_LAYERS_ENABLE",
+    "VK_LAYER_SETTINGS_PATH",
+    "ROPEWAY_VULKAN_STAGING",
+    "LP_NATIVE_VECTOR_WIDTH",
+    "MESA_SHADER_CACHE_DISABLE",
     "POCL_DEVICES",
     "POCL_CACHE_DIR",
     "POCL_MAX_PTHREAD_COUNT",
@@ -31,12 +39,30 @@ const VARIABLES: [&str; 14] = [
 ];
 
 /// Parts of the names of the libraries whose place is worth knowing once they are loaded.
-const LIBRARIES: [&str; 6] = [
-    "OpenCL", "pocl", "oclgrind", "intelocl", "clblast", "amdocl",
+const LIBRARIES: [&str; 12] = [
+    "OpenCL",
+    "pocl",
+    "oclgrind",
+    "intelocl",
+    "clblast",
+    "amdocl",
+    "libvulkan",
+    "swiftshader",
+    "VkLayer",
+    "GLX_nvidia",
+    "radeon",
+    "intel",
 ];
 
 /// Where OpenCL loaders look for drivers unless told otherwise.
 const ICD_DIRECTORY: &str = "/etc/OpenCL/vendors";
+
+/// Where Vulkan's loader looks for drivers unless told otherwise.
+const VULKAN_DIRECTORIES: [&str; 3] = [
+    "/etc/vulkan/icd.d",
+    "/usr/local/share/vulkan/icd.d",
+    "/usr/share/vulkan/icd.d",
+];
 
 /// How to say it.
 #[derive(Args, Debug)]
@@ -58,6 +84,7 @@ impl Doctor {
             "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             "backends": backends(),
             "icd_files": icd_files(&mut problems),
+            "vulkan_drivers": vulkan_drivers(&mut problems),
             // After the probe, so that what it loaded is there to be seen.
             "libraries": loaded_libraries(),
             "cache": cache(&mut problems),
@@ -128,6 +155,45 @@ fn icd_files(problems: &mut Vec<String>) -> Value {
         };
         // A bare name is for the dynamic loader to find; a path must be there.
         if library.contains('/') && !Path::new(&library).exists() {
+            problems.push(format!("{name} names {library}, which does not exist"));
+        }
+        (name, Value::from(library))
+    });
+    entries.collect()
+}
+
+/// The drivers that Vulkan's loader is told of, and whether their libraries are there.
+fn vulkan_drivers(problems: &mut Vec<String>) -> Value {
+    let chosen = ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"]
+        .into_iter()
+        .find_map(std::env::var_os);
+    let files: Vec<PathBuf> = match chosen {
+        Some(files) => std::env::split_paths(&files).collect(),
+        None => VULKAN_DIRECTORIES
+            .iter()
+            .flat_map(|directory| list(Path::new(directory), "json"))
+            .collect(),
+    };
+    let entries = files.into_iter().map(|file| {
+        let name = file.display().to_string();
+        let manifest = fs::read_to_string(&file)
+            .map_err(|error| error.to_string())
+            .and_then(|text| {
+                serde_json::from_str::<Value>(&text).map_err(|error| error.to_string())
+            });
+        let library = match manifest {
+            Ok(manifest) => manifest["ICD"]["library_path"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
+            Err(error) => {
+                problems.push(format!("{name}: {error}"));
+                String::new()
+            }
+        };
+        // A bare name is for the dynamic loader to find; a path must be there, seen from the file.
+        let place = file.with_file_name("").join(&library);
+        if library.contains('/') && !place.exists() {
             problems.push(format!("{name} names {library}, which does not exist"));
         }
         (name, Value::from(library))

@@ -11,7 +11,7 @@ use serde_json::json;
 
 const BEGIN: &str = "<!-- ops and dtypes: kept by benches/tests/readme.rs -->";
 const END: &str = "<!-- end -->";
-const BACKENDS: [&str; 2] = ["cpu", "opencl"];
+const BACKENDS: [&str; 3] = ["cpu", "opencl", "vulkan"];
 
 /// A small problem of every op: tensors with dtype (`A` and `B`: those being asked for) and extents, and attributes.
 const PROBLEMS: [(&str, &str, &str); 10] = [

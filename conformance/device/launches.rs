@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ropeway_core::device::{Device, QueueKind};
-use ropeway_core::kernel::{Code, Config, Language, Source};
+use ropeway_core::kernel::{Binary, Code, Config, Language, Source};
 use ropeway_core::memory::{Layout, TensorDesc};
 use ropeway_core::{DType, ErrorKind, View};
 
@@ -176,10 +176,20 @@ static BROKEN: [(&str, &str); 1] = [(
     "broken",
     "__kernel void broken( { this is no kernel in any language }",
 )];
-static BROKEN_SOURCES: [Source; 3] = [
+static BROKEN_SOURCES: [Source; 4] = [
     broken(Language::OpenClC),
     broken(Language::CudaC),
     broken(Language::AscendC),
+    Source {
+        language: Language::SpirV,
+        code: Code::Binaries(&[Binary {
+            entry: "broken",
+            dtypes: &[],
+            constants: &[],
+            code: b"this is no kernel in any language at all",
+        }]),
+        requires: &[],
+    },
 ];
 
 const fn broken(language: Language) -> Source {

@@ -17,6 +17,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("cpu", include_str!("cpu.toml")),
     ("null", include_str!("null.toml")),
     ("opencl", include_str!("opencl.toml")),
+    ("vulkan", include_str!("vulkan.toml")),
 ];
 
 #[derive(Clone, Debug, Deserialize)]

@@ -145,12 +145,14 @@ impl Core {
         })?;
         // SAFETY: mapped, as many bytes, and nobody else knows of them yet.
         unsafe { pointer.write_bytes(0, buffer.bytes as usize) };
+        let timeline = Timeline::new(gpu)?;
+        let first = timeline.first;
         Ok(Core {
             family,
             queue: gpu.families[family].next(),
-            timeline: Timeline::new(gpu)?,
-            completed: AtomicU64::new(0),
-            submitted: AtomicU64::new(0),
+            timeline,
+            completed: AtomicU64::new(first),
+            submitted: AtomicU64::new(first),
             status: StatusWord { buffer },
             slots: Mutex::default(),
             state: Mutex::new(State {

@@ -269,6 +269,9 @@ pub(super) struct Gpu {
     pub(super) timestamp_period: f64,
     /// No descriptors, and all the push constants that every device has.
     layout: vk::PipelineLayout,
+    /// Semaphores of dropped timelines, with their values: for the next ones. They are never destroyed before the device: Mesa's submission thread
+    /// touches what a submission waited for once more after the submission is seen to be done.
+    timelines: Mutex<Vec<(vk::Semaphore, u64)>>,
     pub(super) physical: vk::PhysicalDevice,
     pub(super) instance: Arc<Instance>,
 }
@@ -363,6 +366,7 @@ impl Gpu {
             allocator: ManuallyDrop::new(Mutex::new(allocator)),
             timestamp_period: properties.limits.timestamp_period.into(),
             layout,
+            timelines: Mutex::default(),
             physical,
             instance: instance.clone(),
             raw,
@@ -387,8 +391,14 @@ impl Gpu {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        // SAFETY: whatever was made of the device holds it, so nothing is left; the allocator is dropped here only.
+        // SAFETY: whatever was made of the device holds it, so nothing is left that could be under way or in use; the allocator is
+        // dropped here only.
         unsafe {
+            // For the submission thread: see `timelines`.
+            let _ = self.raw.device_wait_idle();
+            for (semaphore, _) in lock(&self.timelines).drain(..) {
+                self.raw.destroy_semaphore(semaphore, None);
+            }
             self.raw.destroy_pipeline_layout(self.layout, None);
             ManuallyDrop::drop(&mut self.allocator);
             self.raw.destroy_device(None);
@@ -410,18 +420,28 @@ pub(super) fn allocation_failed(cause: &AllocationError, bytes: u64) -> Error {
 /// A timeline semaphore: a counter that the device sets and anybody waits for.
 pub(super) struct Timeline {
     raw: vk::Semaphore,
+    /// The value it began with.
+    pub(super) first: u64,
     gpu: Arc<Gpu>,
 }
 
 impl Timeline {
     pub(super) fn new(gpu: &Arc<Gpu>) -> Result<Timeline> {
+        if let Some((raw, first)) = lock(&gpu.timelines).pop() {
+            let gpu = gpu.clone();
+            return Ok(Timeline { raw, first, gpu });
+        }
         let mut kind = vk::SemaphoreTypeCreateInfo::default()
             .semaphore_type(vk::SemaphoreType::TIMELINE)
             .initial_value(0);
         let create = vk::SemaphoreCreateInfo::default().push_next(&mut kind);
         // SAFETY: the device is valid and has timeline semaphores.
         let raw = unsafe { gpu.raw.create_semaphore(&create, None) }.map_err(failed("vkCreateSemaphore"))?;
-        Ok(Timeline { raw, gpu: gpu.clone() })
+        Ok(Timeline {
+            raw,
+            first: 0,
+            gpu: gpu.clone(),
+        })
     }
 
     pub(super) fn raw(&self) -> vk::Semaphore {
@@ -452,8 +472,10 @@ impl Timeline {
 
 impl Drop for Timeline {
     fn drop(&mut self) {
-        // SAFETY: whoever submits work with the semaphore holds it until that work is done.
-        unsafe { self.gpu.raw.destroy_semaphore(self.raw, None) };
+        // Whoever submits work with the semaphore holds it until that work is done, so the value stays.
+        if let Ok(value) = self.value() {
+            lock(&self.gpu.timelines).push((self.raw, value));
+        }
     }
 }
 

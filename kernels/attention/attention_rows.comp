@@ -59,7 +59,9 @@ void main()
   Sequence s = w.s;
   Rows keys = key_rows(s, kv_head), values = value_rows(s, kv_head);
   uint lane = gl_SubgroupInvocationID, subgroup = gl_SubgroupID;
-  int rows = s.queries * group, first_row = w.tile * ROWS, tile_rows = min(ROWS, rows - first_row);
+  int rows = s.queries * group;
+  if (rows <= arguments.few_rows) return;
+  int first_row = w.tile * ROWS, tile_rows = min(ROWS, rows - first_row);
   int d = arguments.d, dv = arguments.dv, window = arguments.window, flags = FLAGS < 0 ? arguments.flags : FLAGS;
   float scale = arguments.scale, softcap = arguments.softcap;
   uvec2 q_stride = arguments.q_stride, k_stride = arguments.k_stride, v_stride = arguments.v_stride;

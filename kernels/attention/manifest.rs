@@ -1,12 +1,14 @@
 //! The kernels of this folder, their tunables and what they need.
 
-use ropeway_core::info::DeviceInfo;
+use ropeway_core::info::{DeviceInfo, DeviceKind};
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
 use super::{native, spirv};
 
 /// The kernels of this folder.
 pub(super) const KERNELS: &[&Kernel] = &[
+    &ATTENTION_ROWS,
+    &ATTENTION_KEYS,
     &ATTENTION_PREFILL,
     &ATTENTION_DECODE,
     &ATTENTION_TILED,
@@ -144,6 +146,77 @@ fn tiled_local_memory(config: &Config) -> u64 {
         + (u64::from(TILED_GROUP) + 9) * TILED_ROWS;
     4 * floats + 16 * keys
 }
+
+/// Many rows, the rows in the lanes of short vectors.
+pub(super) static ATTENTION_ROWS: Kernel = Kernel {
+    name: "attention_rows",
+    summary: "32 rows a work-group in the lanes of its subgroups, which share keys and columns, for drivers that run on CPUs",
+    version: 1,
+    sources: &[
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::ROWS_16),
+            requires: &[
+                "shaderInt64",
+                "storageBuffer16BitAccess",
+                "subgroupBasic",
+                "subgroupShuffle",
+            ],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::ROWS),
+            requires: &["subgroupBasic", "subgroupShuffle"],
+        },
+    ],
+    tunables: &[SPLIT_KEYS],
+    constraints: &[SHORT_SUBGROUPS],
+    local_memory: |_| 0,
+};
+
+/// Rows in a group of `attention_rows`.
+pub(super) const LANE_ROWS: u64 = 32;
+
+/// Bytes of local memory of a group of `attention_rows` of this many work-items, and of how many keys a work-item takes at a time.
+pub(super) fn rows_local_memory(group: u64, keys_each: u64, subgroup: u64) -> u64 {
+    let keys = group * keys_each;
+    keys * LANE_ROWS * 4 + group / subgroup * LANE_ROWS * 4 + keys * 8
+}
+
+/// Few rows against many keys, the columns in the lanes of one subgroup.
+pub(super) static ATTENTION_KEYS: Kernel = Kernel {
+    name: "attention_keys",
+    summary: "at most 8 rows against keys that are read once and in order, one subgroup a work-group",
+    version: 1,
+    sources: &[
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::KEYS_16),
+            requires: &[
+                "shaderInt64",
+                "storageBuffer16BitAccess",
+                "subgroupBasic",
+                "subgroupShuffle",
+            ],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::KEYS),
+            requires: &["subgroupBasic", "subgroupShuffle"],
+        },
+    ],
+    tunables: &[SPLIT_KEYS],
+    constraints: &[SHORT_SUBGROUPS],
+    local_memory: |_| 0,
+};
+
+/// Shuffles name lanes by constants: a work-item must be where it is taken to be.
+const SHORT_SUBGROUPS: Constraint = Constraint {
+    rule: "a CPU whose subgroups are always of 4, 8 or 16",
+    holds: |_, info: &DeviceInfo| {
+        info.kind == DeviceKind::Cpu && matches!(info.subgroup_sizes[..], [4 | 8 | 16])
+    },
+};
 
 /// The last step where keys were split.
 pub(super) static ATTENTION_MERGE: Kernel = Kernel {

@@ -8,15 +8,15 @@ use ropeway_core::info::{DeviceInfo, DeviceKind};
 use ropeway_core::kernel::{Config, Kernel, ModuleKey};
 use ropeway_core::memory::TensorDesc;
 use ropeway_core::op::{Op, PlanRequest, TuneKey};
-use ropeway_core::plan::{Arg, Expr, Launch, Plan};
+use ropeway_core::plan::{Arg, Expr, Launch, OperandRule, Plan, StrideRule};
 use ropeway_core::{Error, Result};
 
 use super::manifest::{
-    ATTENTION_DECODE, ATTENTION_MERGE, ATTENTION_NATIVE, ATTENTION_PREFILL, ATTENTION_TILED,
-    TILED_GROUP, TILED_ROWS,
+    ATTENTION_DECODE, ATTENTION_KEYS, ATTENTION_MERGE, ATTENTION_NATIVE, ATTENTION_PREFILL,
+    ATTENTION_ROWS, ATTENTION_TILED, LANE_ROWS, TILED_GROUP, TILED_ROWS, rows_local_memory,
 };
 use super::{Attention, PagedAttention, Softmax, VarlenAttention};
-use operands::{Operands, Sizes, arguments};
+use operands::{Operands, Sizes, arguments, flags};
 
 mod operands;
 
@@ -64,6 +64,8 @@ struct Problem {
     keys: u64,
     /// Whether k and v have stride 1 on their last axis.
     unit: bool,
+    /// Whether q, k and v consist of whole vectors of four: sizes, and strides but the last, which is 1.
+    fours: bool,
     /// Whether all heads of a key lie before the next key.
     heads_inside: bool,
     softmax: Softmax,
@@ -83,6 +85,7 @@ impl Problem {
             sequences: op.batch(),
             keys: op.kv_len(),
             unit: unit(&op.k) && unit(&op.v),
+            fours: [&op.q, &op.k, &op.v].into_iter().all(fours),
             heads_inside: inside(&op.k, 1, 2),
             softmax: op.softmax,
         }
@@ -101,6 +104,7 @@ impl Problem {
             sequences: op.batch(),
             keys: op.kv_tokens(),
             unit: unit(&op.k) && unit(&op.v),
+            fours: [&op.q, &op.k, &op.v].into_iter().all(fours),
             heads_inside: inside(&op.k, 1, 0),
             softmax: op.softmax,
         }
@@ -119,6 +123,7 @@ impl Problem {
             sequences: op.batch(),
             keys: op.max_kv_len(),
             unit: unit(&op.k_cache) && unit(&op.v_cache),
+            fours: [&op.q, &op.k_cache, &op.v_cache].into_iter().all(fours),
             heads_inside: inside(&op.k_cache, 2, 1),
             softmax: op.softmax,
         }
@@ -169,12 +174,23 @@ impl Problem {
             vec![
                 &ATTENTION_NATIVE,
                 &ATTENTION_DECODE,
+                &ATTENTION_KEYS,
                 &ATTENTION_PREFILL,
+                &ATTENTION_ROWS,
                 &ATTENTION_TILED,
             ]
         } else {
-            vec![&ATTENTION_NATIVE, &ATTENTION_PREFILL, &ATTENTION_TILED]
+            vec![
+                &ATTENTION_NATIVE,
+                &ATTENTION_PREFILL,
+                &ATTENTION_ROWS,
+                &ATTENTION_TILED,
+            ]
         };
+        // `attention_rows` needs more local memory the wider the heads are.
+        if !self.rows_fit(info) {
+            kernels.retain(|kernel| kernel.name != ATTENTION_ROWS.name);
+        }
         if info.kind != DeviceKind::Cpu {
             kernels.sort_by_key(|kernel| kernel.name != ATTENTION_TILED.name);
         }
@@ -210,6 +226,33 @@ impl Problem {
         };
         let (kernel, config) = request.choose(&key, &self.candidates(op, request.info)?)?;
         Ok(ModuleKey { kernel, config })
+    }
+
+    fn rows_fit(&self, info: &DeviceInfo) -> bool {
+        let [subgroup] = info.subgroup_sizes[..] else {
+            return false;
+        };
+        let group = self.head_max() / 4;
+        rows_local_memory(group, self.keys_each(), subgroup.into()) <= info.limits.local_memory
+            && group <= info.limits.max_group_size.into()
+    }
+
+    /// Keys that a work-item of `attention_rows` takes at a time: as many as the scores of 32 rows leave room for.
+    fn keys_each(&self) -> u64 {
+        match self.head_max() {
+            ..=128 => 4,
+            256 => 2,
+            _ => 1,
+        }
+    }
+
+    /// What the kernels for short subgroups are compiled for, beside what all are: how whole vectors of four are found, and the options, since
+    /// the drivers run what an `if` skips.
+    fn complete_lanes(&self, config: &mut Config, flags: i64, info: &DeviceInfo) {
+        config
+            .set("SUBGROUP", info.subgroup_sizes[0].into())
+            .set("VECTOR", i64::from(self.fours))
+            .set("FLAGS", flags);
     }
 
     /// Key heads of a work-group of `attention_decode`: all whose rows lie behind each other, so that memory is read in order, as long as there is
@@ -254,6 +297,15 @@ fn group(heads: u64, kv_heads: u64) -> u64 {
 fn unit(desc: &TensorDesc) -> bool {
     let last = desc.layout.rank() - 1;
     desc.layout.strides()[last] == 1 || desc.layout.shape()[last] <= 1
+}
+
+fn fours(desc: &TensorDesc) -> bool {
+    let (shape, strides) = (desc.layout.shape(), desc.layout.strides());
+    let last = shape.len() - 1;
+    let mut others = shape.iter().zip(strides).take(last);
+    unit(desc)
+        && shape[last].is_multiple_of(4)
+        && others.all(|(&extent, stride)| extent <= 1 || stride.is_multiple_of(4))
 }
 
 fn inside(desc: &TensorDesc, inner: usize, outer: usize) -> bool {
@@ -315,8 +367,10 @@ struct Division {
 /// Divides the work of a problem whose keys fall into splits of `split_keys`.
 fn divide(problem: &Problem, key: &ModuleKey, sizes: &Sizes, split_keys: u64) -> Division {
     let group = problem.group();
-    let decode = key.kernel.name == ATTENTION_DECODE.name;
-    let beside = key.kernel.name == ATTENTION_PREFILL.name && problem.layout != 0;
+    let name = key.kernel.name;
+    let decode = name == ATTENTION_DECODE.name || name == ATTENTION_KEYS.name;
+    let beside =
+        (name == ATTENTION_PREFILL.name || name == ATTENTION_ROWS.name) && problem.layout != 0;
     let few_rows = if decode {
         problem.rows.next_power_of_two()
     } else if beside && group <= FEW_ROWS {
@@ -426,7 +480,27 @@ fn finish(
         _ => division.slots.clone(),
     };
     let tiled = key.kernel.name == ATTENTION_TILED.name;
-    if division.few_rows > 0 {
+    let in_lanes = key.kernel.name == ATTENTION_ROWS.name || key.kernel.name == ATTENTION_KEYS.name;
+    if in_lanes {
+        if problem.fours {
+            for index in [operands.q, operands.k, operands.v] {
+                require_fours(&mut plan.operands[index]);
+            }
+        }
+        problem.complete_lanes(&mut key.config, flags(problem, operands), info);
+    }
+    if division.few_rows > 0 && in_lanes {
+        let mut few = ModuleKey {
+            kernel: &ATTENTION_KEYS,
+            config: ATTENTION_KEYS.default_config(),
+        };
+        problem.complete(&mut few.config, split_keys);
+        problem.complete_lanes(&mut few.config, flags(problem, operands), info);
+        few.config.set("FEW_ROWS", division.few_rows as i64);
+        let grid = [kv_heads.clone(), few_works, 1.into()];
+        let group = info.subgroup_sizes[0];
+        launch(&mut plan, few, "attention_keys", grid, group, args());
+    } else if division.few_rows > 0 {
         let mut decode = ModuleKey {
             kernel: &ATTENTION_DECODE,
             config: Config::default(),
@@ -451,6 +525,12 @@ fn finish(
     if tiled {
         let grid = [kv_heads.clone(), works(TILED_ROWS), 1.into()];
         launch(&mut plan, key, "attention_tiled", grid, TILED_GROUP, args());
+    } else if key.kernel.name == ATTENTION_ROWS.name {
+        let group = problem.head_max() / 4;
+        key.config.set("GROUP", group as i64);
+        key.config.set("KEY_VECTORS", problem.keys_each() as i64);
+        let grid = [kv_heads.clone(), works(LANE_ROWS), 1.into()];
+        launch(&mut plan, key, "attention_rows", grid, group as u32, args());
     } else if key.kernel.name == ATTENTION_PREFILL.name {
         let tile_rows = 16 * key.config.value("ROW_GROUPS") as u64;
         let grid = [works(tile_rows), kv_heads.clone(), 1.into()];
@@ -467,10 +547,23 @@ fn finish(
             sizes.sequences.clone() * division.split_rows,
             1.into(),
         ];
-        let group = if tiled { TILED_GROUP } else { 1 };
+        let group = if tiled || in_lanes { TILED_GROUP } else { 1 };
         launch(&mut plan, merge, "attention_merge", grid, group, args());
     }
     Ok(plan)
+}
+
+/// Of four elements, loaded at once, each operand's first must be bound at a whole vector.
+fn require_fours(rule: &mut OperandRule) {
+    rule.offset_multiple = 4;
+    let last = rule.strides.len() - 1;
+    for (axis, stride) in rule.strides.iter_mut().enumerate() {
+        *stride = if axis == last {
+            StrideRule::Exactly(1)
+        } else {
+            StrideRule::MultipleOf(4)
+        };
+    }
 }
 
 fn launch(

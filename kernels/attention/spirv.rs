@@ -3,6 +3,16 @@
 use ropeway_core::kernel::Binary;
 
 #[rustfmt::skip]
+pub(super) const KEYS: &[Binary] = &[
+    Binary { entry: "attention_keys", dtypes: &[], constants: &[], code: include_bytes!("spirv/keys.attention_keys.spv") },
+];
+
+#[rustfmt::skip]
+pub(super) const KEYS_16: &[Binary] = &[
+    Binary { entry: "attention_keys", dtypes: &[], constants: &[], code: include_bytes!("spirv/keys_16.attention_keys.spv") },
+];
+
+#[rustfmt::skip]
 pub(super) const MERGE: &[Binary] = &[
     Binary { entry: "attention_merge", dtypes: &[], constants: &[], code: include_bytes!("spirv/merge.attention_merge.spv") },
 ];
@@ -10,6 +20,16 @@ pub(super) const MERGE: &[Binary] = &[
 #[rustfmt::skip]
 pub(super) const MERGE_16: &[Binary] = &[
     Binary { entry: "attention_merge", dtypes: &[], constants: &[], code: include_bytes!("spirv/merge_16.attention_merge.spv") },
+];
+
+#[rustfmt::skip]
+pub(super) const ROWS: &[Binary] = &[
+    Binary { entry: "attention_rows", dtypes: &[], constants: &[], code: include_bytes!("spirv/rows.attention_rows.spv") },
+];
+
+#[rustfmt::skip]
+pub(super) const ROWS_16: &[Binary] = &[
+    Binary { entry: "attention_rows", dtypes: &[], constants: &[], code: include_bytes!("spirv/rows_16.attention_rows.spv") },
 ];
 
 #[rustfmt::skip]

@@ -95,18 +95,8 @@ fn key_axes(problem: &Problem) -> [Option<usize>; 4] {
     }
 }
 
-/// The arguments of every kernel, in the order of `OPERANDS` in `attention.cl`.
-pub(super) fn arguments(
-    problem: &Problem,
-    operands: &Operands,
-    sizes: &Sizes,
-    division: &Division,
-    partial: Option<&Range<u64>>,
-) -> Vec<Arg> {
-    let optional = |operand: Option<usize>| operand.map_or(Arg::Absent, Arg::operand);
-    let stride = |operand: Option<usize>, axis: usize| {
-        long(operand.map_or(Expr::Const(0), |operand| Expr::stride(operand, axis)))
-    };
+/// The bits of `flags`.
+pub(super) fn flags(problem: &Problem, operands: &Operands) -> i64 {
     let mut flags = 0;
     for (set, bit) in [
         (problem.softmax.causal, flag::CAUSAL),
@@ -119,6 +109,21 @@ pub(super) fn arguments(
     ] {
         flags |= if set { bit } else { 0 };
     }
+    flags
+}
+
+/// The arguments of every kernel, in the order of `OPERANDS` in `attention.cl`.
+pub(super) fn arguments(
+    problem: &Problem,
+    operands: &Operands,
+    sizes: &Sizes,
+    division: &Division,
+    partial: Option<&Range<u64>>,
+) -> Vec<Arg> {
+    let optional = |operand: Option<usize>| operand.map_or(Arg::Absent, Arg::operand);
+    let stride = |operand: Option<usize>, axis: usize| {
+        long(operand.map_or(Expr::Const(0), |operand| Expr::stride(operand, axis)))
+    };
     let mut args = vec![
         Arg::operand(operands.q),
         Arg::operand(operands.k),
@@ -181,7 +186,7 @@ pub(super) fn arguments(
         Arg::F32(problem.softmax.scale),
         Arg::F32(problem.softmax.softcap),
         int(problem.softmax.window),
-        int(flags),
+        int(flags(problem, operands)),
     ]);
     args
 }

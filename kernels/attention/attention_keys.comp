@@ -28,6 +28,8 @@ const uint CHUNKS = (HEAD_MAX + 4 * SUBGROUP - 1) / (4 * SUBGROUP);
 
 layout(local_size_x_id = 4) in;
 
+shared float sums[FEW_ROWS * CHUNKS * 4 * SUBGROUP], maxima[FEW_ROWS * SUBGROUP], totals[FEW_ROWS * SUBGROUP];
+
 void main()
 {
   int group = arguments.heads / arguments.kv_heads, kv_head = int(gl_WorkGroupID.x);
@@ -129,33 +131,33 @@ void main()
       }
   }
 
+  /* The sums pass through shared memory, each lane's own part of it, so that a loop can store them. */
+  [[unroll]] for (uint r = 0; r < FEW_ROWS; r++) {
+    float total = sum[r];
+    [[unroll]] for (uint step = 1; step < SUBGROUP; step *= 2) total += subgroupShuffle(total, lane ^ step);
+    [[unroll]] for (uint i = 0; i < CHUNKS * 4; i++) sums[(r * CHUNKS * 4 + i) * SUBGROUP + lane] = acc[r * CHUNKS + i / 4][i % 4];
+    maxima[r * SUBGROUP + lane] = most[r];
+    totals[r * SUBGROUP + lane] = total;
+  }
   uvec2 o_stride = arguments.o_stride;
   bool split = s.splits > 1, has_sink = (flags & SINKS) != 0;
-  [[unroll]] for (uint r = 0; r < FEW_ROWS; r++) {
-    int row = min(int(r), rows - 1), query = row / group, head = row + (kv_head - query) * group;
-    float sink = 0.0, total = sum[r];
+  for (int row = 0; row < rows; row++) {
+    int query = row / group, head = row + (kv_head - query) * group;
+    float top = maxima[row * SUBGROUP + lane], total = totals[row * SUBGROUP + lane], sink = 0.0;
     if (has_sink) sink = of_head(arguments.sinks, head, arguments.sinks_stride);
-    [[unroll]] for (uint step = 1; step < SUBGROUP; step *= 2) total += subgroupShuffle(total, lane ^ step);
-    vec2 last = finish_row(most[r], total, has_sink, sink);
-    if (r < rows && split) {
-      uvec2 to = partial_row(s.slot + w.split, kv_head, row);
-      [[unroll]] for (uint c = 0; c < CHUNKS; c++)
-        [[unroll]] for (uint u = 0; u < 4; u++) {
-          uint column = (c * SUBGROUP + lane) * 4 + u;
-          if (column < dv) store_1(element_at(to, column, F32), acc[r * CHUNKS + c][u], F32);
-        }
-      if (lane == 0) {
-        store_1(element_at(to, uint(dv), F32), most[r], F32);
-        store_1(element_at(to, uint(dv) + 1, F32), total, F32);
-      }
-    } else if (r < rows) {
-      uvec2 to = o_row(s, query, head);
-      [[unroll]] for (uint c = 0; c < CHUNKS; c++)
-        [[unroll]] for (uint u = 0; u < 4; u++) {
-          uint column = (c * SUBGROUP + lane) * 4 + u;
-          if (column < dv) store_1(element_at(to, column, o_stride, DTYPE), acc[r * CHUNKS + c][u] * last.x, DTYPE);
-        }
-      if ((flags & LSE) != 0 && lane == 0) store_1(lse_row(s, query, head), last.y, F32);
+    vec2 last = finish_row(top, total, has_sink, sink);
+    uvec2 to = o_row(s, query, head);
+    if (split) to = partial_row(s.slot + w.split, kv_head, row);
+    for (uint i = 0; i < CHUNKS * 4; i++) {
+      uint column = (i / 4 * SUBGROUP + lane) * 4 + i % 4;
+      float value = sums[(row * CHUNKS * 4 + i) * SUBGROUP + lane];
+      if (column < dv && split) store_1(element_at(to, column, F32), value, F32);
+      if (column < dv && !split) store_1(element_at(to, column, o_stride, DTYPE), value * last.x, DTYPE);
     }
+    if (lane == 0 && split) {
+      store_1(element_at(to, uint(dv), F32), top, F32);
+      store_1(element_at(to, uint(dv) + 1, F32), total, F32);
+    }
+    if (lane == 0 && !split && (flags & LSE) != 0) store_1(lse_row(s, query, head), last.y, F32);
   }
 }

@@ -29,6 +29,9 @@ const FEW_BYTES: u64 = 32 << 10;
 /// Work-groups of `attention_decode` for each core, where they can be made larger or smaller.
 const WORKS_A_CORE: u64 = 4;
 
+/// Columns of all rows that a group of `attention_keys` has room for.
+const LANE_COLUMNS: u64 = 512;
+
 /// Rows of a sequence and key head up to which its keys are split.
 const SPLIT_ROWS: u64 = 128;
 
@@ -187,6 +190,9 @@ impl Problem {
                 &ATTENTION_TILED,
             ]
         };
+        if !self.keys_fit() {
+            kernels.retain(|kernel| kernel.name != ATTENTION_KEYS.name);
+        }
         // `attention_rows` needs more local memory the wider the heads are.
         if !self.rows_fit(info) {
             kernels.retain(|kernel| kernel.name != ATTENTION_ROWS.name);
@@ -226,6 +232,16 @@ impl Problem {
         };
         let (kernel, config) = request.choose(&key, &self.candidates(op, request.info)?)?;
         Ok(ModuleKey { kernel, config })
+    }
+
+    /// Whether the queries of few rows and their sums are not too many for the registers of `attention_keys`: drivers take minutes otherwise.
+    fn keys_fit(&self) -> bool {
+        let rows = if self.layout == 0 {
+            self.rows
+        } else {
+            self.group()
+        };
+        rows.next_power_of_two() * self.head_max() <= LANE_COLUMNS
     }
 
     fn rows_fit(&self, info: &DeviceInfo) -> bool {
@@ -369,11 +385,11 @@ fn divide(problem: &Problem, key: &ModuleKey, sizes: &Sizes, split_keys: u64) ->
     let group = problem.group();
     let name = key.kernel.name;
     let decode = name == ATTENTION_DECODE.name || name == ATTENTION_KEYS.name;
-    let beside =
-        (name == ATTENTION_PREFILL.name || name == ATTENTION_ROWS.name) && problem.layout != 0;
+    let rows_in_lanes = name == ATTENTION_ROWS.name;
+    let beside = (name == ATTENTION_PREFILL.name || rows_in_lanes) && problem.layout != 0;
     let few_rows = if decode {
         problem.rows.next_power_of_two()
-    } else if beside && group <= FEW_ROWS {
+    } else if beside && group <= FEW_ROWS && (!rows_in_lanes || problem.keys_fit()) {
         group.next_power_of_two()
     } else {
         0

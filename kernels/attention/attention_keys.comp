@@ -14,7 +14,7 @@
  *   SUBGROUP     8    invocations in a subgroup, the device's, which is the group
  *   FEW_ROWS     1    1, 2, 4 or 8: at least the rows of any sequence that this kernel takes
  *   VECTOR       1    rows of q, k and v begin at 8 bytes, lie side by side and have whole fours of columns
- *   FLAGS        -1   flags; an option that is off costs nothing. -1: as in the arguments
+ *   OPTIONS      1    0 if there is no soft cap, no ALiBi and no mask: some drivers run what an `if` skips
  *
  * Groups (kv_heads, works).
  */
@@ -23,7 +23,7 @@
 layout(constant_id = 4) const uint SUBGROUP = 8;
 layout(constant_id = 6) const uint FEW_ROWS = 1;
 layout(constant_id = 7) const bool VECTOR = true;
-layout(constant_id = 8) const int FLAGS = -1;
+layout(constant_id = 8) const bool OPTIONS = true;
 const uint CHUNKS = (HEAD_MAX + 4 * SUBGROUP - 1) / (4 * SUBGROUP);
 
 layout(local_size_x_id = 4) in;
@@ -40,7 +40,8 @@ void main()
   if (rows > arguments.few_rows || rows > FEW_ROWS || rows == 0) return;
   Rows keys = key_rows(s, kv_head), values = value_rows(s, kv_head);
   uint lane = gl_SubgroupInvocationID;
-  int d = arguments.d, dv = arguments.dv, window = arguments.window, flags = FLAGS < 0 ? arguments.flags : FLAGS;
+  int d = arguments.d, dv = arguments.dv, window = arguments.window, flags = arguments.flags;
+  int options = OPTIONS ? flags : 0;
   float scale = arguments.scale, softcap = arguments.softcap;
   uvec2 q_stride = arguments.q_stride, k_stride = arguments.k_stride, v_stride = arguments.v_stride;
   uvec2 mask_stride = arguments.mask_stride;
@@ -61,9 +62,9 @@ void main()
     last_seen[r] = sight.y;
     position[r] = s.keys - s.queries + query;
     slope[r] = 0.0;
-    if ((flags & ALIBI) != 0) slope[r] = of_head(arguments.alibi_slopes, head, arguments.alibi_slopes_stride);
+    if ((options & ALIBI) != 0) slope[r] = of_head(arguments.alibi_slopes, head, arguments.alibi_slopes_stride);
     mask_at[r] = uvec2(0);
-    if ((flags & MASK) != 0) mask_at[r] = mask_row(s, query, head);
+    if ((options & MASK) != 0) mask_at[r] = mask_row(s, query, head);
     most[r] = -INFINITY;
     sum[r] = 0.0;
   }
@@ -103,8 +104,8 @@ void main()
     [[unroll]] for (uint r = 0; r < FEW_ROWS; r++) {
       bool seen = !is_absent(k_at) && key >= first_seen[r] && key <= last_seen[r];
       float bias = 0.0;
-      if ((flags & MASK) != 0 && seen) bias = load_1(element_at(mask_at[r], uint(key), mask_stride, F32), F32);
-      float score = finish_score(scores[r], bias, slope[r], key - position[r], softcap, flags);
+      if ((options & MASK) != 0 && seen) bias = load_1(element_at(mask_at[r], uint(key), mask_stride, F32), F32);
+      float score = finish_score(scores[r], bias, slope[r], key - position[r], softcap, options);
       score = seen ? score : -INFINITY;
       float top = score > most[r] ? score : most[r];
       [[unroll]] for (uint step = 1; step < SUBGROUP; step *= 2) {

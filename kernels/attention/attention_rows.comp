@@ -19,7 +19,7 @@
  *   GROUP        32   invocations in a group: HEAD_MAX / 4
  *   KEY_VECTORS  4    keys of a lane between two rescalings: 1, 2 or 4
  *   VECTOR       1    rows of q, k and v begin at 8 bytes, lie side by side and have whole fours of columns
- *   FLAGS        -1   flags; an option that is off costs nothing. -1: as in the arguments
+ *   OPTIONS      1    0 if there is no soft cap, no ALiBi and no mask: some drivers run what an `if` skips
  *
  * Groups (kv_heads, works).
  */
@@ -29,7 +29,7 @@ layout(constant_id = 4) const uint SUBGROUP = 8;
 layout(constant_id = 5) const uint GROUP = 32;
 layout(constant_id = 6) const uint KEY_VECTORS = 4;
 layout(constant_id = 7) const bool VECTOR = true;
-layout(constant_id = 8) const int FLAGS = -1;
+layout(constant_id = 8) const bool OPTIONS = true;
 #define ROWS 32
 const uint ROWS_EACH = ROWS / SUBGROUP;
 const uint SUBGROUPS = GROUP / SUBGROUP;
@@ -62,11 +62,12 @@ void main()
   int rows = s.queries * group;
   if (rows <= arguments.few_rows) return;
   int first_row = w.tile * ROWS, tile_rows = min(ROWS, rows - first_row);
-  int d = arguments.d, dv = arguments.dv, window = arguments.window, flags = FLAGS < 0 ? arguments.flags : FLAGS;
+  int d = arguments.d, dv = arguments.dv, window = arguments.window, flags = arguments.flags;
+  int options = OPTIONS ? flags : 0;
   float scale = arguments.scale, softcap = arguments.softcap;
   uvec2 q_stride = arguments.q_stride, k_stride = arguments.k_stride, v_stride = arguments.v_stride;
   uvec2 v_row_bytes = bytes_of(arguments.v_row_stride, DTYPE), mask_stride = arguments.mask_stride;
-  bool finish = (flags & (SOFTCAP | ALIBI | MASK)) != 0 || LAYOUT == 2;
+  const bool finish = OPTIONS || LAYOUT == 2;
 
   uvec2 q_at[ROWS_EACH], mask_at[ROWS_EACH];
   int first_seen[ROWS_EACH], last_seen[ROWS_EACH], position[ROWS_EACH];
@@ -79,9 +80,9 @@ void main()
     last_seen[r] = sight.y;
     position[r] = s.keys - s.queries + query;
     slope[r] = 0.0;
-    if ((flags & ALIBI) != 0) slope[r] = of_head(arguments.alibi_slopes, head, arguments.alibi_slopes_stride);
+    if ((options & ALIBI) != 0) slope[r] = of_head(arguments.alibi_slopes, head, arguments.alibi_slopes_stride);
     mask_at[r] = uvec2(0);
-    if ((flags & MASK) != 0) mask_at[r] = mask_row(s, query, head);
+    if ((options & MASK) != 0) mask_at[r] = mask_row(s, query, head);
     most[r] = -INFINITY;
     sum[r] = 0.0;
   }
@@ -144,8 +145,8 @@ void main()
             bool seen = key >= first_seen[r + i] && key <= min(last_seen[r + i], end - 1);
             if (LAYOUT == 2) seen = seen && !is_absent(v_row[subgroup * KEYS + j]);
             float bias = 0.0;
-            if ((flags & MASK) != 0 && seen) bias = load_1(element_at(mask_at[r + i], uint(key), mask_stride, F32), F32);
-            float score = finish_score(pair[i], bias, slope[r + i], key - position[r + i], softcap, flags);
+            if ((options & MASK) != 0 && seen) bias = load_1(element_at(mask_at[r + i], uint(key), mask_stride, F32), F32);
+            float score = finish_score(pair[i], bias, slope[r + i], key - position[r + i], softcap, options);
             pair[i] = seen ? score : -INFINITY;
             top[r + i] = pair[i] > top[r + i] ? pair[i] : top[r + i];
           }

@@ -265,10 +265,11 @@ impl Problem {
     /// What the kernels for short subgroups are compiled for, beside what all are: how whole vectors of four are found, and the options, since
     /// the drivers run what an `if` skips.
     fn complete_lanes(&self, config: &mut Config, flags: i64, info: &DeviceInfo) {
+        let in_scores = flag::SOFTCAP | flag::MASK | flag::ALIBI;
         config
             .set("SUBGROUP", info.subgroup_sizes[0].into())
             .set("VECTOR", i64::from(self.fours))
-            .set("FLAGS", flags);
+            .set("OPTIONS", i64::from(flags & in_scores != 0));
     }
 
     /// Key heads of a work-group of `attention_decode`: all whose rows lie behind each other, so that memory is read in order, as long as there is

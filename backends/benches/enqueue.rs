@@ -2,12 +2,20 @@
 //!
 //! The plan has one launch with four operands and eight scalars, which is about what a GEMM has. On the null device the time is all ours. On
 //! OpenCL the same launch is also enqueued by bare `clSetKernelArg` and `clEnqueueNDRangeKernel`, on the same queue, which is
-//! held back meanwhile, so that nothing runs beside the measurement.
+//! held back meanwhile, so that nothing runs beside the measurement. On Vulkan it is recorded by bare calls on a device of their own; a device that is
+//! software works beside the host, so the best of many rounds counts. There, too: how long a device takes to open and to run its first
+//! launch, beside an instance and a device made by bare calls.
 //!
 //! `cargo bench -p ropeway-backends --bench enqueue`
 
 #![allow(unsafe_code)]
 
+#[path = "vulkan/bare.rs"]
+mod bare;
+#[path = "vulkan/spirv.rs"]
+mod spirv;
+
+use std::cell::RefCell;
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
@@ -16,6 +24,7 @@ use std::time::Instant;
 use cl3::{command_queue, event, kernel};
 use ropeway_backends::null::{NullDriver, recording};
 use ropeway_backends::opencl::{OpenClDriver, context};
+use ropeway_backends::vulkan::VulkanDriver;
 use ropeway_core::device::{Device, Driver, OpenOptions, Queue, QueueKind};
 use ropeway_core::kernel::{Code, Config, Kernel, Language, ModuleKey, Source};
 use ropeway_core::memory::TensorDesc;
@@ -32,11 +41,21 @@ const TEXT: &str = "__kernel void touch(__global float* a, ulong a_offset, __glo
     __global float* c, ulong c_offset, __global float* d, ulong d_offset, \
     uint m, uint n, uint k, ulong lda, ulong ldb, ulong ldd, float alpha, float beta) { if (m == 0) d[d_offset] = alpha; }";
 
-static SOURCES: [Source; 1] = [Source {
-    language: Language::OpenClC,
-    code: Code::Text(&[("touch.cl", TEXT)]),
-    requires: &[],
-}];
+static SOURCES: [Source; 2] = [
+    Source {
+        language: Language::OpenClC,
+        code: Code::Text(&[("touch.cl", TEXT)]),
+        requires: &[],
+    },
+    Source {
+        language: Language::SpirV,
+        code: Code::Binaries(spirv::TOUCH),
+        requires: &[],
+    },
+];
+
+/// For bare calls.
+const TOUCH_SPIRV: &[u8] = include_bytes!("vulkan/spirv/touch.spv");
 
 static TOUCH: Kernel = Kernel {
     name: "touch",
@@ -228,6 +247,41 @@ fn opencl() -> Result<(f64, f64)> {
     Ok((bare, ours))
 }
 
+/// Device 0: bare calls, then ours, each on a device of its own; and the milliseconds of opening one and of its first launch.
+fn vulkan() -> Result<()> {
+    let begin = Instant::now();
+    let device = VulkanDriver.open(0, &OpenOptions::default())?;
+    let opened = begin.elapsed();
+    let queue = device.create_queue(QueueKind::Compute)?;
+    let (executable, views) = (executable(&*device)?, operands(&*device)?);
+    executable.enqueue(&*queue, &views, None)?;
+    queue.synchronize(None)?;
+    let first = begin.elapsed();
+    let begin = Instant::now();
+    let bare = bare::Bare::new().expect("a device by bare calls");
+    let started = begin.elapsed();
+    println!(
+        "{}: opened in {opened:.1?}, first launch done after {first:.1?}; by bare calls a device and a pipeline take {started:.1?}",
+        device.info().name
+    );
+    let bare = RefCell::new(bare);
+    let launch = || bare.borrow_mut().launch();
+    let finish = || bare.borrow_mut().finish();
+    best(|| (), launch, finish);
+    let by_bare = best(|| (), launch, finish);
+    let ours = best(
+        || (),
+        || executable.enqueue(&*queue, &views, None).expect("a launch"),
+        || queue.synchronize(None).expect("done"),
+    );
+    println!(
+        "{}: {by_bare:.0} ns by bare calls, {ours:.0} ns by Executable::enqueue: {:+.0} ns",
+        device.info().name,
+        ours - by_bare
+    );
+    Ok(())
+}
+
 fn null() -> Result<f64> {
     let device = NullDriver.open(0, &OpenOptions::default())?;
     recording(&*device).expect("a null device").pause();
@@ -252,6 +306,10 @@ fn main() -> Result<()> {
             );
         }
         Err(reason) => println!("OpenCL: skipped, {reason}"),
+    }
+    match VulkanDriver.probe() {
+        Ok(_) => vulkan()?,
+        Err(reason) => println!("Vulkan: skipped, {reason}"),
     }
     Ok(())
 }

@@ -41,6 +41,7 @@ const TESTS: &[(&str, Test)] = tests![
     uploads_beyond_the_staging_wait,
     pinned_memory_of_another_device_is_refused,
     threads_compile_at_once,
+    events_come_and_go_under_load,
     launches_allocate_nothing,
     ten_thousand_launches_leak_nothing,
     validation_is_silent_and_awake,
@@ -432,6 +433,33 @@ fn threads_compile_at_once(device: &Arc<dyn Device>) -> Outcome {
         }
         Ok(())
     })
+}
+
+/// Far more events than there are slots for their times, made and dropped while the device works.
+fn events_come_and_go_under_load(device: &Arc<dyn Device>) -> Outcome {
+    let queue = device.create_queue(QueueKind::Compute)?;
+    let (add, slow) = (function(device, "add_one")?, function(device, "slow")?);
+    let (x, y) = (device.alloc(4 * 64)?, device.alloc(4)?);
+    queue.fill(&x.all(), 0)?;
+    let mut kept = Vec::new();
+    for round in 0..3000u32 {
+        launch(&*queue, &add, 1, 64, &[operand(&x), Argument::U32(0)])?;
+        if round % 100 == 0 {
+            launch(&*queue, &slow, 1, 1, &[operand(&y), Argument::U32(500)])?;
+        }
+        let event = queue.record()?;
+        if round % 50 == 0 {
+            kept.push(event);
+        }
+        if round % 500 == 499 {
+            kept.last().expect("kept above").wait(None)?;
+        }
+    }
+    assert_eq!(words(&*queue, &x)?, [3000; 64]);
+    for pair in kept.windows(2) {
+        assert!(pair[1].elapsed_since(&*pair[0])? > Duration::ZERO);
+    }
+    Ok(())
 }
 
 fn launches_allocate_nothing(device: &Arc<dyn Device>) -> Outcome {

@@ -244,6 +244,7 @@ impl Core {
             if self.submitted() < batch {
                 self.submit(&mut state)?;
             }
+            debug_assert!(self.submitted() >= batch, "an event's batch is open or handed over");
         }
         Ok(())
     }
@@ -311,6 +312,9 @@ impl Core {
 
     /// Hands over the open batch.
     pub(super) fn submit(&self, state: &mut State) -> Result<()> {
+        if let Some(broken) = &state.broken {
+            return Err(broken.clone());
+        }
         state.sealed = false;
         let ended = self.end_commands(state);
         let Some(batch) = state.open.take() else {
@@ -479,7 +483,7 @@ impl Core {
         code
     }
 
-    /// A slot for a time, ready to be written; `None` without a device clock.
+    /// A slot for a time; `None` without a device clock.
     fn slot(&self) -> Result<Option<u32>> {
         if self.shared.gpu.families[self.family].timestamp_bits == 0 {
             return Ok(None);
@@ -502,7 +506,10 @@ impl Core {
             slots.free.extend((first..first + SLOTS).rev());
         }
         let slot = slots.free.pop().expect("made above");
-        slots.pools[(slot / SLOTS) as usize].reset(slot % SLOTS);
+        if !self.launches() {
+            // Queues that only copy cannot reset a slot themselves.
+            slots.pools[(slot / SLOTS) as usize].reset(slot % SLOTS);
+        }
         Ok(Some(slot))
     }
 

@@ -765,8 +765,12 @@ impl Commands<'_> {
 
     /// Writes the device's clock into a slot, once all earlier commands are done.
     pub(super) fn timestamp(self, queries: &Queries, slot: u32) {
-        // SAFETY: see the block's comment; the slot was reset.
+        // SAFETY: see the block's comment; the slot is one of the pool's, in no other use, and reset (by the host where the queue cannot).
         unsafe {
+            if self.launches {
+                // Not by the host: lavapipe then works in the queue thread's context.
+                self.gpu.raw.cmd_reset_query_pool(self.raw, queries.raw, slot, 1);
+            }
             self.gpu.raw.cmd_write_timestamp(
                 self.raw,
                 vk::PipelineStageFlags::BOTTOM_OF_PIPE,

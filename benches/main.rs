@@ -8,6 +8,7 @@ mod cmd;
 mod definition;
 mod measure;
 mod roofline;
+mod spirv;
 
 use std::process::ExitCode;
 

@@ -6,7 +6,8 @@
 // ENTRY 1  read_all  every work-item adds up its share of a buffer far beyond the caches, four vectors at a time
 // ENTRY 2  copy_all  every work-item copies its share
 //
-//   item 0: | 0 . . . 4 . . . |, item 1: | . 1 . . . 5 ... |   neighbours touch neighbouring vectors of 4
+//   INTERLEAVED 1   item 0: | 0 . . . 4 . . . |, item 1: | . 1 . . . 5 ... |   all items side by side, as GPUs like them
+//   INTERLEAVED 0   group 0: | 0 1 0 1 |, group 1: | 2 3 2 3 |   each group its own stream, as CPUs like them
 #version 460
 #extension GL_EXT_buffer_reference : require
 #extension GL_EXT_buffer_reference_uvec2 : require
@@ -18,6 +19,7 @@
 
 layout(local_size_x_id = 0) in;
 layout(constant_id = 0) const uint GROUP = 256;
+layout(constant_id = 1) const bool INTERLEAVED = true;
 
 layout(buffer_reference, scalar, buffer_reference_align = 16) buffer Vector { vec4 value[]; };
 
@@ -48,18 +50,20 @@ void main()
   // A vector for each item and step: 2^32 of them are more than any stream here has.
   const uint share = arguments.share.x;
   Vector from = Vector(arguments.from);
+  const uint first = INTERLEAVED ? item : gl_WorkGroupID.x * GROUP * share + gl_LocalInvocationID.x;
+  const uint next = INTERLEAVED ? items : GROUP;
 #if ENTRY == 1
   vec4 s0 = vec4(0.0), s1 = s0, s2 = s0, s3 = s0;
   for (uint i = 0u; i < share; i += 4u) {
-    s0 += from.value[item + i * items];
-    s1 += from.value[item + (i + 1u) * items];
-    s2 += from.value[item + (i + 2u) * items];
-    s3 += from.value[item + (i + 3u) * items];
+    s0 += from.value[first + i * next];
+    s1 += from.value[first + (i + 1u) * next];
+    s2 += from.value[first + (i + 2u) * next];
+    s3 += from.value[first + (i + 3u) * next];
   }
   to.value[item] = s0 + s1 + s2 + s3;
 #else
   for (uint i = 0u; i < share; ++i)
-    to.value[item + i * items] = from.value[item + i * items];
+    to.value[first + i * next] = from.value[first + i * next];
 #endif
 #endif
 }

@@ -16,6 +16,7 @@ use ropeway_core::{DType, Result};
 use serde::Serialize;
 
 use crate::measure::measure;
+use crate::spirv;
 
 /// Bytes of the buffers that are read and copied: well beyond any cache of today's devices.
 const STREAM_BYTES: u64 = 256 << 20;
@@ -59,6 +60,11 @@ static KERNEL: Kernel = Kernel {
             code: Code::Text(&[("roofline.cl", include_str!("roofline.cl"))]),
             requires: &[],
         },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::ROOFLINE),
+            requires: &[],
+        },
     ],
     tunables: &[
         Tunable {
@@ -88,15 +94,17 @@ struct Shape {
 
 impl Shape {
     fn of(info: &DeviceInfo) -> Shape {
-        // One work-item a thread, if the device's language has vectors that the processor's are made of.
-        let vectors = info.kind == DeviceKind::Cpu && info.vector_width > 1;
-        let (width, groups, group) = match vectors {
-            true => (16, 8, 1),
+        // A processor wants streams. Its threads are work-items where the language has the vectors that it is made of, else groups.
+        let cpu = info.kind == DeviceKind::Cpu;
+        let lanes = info.subgroup_sizes.iter().copied().max().unwrap_or(1);
+        let (width, groups, group) = match cpu {
+            true if info.vector_width > 1 => (16, 8, 1),
+            true => (4, 8, lanes),
             false => (4, 64, info.limits.max_group_size.min(256)),
         };
         let mut config = Config::default();
         config.set("WIDTH", width);
-        config.set("INTERLEAVED", i64::from(!vectors));
+        config.set("INTERLEAVED", i64::from(!cpu));
         config.set("GROUP", group.into());
         Shape {
             config,

@@ -330,11 +330,11 @@ fn bind(
     cold: bool,
 ) -> Result<Vec<BoundPlan>> {
     let executable = session.plan_with(op, options)?;
-    let bytes: u64 = request
-        .inputs
-        .values()
-        .map(|tensor| tensor.data.len() as u64)
-        .sum();
+    let operands = op.operands();
+    let bytes: u64 = operands
+        .iter()
+        .map(|o| o.desc.span_bytes())
+        .sum::<Result<_>>()?;
     let copies = match cold {
         true => COLD_BYTES.div_ceil(bytes.max(1)).clamp(1, 64),
         false => 1,

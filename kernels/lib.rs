@@ -4,6 +4,8 @@
 #![deny(unsafe_code)]
 
 pub mod attention;
+mod convert;
+mod dots;
 pub mod gemm;
 pub mod moe;
 mod operand;

@@ -1,8 +1,9 @@
 //! Elements of any dtype, read into f32 and rounded from it.
 
 use bytemuck::Pod;
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+
+use crate::convert;
 
 /// Elements to read, whatever their dtype.
 #[derive(Clone, Copy)]
@@ -49,15 +50,8 @@ impl Elements<'_> {
         match self {
             Elements::None => to.fill(0.0),
             Elements::F32(x) => to.copy_from_slice(&x[range]),
-            Elements::F16(x) => x[range].convert_to_f32_slice(to),
-            Elements::BF16(x) => pulp::Arch::new().dispatch(
-                #[inline(always)]
-                || {
-                    for (wide, narrow) in to.iter_mut().zip(&x[range]) {
-                        *wide = f32::from_bits(u32::from(narrow.to_bits()) << 16);
-                    }
-                },
-            ),
+            Elements::F16(x) => convert::widen_f16(&x[range], to),
+            Elements::BF16(x) => convert::widen(&x[range], to),
             Elements::I8(x) => {
                 for (wide, narrow) in to.iter_mut().zip(&x[range]) {
                     *wide = f32::from(*narrow);
@@ -101,7 +95,7 @@ impl Element for f16 {
         f16::from_f64(value)
     }
     fn narrow(from: &[f32], to: &mut [f16]) {
-        to.convert_from_f32_slice(from);
+        convert::narrow_f16(from, to);
     }
 }
 
@@ -110,7 +104,7 @@ impl Element for bf16 {
         bf16::from_f64(value)
     }
     fn narrow(from: &[f32], to: &mut [bf16]) {
-        to.convert_from_f32_slice(from);
+        convert::narrow_bf16(from, to);
     }
 }
 

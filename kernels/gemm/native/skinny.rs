@@ -4,11 +4,15 @@ use rayon::prelude::*;
 
 use super::Side;
 use super::elements::Elements;
+use crate::convert::Widen;
+use crate::dots::dots;
 
 /// Most rows of the small operand.
 pub(super) const ROWS: usize = 8;
-/// Products that one pass over a row sums; a converted block of them stays in the first-level cache.
-const BLOCK: usize = 1024;
+/// Rows of w that are read side by side, where k is its inner dimension.
+const DOT_ROWS: usize = 4;
+/// Most columns of w that one task adds up, where k is its outer dimension.
+const MOST_COLUMNS: usize = 1024;
 /// Rows of w that are added to the sums at once, where k is w's outer dimension.
 const K_STEP: usize = 4;
 
@@ -23,9 +27,13 @@ pub(super) struct Skinny<'a> {
 }
 
 impl Skinny<'_> {
-    /// Whether one of w's strides is 1, so that it can be read forwards.
+    /// Whether w holds floats and one of its strides is 1, so that it can be read forwards.
     pub(super) fn fits(&self) -> bool {
-        self.x_rows <= ROWS && (self.w.column == 1 || self.w.row == 1)
+        let floats = matches!(
+            self.w.elements,
+            Elements::F32(_) | Elements::F16(_) | Elements::BF16(_)
+        );
+        floats && self.x_rows <= ROWS && (self.w.column == 1 || self.w.row == 1)
     }
 
     /// All sums, [w_rows, x_rows].
@@ -45,13 +53,13 @@ impl Skinny<'_> {
         let rows = if along_k {
             share.clamp(1, 64)
         } else {
-            share.next_multiple_of(64).clamp(64, BLOCK)
+            share.next_multiple_of(64).clamp(64, MOST_COLUMNS)
         };
         sums.par_chunks_mut(rows * self.x_rows)
             .enumerate()
             .for_each(|(index, sums)| {
                 if along_k {
-                    self.dots(&x, index * rows, sums);
+                    self.dot_products(&x, index * rows, sums);
                 } else {
                     self.columns(&x, index * rows, sums);
                 }
@@ -59,17 +67,47 @@ impl Skinny<'_> {
         sums
     }
 
-    /// Rows of w that lie along k: one dot product for each row of x.
-    fn dots(&self, x: &[f32], first: usize, sums: &mut [f32]) {
-        let arch = pulp::Arch::new();
-        let mut scratch = vec![0.0; BLOCK.min(self.k)];
-        for (row, sums) in (first..).zip(sums.chunks_mut(self.x_rows)) {
-            for k0 in (0..self.k).step_by(BLOCK) {
-                let count = BLOCK.min(self.k - k0);
-                let w = self.line(self.w.at + row * self.w.row + k0, count, &mut scratch);
-                for (x, sum) in x.chunks(self.k).zip(sums.iter_mut()) {
-                    let x = &x[k0..k0 + count];
-                    *sum += arch.dispatch(Dot { w, x });
+    /// Rows of w that lie along k: dot products with the rows of x, several at once. Four rows of w are read side by side, which is what
+    /// keeps memory busy, and each of their vectors serves up to four rows of x.
+    fn dot_products(&self, x: &[f32], first: usize, sums: &mut [f32]) {
+        match self.x_rows {
+            1 => self.dot_tiles::<1>(x, first, sums),
+            2 => self.dot_tiles::<2>(x, first, sums),
+            _ => self.dot_tiles::<4>(x, first, sums),
+        }
+    }
+
+    fn dot_tiles<const X: usize>(&self, x: &[f32], first: usize, sums: &mut [f32]) {
+        match self.w.elements {
+            Elements::F32(w) => self.dot_tiles_of::<_, X>(w, x, first, sums),
+            Elements::F16(w) => self.dot_tiles_of::<_, X>(w, x, first, sums),
+            Elements::BF16(w) => self.dot_tiles_of::<_, X>(w, x, first, sums),
+            _ => unreachable!("`fits` has looked"),
+        }
+    }
+
+    fn dot_tiles_of<T: Widen + bytemuck::Pod, const X: usize>(
+        &self,
+        w: &[T],
+        x: &[f32],
+        first: usize,
+        sums: &mut [f32],
+    ) {
+        let mut scratch = Vec::new();
+        for (tile, sums) in sums.chunks_mut(DOT_ROWS * self.x_rows).enumerate() {
+            let w_rows = sums.len() / self.x_rows;
+            // Rows past the last repeat it; nobody looks at their sums.
+            let w: [&[T]; DOT_ROWS] = std::array::from_fn(|i| {
+                let row = first + tile * DOT_ROWS + i.min(w_rows - 1);
+                &w[self.w.at + row * self.w.row..][..self.k]
+            });
+            for x0 in (0..self.x_rows).step_by(X) {
+                let x_rows = X.min(self.x_rows - x0);
+                let x: [&[f32]; X] =
+                    std::array::from_fn(|j| &x[(x0 + j.min(x_rows - 1)) * self.k..][..self.k]);
+                let products = dots(w, x, &mut scratch);
+                for (sums, products) in sums.chunks_mut(self.x_rows).zip(&products) {
+                    sums[x0..][..x_rows].copy_from_slice(&products[..x_rows]);
                 }
             }
         }
@@ -99,47 +137,6 @@ impl Skinny<'_> {
                 *sum = totals[row * count + column];
             }
         }
-    }
-
-    /// `count` elements of w in f32: in place if they are, else converted.
-    fn line<'s>(&'s self, at: usize, count: usize, scratch: &'s mut [f32]) -> &'s [f32] {
-        if let Elements::F32(w) = self.w.elements {
-            return &w[at..at + count];
-        }
-        let line = &mut scratch[..count];
-        self.w.elements.widen(at, 1, line);
-        line
-    }
-}
-
-/// A dot product in the vectors of the processor at hand, with four sums side by side.
-struct Dot<'a> {
-    w: &'a [f32],
-    x: &'a [f32],
-}
-
-impl pulp::WithSimd for Dot<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) -> f32 {
-        let (w, w_rest) = S::as_simd_f32s(self.w);
-        let (x, x_rest) = S::as_simd_f32s(self.x);
-        let (w_fours, w) = w.as_chunks::<4>();
-        let (x_fours, x) = x.as_chunks::<4>();
-        let mut sums = [simd.splat_f32s(0.0); 4];
-        for (w, x) in w_fours.iter().zip(x_fours) {
-            for (sum, (w, x)) in sums.iter_mut().zip(w.iter().zip(x)) {
-                *sum = simd.mul_add_f32s(*w, *x, *sum);
-            }
-        }
-        for (w, x) in w.iter().zip(x) {
-            sums[0] = simd.mul_add_f32s(*w, *x, sums[0]);
-        }
-        let [a, b, c, d] = sums;
-        let sum = simd.add_f32s(simd.add_f32s(a, b), simd.add_f32s(c, d));
-        let rest: f32 = w_rest.iter().zip(x_rest).map(|(w, x)| w * x).sum();
-        simd.reduce_sum_f32s(sum) + rest
     }
 }
 

@@ -7,6 +7,7 @@ use ropeway_core::Result;
 use ropeway_core::native::{Matrix, NativeCall, NativeDevice};
 
 use super::{Element, sizes, with_element};
+use crate::dots::dots;
 
 /// Rows of an expert that one task multiplies.
 const TASK_ROWS: usize = 256;
@@ -14,8 +15,14 @@ const TASK_ROWS: usize = 256;
 /// The most rows that are multiplied as dot products.
 const DOT_ROWS: usize = 4;
 
-/// Rows of f16 and bf16 weights that are widened at once, so that they stay in a cache.
-const WIDE_ROWS: usize = 64;
+/// Weight rows that one task multiplies as dot products.
+const TASK_DOTS: usize = 64;
+
+/// Weight rows of dot products that are read side by side.
+const SIDE_BY_SIDE: usize = 4;
+
+/// Rows of f16 and bf16 weights that are widened at once, so that they stay in a cache; a product packs its other operand for each lot.
+const WIDE_ROWS: usize = 256;
 
 /// `rows[r] = w_down[e] (silu(gate) · up)` for the rows of each expert e, gathered from `x` by `source`.
 pub(in crate::moe) fn moe_experts(call: &mut NativeCall<'_>) -> Result<()> {
@@ -102,35 +109,25 @@ impl<T: Element> Weights<'_, T> {
             return;
         }
         let m = d.len() / n;
-        d.par_chunks_mut(WIDE_ROWS * m)
-            .enumerate()
-            .for_each_init(Vec::new, |wide, (block, d)| {
-                for (row, d) in d.chunks_mut(m).enumerate() {
-                    let w = T::wide(self.row(expert, block * WIDE_ROWS + row), wide);
-                    for (r, d) in d.iter_mut().enumerate() {
-                        *d = dot(&a[r * k..][..k], w);
+        d.par_chunks_mut(TASK_DOTS * m).enumerate().for_each_init(
+            Vec::new,
+            |scratch, (block, d)| {
+                for (tile, d) in d.chunks_mut(SIDE_BY_SIDE * m).enumerate() {
+                    let first = block * TASK_DOTS + tile * SIDE_BY_SIDE;
+                    let rows = d.len() / m;
+                    // Rows past the last repeat it; nobody looks at their sums.
+                    let w: [&[T]; SIDE_BY_SIDE] =
+                        std::array::from_fn(|i| self.row(expert, first + i.min(rows - 1)));
+                    for r in 0..m {
+                        let products = dots(w, [&a[r * k..][..k]], scratch);
+                        for (d, [product]) in d.iter_mut().skip(r).step_by(m).zip(products) {
+                            *d = product;
+                        }
                     }
                 }
-            });
+            },
+        );
     }
-}
-
-/// Sums in sixteen lanes, so that it compiles to vectors.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    let (a_chunks, b_chunks) = (a.chunks_exact(16), b.chunks_exact(16));
-    let rest: f32 = a_chunks
-        .remainder()
-        .iter()
-        .zip(b_chunks.remainder())
-        .map(|(a, b)| a * b)
-        .sum();
-    for (a, b) in a_chunks.zip(b_chunks) {
-        for lane in 0..16 {
-            lanes[lane] += a[lane] * b[lane];
-        }
-    }
-    lanes.iter().sum::<f32>() + rest
 }
 
 fn experts<T: Element>(call: &mut NativeCall<'_>) -> Result<()> {
@@ -191,7 +188,7 @@ fn experts<T: Element>(call: &mut NativeCall<'_>) -> Result<()> {
                 T::widen(&token[..hidden], to);
             } else {
                 for (column, to) in to.iter_mut().enumerate() {
-                    *to = token[column * column_stride].get();
+                    *to = token[column * column_stride].wide();
                 }
             }
         }

@@ -73,7 +73,7 @@ fn route<T: Element>(call: &mut NativeCall<'_>) -> Result<()> {
                 T::widen(&row[..experts], score);
             } else {
                 for (expert, v) in score.iter_mut().enumerate() {
-                    *v = row[expert * expert_stride].get();
+                    *v = row[expert * expert_stride].wide();
                 }
             }
             router.choose(scratch, &mut ids[..topk], &mut weights[..topk]);

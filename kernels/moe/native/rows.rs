@@ -16,7 +16,7 @@ const STATUS_BAD_SOURCE: u32 = 2;
 
 /// Columns that are summed at once: few, so that the rows of a token are read side by side rather than one after the other,
 /// which is what keeps memory busy.
-const BLOCK: usize = 256;
+const BLOCK: usize = 512;
 
 /// The ids of a permutation.
 struct Ids<'a> {
@@ -230,34 +230,97 @@ fn combine<R: Element, Y: Element>(call: &mut NativeCall<'_>) -> Result<()> {
     if hidden == 0 {
         return Ok(());
     }
-    let scratch = || (vec![0.0f32; hidden.min(BLOCK)], Vec::new());
     y.par_chunks_mut(y_stride.max(hidden))
         .take(tokens)
         .enumerate()
-        .for_each_init(scratch, |(sums, wide), (token, y)| {
-            for begin in (0..hidden).step_by(BLOCK) {
-                let width = BLOCK.min(hidden - begin);
-                let sums = &mut sums[..width];
-                sums.fill(0.0);
-                for slot in 0..topk {
-                    let Ok(row) = usize::try_from(inverse[token * topk + slot]) else {
-                        continue;
-                    };
-                    let weight = topk_weights[token * token_stride + slot * slot_stride];
-                    let row = &rows[row * row_stride..];
-                    if column_stride == 1 {
-                        let row = R::wide(&row[begin..begin + width], wide);
-                        for (sum, v) in sums.iter_mut().zip(row) {
-                            *sum += weight * v;
-                        }
-                    } else {
-                        for (column, sum) in sums.iter_mut().enumerate() {
-                            *sum += weight * row[(begin + column) * column_stride].get();
+        .for_each_init(
+            || (vec![0.0f32; hidden], Vec::new()),
+            |(sums, chosen), (token, y)| {
+                chosen.clear();
+                for (slot, &row) in inverse[token * topk..][..topk].iter().enumerate() {
+                    if let Ok(row) = usize::try_from(row) {
+                        let weight = topk_weights[token * token_stride + slot * slot_stride];
+                        chosen.push((&rows[row * row_stride..], weight));
+                    }
+                }
+                if column_stride == 1 {
+                    sum_rows(chosen, sums);
+                } else {
+                    sums.fill(0.0);
+                    for (row, weight) in &*chosen {
+                        for (sum, v) in sums.iter_mut().zip(row.iter().step_by(column_stride)) {
+                            *sum += weight * v.wide();
                         }
                     }
                 }
-                Y::narrow(sums, &mut y[begin..begin + width]);
-            }
-        });
+                Y::narrow(sums, &mut y[..hidden]);
+            },
+        );
     Ok(())
+}
+
+/// `sums = Σ weight · row`
+fn sum_rows<R: Element>(chosen: &[(&[R], f32)], sums: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V4::try_new() {
+        return simd.vectorize(WideSum { simd, chosen, sums });
+    }
+    for (block, sums) in sums.chunks_mut(BLOCK).enumerate() {
+        sums.fill(0.0);
+        for (row, weight) in chosen {
+            add_multiple(&row[block * BLOCK..][..sums.len()], *weight, sums);
+        }
+    }
+}
+
+/// `sums[i] += weight * row[i]`
+fn add_multiple<R: Element>(row: &[R], weight: f32, sums: &mut [f32]) {
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (sum, v) in sums.iter_mut().zip(row) {
+                *sum += weight * v.wide();
+            }
+        },
+    );
+}
+
+/// As [`sum_rows`], in registers of AVX-512. Loops count, since what closures hold leaves the registers.
+#[cfg(target_arch = "x86_64")]
+struct WideSum<'a, R> {
+    simd: pulp::x86::V4,
+    chosen: &'a [(&'a [R], f32)],
+    sums: &'a mut [f32],
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<R: Element> pulp::NullaryFnOnce for WideSum<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop)]
+    fn call(self) {
+        const VECTORS: usize = 8;
+        let simd = self.simd;
+        let hidden = self.sums.len();
+        let (blocks, rest) = self.sums.as_chunks_mut::<{ 16 * VECTORS }>();
+        for (block, sums) in blocks.iter_mut().enumerate() {
+            let mut acc = [simd.splat_f32x16(0.0); VECTORS];
+            for (row, weight) in self.chosen {
+                let weight = simd.splat_f32x16(*weight);
+                let (row, _) = row[block * 16 * VECTORS..][..16 * VECTORS].as_chunks::<16>();
+                for i in 0..VECTORS {
+                    acc[i] = simd.mul_add_f32x16(weight, R::wide_16(simd, &row[i]), acc[i]);
+                }
+            }
+            *sums = pulp::cast(acc);
+        }
+        let begin = hidden - rest.len();
+        rest.fill(0.0);
+        for (row, weight) in self.chosen {
+            for (sum, v) in rest.iter_mut().zip(&row[begin..hidden]) {
+                *sum += weight * v.wide();
+            }
+        }
+    }
 }

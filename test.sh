@@ -243,6 +243,10 @@ step "cargo test" cargo test --workspace --release --no-fail-fast -j "$JOBS"
 for device in $("$TARGET/release/ropeway" devices --json | sed -n 's/^ *"device": "\(.*\)",$/\1/p'); do
     step "check on $device" "$TARGET/release/ropeway" check --device "$device"
     if [ -n "${ROPEWAY_MINILM:-}" ] && [ "$device" != null:0 ]; then
+        if [[ $device == vulkan:* ]] && grep -q '"gemm/\*"' conformance/expectations/vulkan.toml; then
+            skip "MiniLM on $device" "gemm is not written for Vulkan yet"
+            continue
+        fi
         step "MiniLM on $device" "$TARGET/release/examples/minilm" --device "$device"
     fi
 done

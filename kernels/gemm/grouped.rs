@@ -10,10 +10,10 @@ use ropeway_core::kernel::{Config, Kernel};
 use ropeway_core::op::{PlanRequest, TuneKey};
 use ropeway_core::plan::{Arg, Determinism, Expr, Launch, Plan, Symbol};
 
-use super::manifest::{GROUPED_NATIVE, GROUPED_PACKED, GROUPED_TILED};
+use super::manifest::{GROUPED_NATIVE, GROUPED_PACKED, GROUPED_SUBGROUP, GROUPED_TILED};
 use super::plan::{
-    activation_code, available, b_panels, f32_bytes, module, plain_rule, supported_dtypes, tile_of,
-    workspace,
+    activation_code, available, b_panels, f32_bytes, module, plain_rule, subgroup,
+    supported_dtypes, tile_of, workspace,
 };
 use super::{Activation, GroupedGemm, MaskedGroupedGemm};
 
@@ -56,9 +56,19 @@ pub(crate) struct GroupedProduct {
 pub(crate) fn candidates(dtypes: [DType; 3], info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
     let [a, b, d] = dtypes;
     supported_dtypes(a, b, d)?;
-    let wanted: [&'static Kernel; 3] = match info.kind {
-        DeviceKind::Cpu => [&GROUPED_NATIVE, &GROUPED_PACKED, &GROUPED_TILED],
-        _ => [&GROUPED_NATIVE, &GROUPED_TILED, &GROUPED_PACKED],
+    let wanted: [&'static Kernel; 4] = match info.kind {
+        DeviceKind::Cpu => [
+            &GROUPED_NATIVE,
+            &GROUPED_SUBGROUP,
+            &GROUPED_PACKED,
+            &GROUPED_TILED,
+        ],
+        _ => [
+            &GROUPED_NATIVE,
+            &GROUPED_TILED,
+            &GROUPED_PACKED,
+            &GROUPED_SUBGROUP,
+        ],
     };
     available(&wanted, info)
 }
@@ -87,8 +97,13 @@ pub(crate) fn append(
     plan: &mut Plan,
     kernel: &'static Kernel,
     config: &Config,
+    info: &DeviceInfo,
     product: &GroupedProduct,
 ) -> Result<()> {
+    if kernel.name == GROUPED_SUBGROUP.name {
+        subgroup::append_grouped(plan, config, info, product);
+        return Ok(());
+    }
     if kernel.name == GROUPED_NATIVE.name {
         append_native(plan, config, product);
         return Ok(());
@@ -112,7 +127,7 @@ impl GroupedProduct {
     }
 
     /// The most blocks of `size` rows, with one block of rows that belong to no expert for each `size` of them.
-    fn blocks(&self, size: u64) -> Expr {
+    pub(super) fn blocks(&self, size: u64) -> Expr {
         match self.capacity {
             Some(capacity) => Expr::from(self.experts.saturating_mul(capacity.div_ceil(size))),
             None => self.rows.clone().div_ceil(size) + Expr::from(self.experts),
@@ -315,7 +330,7 @@ pub(super) fn grouped_gemm(op: &GroupedGemm, request: &PlanRequest<'_>) -> Resul
         plain_rule("expert_offsets", &op.expert_offsets, false, None),
         plain_rule("d", &op.d, true, Some(0)),
     ];
-    append(&mut plan, kernel, &config, &product)?;
+    append(&mut plan, kernel, &config, request.info, &product)?;
     Ok(plan)
 }
 
@@ -339,6 +354,6 @@ pub(super) fn grouped_gemm_masked(
         plain_rule("counts", &op.counts, false, None),
         plain_rule("d", &op.d, true, None),
     ];
-    append(&mut plan, kernel, &config, &product)?;
+    append(&mut plan, kernel, &config, request.info, &product)?;
     Ok(plan)
 }

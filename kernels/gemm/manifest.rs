@@ -3,10 +3,18 @@
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
-use super::native;
+use super::{native, spirv};
 
 /// The kernels of this folder.
-pub(super) const KERNELS: &[&Kernel] = &[&NATIVE, &GEMV, &PACKED, &GROUPED_NATIVE, &GROUPED_PACKED];
+pub(super) const KERNELS: &[&Kernel] = &[
+    &NATIVE,
+    &GEMV,
+    &PACKED,
+    &SUBGROUP,
+    &GROUPED_NATIVE,
+    &GROUPED_PACKED,
+    &GROUPED_SUBGROUP,
+];
 
 const ELEMENTS: (&str, &str) = ("elements.cl", include_str!("elements.cl"));
 const ROUTING: (&str, &str) = ("routing.cl", include_str!("routing.cl"));
@@ -134,6 +142,72 @@ pub(super) static GROUPED_PACKED: Kernel = Kernel {
         rule: "BLOCK_M is a multiple of MR",
         holds: block_is_whole,
     }],
+    local_memory: no_local_memory,
+};
+
+const SUBGROUP_TUNABLES: &[Tunable] = &[
+    Tunable {
+        name: "ROWS",
+        values: &[8, 16, 32],
+        default: 32,
+        meaning: "most rows of a tile; fewer where the problem has fewer",
+    },
+    Tunable {
+        name: "VECTORS",
+        values: &[4, 8],
+        default: 4,
+        meaning: "columns of a tile, in units of the subgroup's lanes",
+    },
+];
+
+const SUBGROUP_FEATURES: &[&str] = &[
+    "shaderInt64",
+    "storageBuffer16BitAccess",
+    "subgroupBasic",
+    "subgroupShuffle",
+];
+
+/// Tiles in the registers of a subgroup: any product, on devices whose loads and local memory are dear.
+pub(super) static SUBGROUP: Kernel = Kernel {
+    name: "gemm_subgroup",
+    summary: "a register tile a subgroup, operands as they lie, no workspace: any product on CPU-like Vulkan devices",
+    version: 1,
+    sources: &[
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::SUBGROUP_16),
+            requires: SUBGROUP_FEATURES,
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::SUBGROUP),
+            requires: &["subgroupBasic", "subgroupShuffle"],
+        },
+    ],
+    tunables: SUBGROUP_TUNABLES,
+    constraints: &[],
+    local_memory: no_local_memory,
+};
+
+/// As [`SUBGROUP`], for grouped products.
+pub(super) static GROUPED_SUBGROUP: Kernel = Kernel {
+    name: "grouped_subgroup",
+    summary: "a register tile a subgroup, rows found on the device, weights as they lie: experts on CPU-like Vulkan devices",
+    version: 1,
+    sources: &[
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::GROUPED_SUBGROUP_16),
+            requires: SUBGROUP_FEATURES,
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::GROUPED_SUBGROUP),
+            requires: &["subgroupBasic", "subgroupShuffle"],
+        },
+    ],
+    tunables: SUBGROUP_TUNABLES,
+    constraints: &[],
     local_memory: no_local_memory,
 };
 

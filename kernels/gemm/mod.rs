@@ -21,6 +21,7 @@ mod native;
 mod plan;
 #[cfg(feature = "spec")]
 mod reference;
+mod spirv;
 
 pub use check::{GemmBuilder, GroupedGemmBuilder, MaskedGroupedGemmBuilder};
 

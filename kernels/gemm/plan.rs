@@ -15,8 +15,10 @@ use ropeway_core::plan::{
 };
 use ropeway_core::{Error, Result};
 
-use super::manifest::{GEMV, NATIVE, PACKED, TILED};
+use super::manifest::{GEMV, NATIVE, PACKED, SUBGROUP, TILED};
 use super::{Activation, Gemm};
+
+pub(super) mod subgroup;
 
 /// Columns of a register tile (`NR` in panels.cl).
 pub(super) const NR: u64 = 32;
@@ -46,9 +48,12 @@ pub(super) fn gemm_candidates(op: &Gemm, info: &DeviceInfo) -> Result<Vec<&'stat
         wanted.push(&GEMV);
     }
     wanted.extend(match info.kind {
-        DeviceKind::Cpu => [&PACKED, &TILED],
-        _ => [&TILED, &PACKED],
+        DeviceKind::Cpu => [&SUBGROUP, &PACKED, &TILED],
+        _ => [&TILED, &PACKED, &SUBGROUP],
     });
+    if Problem::new(op).k > subgroup::LONGEST_K {
+        wanted.retain(|kernel| kernel.name != SUBGROUP.name);
+    }
     available(&wanted, info)
 }
 
@@ -167,6 +172,9 @@ pub(super) fn gemm(op: &Gemm, request: &PlanRequest<'_>) -> Result<Plan> {
     match kernel.name {
         name if name == NATIVE.name => native(&problem, &config, &mut plan),
         name if name == GEMV.name => gemv(&problem, &config, request.info, &mut plan)?,
+        name if name == SUBGROUP.name => {
+            subgroup::gemm(&problem, &config, request.info, &mut plan);
+        }
         name if name == TILED.name => tiled(&problem, &config, &mut plan),
         _ => packed(&problem, &config, prepared, request.info, &mut plan)?,
     }
@@ -467,8 +475,8 @@ impl<'a> Problem<'a> {
         ]
     }
 
-    /// Whether gemv takes it, and how.
-    fn skinny(&self) -> Option<Skinny> {
+    /// Strides of the described a (m, k) and b (k, n), 1 where an axis has at most one element.
+    fn element_strides(&self) -> [u64; 4] {
         let op = self.op;
         let stride = |desc: &TensorDesc, back: usize| {
             let axis = desc.layout.rank() - back;
@@ -477,10 +485,16 @@ impl<'a> Problem<'a> {
                 _ => desc.layout.strides()[axis],
             }
         };
-        let a_k = stride(&op.a, if op.trans_a { 2 } else { 1 });
-        let a_m = stride(&op.a, if op.trans_a { 1 } else { 2 });
-        let b_k = stride(&op.b, if op.trans_b { 1 } else { 2 });
-        let b_n = stride(&op.b, if op.trans_b { 2 } else { 1 });
+        let axes = |transposed| if transposed { [1, 2] } else { [2, 1] };
+        let [a_m, a_k] = axes(op.trans_a).map(|back| stride(&op.a, back));
+        let [b_k, b_n] = axes(op.trans_b).map(|back| stride(&op.b, back));
+        [a_m, a_k, b_k, b_n]
+    }
+
+    /// Whether gemv takes it, and how.
+    fn skinny(&self) -> Option<Skinny> {
+        let op = self.op;
+        let [a_m, a_k, b_k, b_n] = self.element_strides();
         let (swapped, [w_k, w_row], x_k) = if self.m_max <= SKINNY {
             (false, [b_k, b_n], a_k)
         } else if self.n <= SKINNY && op.activation != Activation::Swiglu {

@@ -479,7 +479,7 @@ fn append_steps(
         product(&h, inter, operands.w_down, &rows, hidden, Activation::None),
     ] {
         let (kernel, config) = grouped::choose(&product, &products)?;
-        grouped::append(plan, kernel, &config, &product)?;
+        grouped::append(plan, kernel, &config, request.info, &product)?;
     }
     append_sum(plan, key, routed, operands, sizes, &rows, dtype);
     Ok(())

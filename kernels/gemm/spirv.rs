@@ -1,0 +1,25 @@
+//! SPIR-V by entry and dtypes. Made from `spirv.toml` by `ropeway compile --language spirv`; not to be edited.
+
+use ropeway_core::kernel::Binary;
+
+#[rustfmt::skip]
+pub(super) const GROUPED_SUBGROUP: &[Binary] = &[
+    Binary { entry: "grouped_subgroup", dtypes: &[], constants: &[], code: include_bytes!("spirv/grouped_subgroup.spv") },
+];
+
+#[rustfmt::skip]
+pub(super) const GROUPED_SUBGROUP_16: &[Binary] = &[
+    Binary { entry: "grouped_subgroup", dtypes: &[], constants: &[], code: include_bytes!("spirv/grouped_subgroup_16.grouped_subgroup.spv") },
+];
+
+#[rustfmt::skip]
+pub(super) const SUBGROUP: &[Binary] = &[
+    Binary { entry: "gemm_subgroup", dtypes: &[], constants: &[("INTEGER", 0)], code: include_bytes!("spirv/subgroup.gemm_subgroup.0.spv") },
+    Binary { entry: "gemm_subgroup", dtypes: &[], constants: &[("INTEGER", 1)], code: include_bytes!("spirv/subgroup.gemm_subgroup.1.spv") },
+];
+
+#[rustfmt::skip]
+pub(super) const SUBGROUP_16: &[Binary] = &[
+    Binary { entry: "gemm_subgroup", dtypes: &[], constants: &[("INTEGER", 0)], code: include_bytes!("spirv/subgroup_16.gemm_subgroup.0.spv") },
+    Binary { entry: "gemm_subgroup", dtypes: &[], constants: &[("INTEGER", 1)], code: include_bytes!("spirv/subgroup_16.gemm_subgroup.1.spv") },
+];

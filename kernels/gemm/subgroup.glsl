@@ -1,0 +1,164 @@
+/* A tile of a product that one subgroup keeps in its registers. Included by gemm_subgroup.comp and grouped_subgroup.comp, behind elements.glsl.
+ *
+ *                    lanes along columns, VECTORS of them             Each lane loads other elements, four along a contiguous axis at
+ *                  l0 l1 .. l7 | l0 l1 .. l7 | ...                    once; nothing is loaded twice. Elements of a then reach the
+ *             k    b  b  ..  b | b ...                                other lanes by shuffles with constant indices, which are one or
+ *        k +-----+----------------------------+                       two instructions where they are not free; shared memory takes
+ *   row 0  | a l0|  sums[0][0] | sums[0][1]   |                       no part. Four k a step; what does not divide by four, is not
+ *   row 1  | a l1|  sums[1][0] | sums[1][1]   |                       aligned, or lies at an edge, goes through a second loop, element
+ *   ..     | ..  |                            |                       by element. Rows and columns past the edge repeat the last one.
+ *
+ * Elements of i8 are summed in i32.
+ *
+ * Constant  default  meaning
+ * LANES     8        invocations of a work-group, which lie in one subgroup
+ * ROWS      32       rows of a tile
+ * VECTORS   4        columns of a tile, in units of LANES
+ * A_ORDER   0        where four elements of a lie side by side: 0 along k, 1 along rows (ROWS is then a multiple of 4 LANES), 2 nowhere
+ * B_ORDER   0        where four elements of b lie side by side: 0 along k, 1 along columns (OUTPUTS is then a multiple of 4), 2 nowhere
+ * SWIGLU    0        1: the first half of the vectors are gate columns, the second half the values of the same columns of d
+ * A_DTYPE, B_DTYPE   dtype codes
+ *
+ * Macro    default  meaning
+ * INTEGER  0        1: a and b are i8
+ */
+#extension GL_KHR_shader_subgroup_basic : require
+#extension GL_KHR_shader_subgroup_shuffle : require
+
+#ifndef INTEGER
+#define INTEGER 0
+#endif
+#if INTEGER
+#define sum_t int
+#define sum4_t ivec4
+#else
+#define sum_t float
+#define sum4_t vec4
+#endif
+
+layout(constant_id = 0) const uint LANES = 8;
+layout(constant_id = 1) const uint ROWS = 32;
+layout(constant_id = 2) const uint VECTORS = 4;
+layout(constant_id = 3) const uint A_ORDER = 0;
+layout(constant_id = 4) const uint B_ORDER = 0;
+layout(constant_id = 5) const uint SWIGLU = 0;
+layout(constant_id = 6) const uint A_DTYPE = F32;
+layout(constant_id = 7) const uint B_DTYPE = F32;
+layout(local_size_x_id = 0) in;
+
+#define ALONG_K 0
+#define ACROSS 1
+
+/* Loads of a for one k, a row in each lane, and vectors of d's columns. */
+const uint ROW_VECTORS = (ROWS + LANES - 1) / LANES;
+const uint OUTPUTS = SWIGLU != 0 ? VECTORS / 2 : VECTORS;
+
+sum_t sums[ROWS * VECTORS];
+
+const bool A_ACROSS = A_ORDER == ACROSS;
+const bool B_ACROSS = B_ORDER == ACROSS;
+
+/* The place in the tile of vector `i`'s element in a lane: side by side in the lane, or in the lanes. */
+uint place_of(uint i, uint lane, bool across) { return across ? (i / 4 * LANES + lane) * 4 + i % 4 : i * LANES + lane; }
+
+/* The tile's column in d. */
+uint column_of(uint tile, uint output_vector, uint lane) { return tile * (OUTPUTS * LANES) + place_of(output_vector, lane, B_ACROSS); }
+
+sum_t load_sum_1(uvec2 address, const uint dtype)
+{
+#if INTEGER
+  return load_i8(address);
+#else
+  return load_1(address, dtype);
+#endif
+}
+
+sum4_t load_sum_4(uvec2 address, const uint dtype)
+{
+#if INTEGER
+  int word = load_i32(address);
+  return ivec4(bitfieldExtract(word, 0, 8), bitfieldExtract(word, 8, 8), bitfieldExtract(word, 16, 8), word >> 24);
+#else
+  return load_4(address, dtype);
+#endif
+}
+
+bool is_multiple_of_4(uvec2 stride, const uint dtype) { return is_aligned_4(bytes_of(stride, dtype), dtype); }
+
+/* Sums of the rows from row0 on (`rows` exist, at least one) with the columns of a tile (d has `columns`, at least one). */
+void multiply_tile(uvec2 a, uvec2 a_row, uvec2 a_k, uint row0, uint rows, uvec2 b, uvec2 b_k, uvec2 b_column, uint tile, uint columns, uint k)
+{
+  uint lane = gl_SubgroupInvocationID;
+  [[unroll]] for (uint i = 0; i < ROWS * VECTORS; i++) sums[i] = sum_t(0);
+  uvec2 a_at[ROW_VECTORS], b_at[VECTORS];
+  [[unroll]] for (uint i = 0; i < ROW_VECTORS; i++)
+    a_at[i] = element_at(a, min(row0 + place_of(i, lane, A_ACROSS), rows - 1), a_row, A_DTYPE);
+  [[unroll]] for (uint j = 0; j < VECTORS; j++)
+    b_at[j] = element_at(b, min(column_of(tile, j % OUTPUTS, lane), columns - 1) + j / OUTPUTS * columns, b_column, B_DTYPE);
+  uvec2 a_step = bytes_of(a_k, A_DTYPE), b_step = bytes_of(b_k, B_DTYPE);
+  uvec2 a_steps = bytes_of(multiply_64(4, a_k), A_DTYPE), b_steps = bytes_of(multiply_64(4, b_k), B_DTYPE);
+
+  bool by_four = true;
+  if (A_ORDER == ALONG_K) by_four = by_four && is_stride(a_k, 1) && is_aligned_4(a, A_DTYPE) && is_multiple_of_4(a_row, A_DTYPE);
+  if (A_ACROSS) by_four = by_four && is_stride(a_row, 1) && is_aligned_4(element_at(a, row0, A_DTYPE), A_DTYPE) && is_multiple_of_4(a_k, A_DTYPE)
+                          && row0 + ROW_VECTORS * LANES <= rows;
+  if (B_ORDER == ALONG_K) by_four = by_four && is_stride(b_k, 1) && is_aligned_4(b, B_DTYPE) && is_multiple_of_4(b_column, B_DTYPE);
+  if (B_ACROSS) by_four = by_four && is_stride(b_column, 1) && is_aligned_4(b, B_DTYPE) && is_multiple_of_4(b_k, B_DTYPE)
+                          && (tile + 1) * (OUTPUTS * LANES) <= columns && (SWIGLU == 0 || is_aligned_4(element_at(b, columns, B_DTYPE), B_DTYPE));
+  uint kk = 0;
+  for (; by_four && kk + 4 <= k; kk += 4) {
+    /* Of vector i, the elements of four k. */
+    sum4_t av[ROW_VECTORS], bv[VECTORS];
+    [[unroll]] for (uint i = 0; i < ROW_VECTORS; i++) {
+      if (A_ORDER == ALONG_K) {
+        av[i] = load_sum_4(a_at[i], A_DTYPE);
+      } else if (A_ACROSS) {
+        /* The vectors of a unit share their loads: k number i % 4, transposed below. */
+        av[i] = load_sum_4(address_add(a_at[i / 4 * 4], bytes_of(multiply_64(i % 4, a_k), A_DTYPE)), A_DTYPE);
+      } else {
+        [[unroll]] for (uint u = 0; u < 4; u++) av[i][u] = load_sum_1(address_add(a_at[i], bytes_of(multiply_64(u, a_k), A_DTYPE)), A_DTYPE);
+      }
+    }
+    [[unroll]] for (uint j = 0; j < VECTORS; j++) {
+      if (B_ORDER == ALONG_K) {
+        bv[j] = load_sum_4(b_at[j], B_DTYPE);
+      } else if (B_ACROSS) {
+        bv[j] = load_sum_4(address_add(b_at[j / 4 * 4], bytes_of(multiply_64(j % 4, b_k), B_DTYPE)), B_DTYPE);
+      } else {
+        [[unroll]] for (uint u = 0; u < 4; u++) bv[j][u] = load_sum_1(address_add(b_at[j], bytes_of(multiply_64(u, b_k), B_DTYPE)), B_DTYPE);
+      }
+    }
+    [[unroll]] for (uint i = 0; i < ROW_VECTORS; i++) a_at[i] = address_add(a_at[i], a_steps);
+    [[unroll]] for (uint j = 0; j < VECTORS; j++) b_at[j] = address_add(b_at[j], b_steps);
+    [[unroll]] for (uint r = 0; r < ROWS; r++) {
+      sum_t x[4];
+      [[unroll]] for (uint u = 0; u < 4; u++)
+        x[u] = A_ACROSS ? subgroupShuffle(av[r / (4 * LANES) * 4 + u][r % 4], r % (4 * LANES) / 4) : subgroupShuffle(av[r / LANES][u], r % LANES);
+      [[unroll]] for (uint j = 0; j < VECTORS; j++)
+        [[unroll]] for (uint u = 0; u < 4; u++) sums[r * VECTORS + j] += x[u] * (B_ACROSS ? bv[j / 4 * 4 + u][j % 4] : bv[j][u]);
+    }
+  }
+  for (; kk < k; kk++) {
+    sum_t av[ROW_VECTORS], bv[VECTORS];
+    [[unroll]] for (uint i = 0; i < ROW_VECTORS; i++) {
+      av[i] = load_sum_1(a_at[i], A_DTYPE);
+      a_at[i] = address_add(a_at[i], a_step);
+    }
+    [[unroll]] for (uint j = 0; j < VECTORS; j++) {
+      bv[j] = load_sum_1(b_at[j], B_DTYPE);
+      b_at[j] = address_add(b_at[j], b_step);
+    }
+    [[unroll]] for (uint r = 0; r < ROWS; r++) {
+      sum_t x = A_ACROSS ? subgroupShuffle(av[r / (4 * LANES) * 4 + r % 4], r % (4 * LANES) / 4) : subgroupShuffle(av[r / LANES], r % LANES);
+      [[unroll]] for (uint j = 0; j < VECTORS; j++) sums[r * VECTORS + j] += x * bv[j];
+    }
+  }
+}
+
+/* The same sums where an index may be anything: only the epilogue pays for the look-up. */
+sum_t finished[ROWS * VECTORS];
+
+void finish_sums()
+{
+  [[unroll]] for (uint i = 0; i < ROWS * VECTORS; i++) finished[i] = sums[i];
+}

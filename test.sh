@@ -277,6 +277,9 @@ for name in llvmpipe SwiftShader; do
     fi
     step "Vulkan backend on $name" vulkan_tests "$driver"
     step "check on $name" on_vulkan "$driver" "$name"
+    if [ -n "${ROPEWAY_MINILM:-}" ]; then
+        step "MiniLM on $name" env VK_DRIVER_FILES="$driver" "$TARGET/release/examples/minilm" --device vulkan
+    fi
     step "check on $name, staged" staged "$driver" "$name" device
     if has_validation_layer; then
         step "$name validated: core, synchronisation" validated "$synchronization" "$driver" "$name" device

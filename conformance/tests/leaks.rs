@@ -14,6 +14,9 @@ static ALLOCATIONS: PeakAlloc = PeakAlloc;
 
 const OPS: usize = 10_000;
 
+/// Rounds of so many ops, of which the one that leaves the least counts.
+const ROUNDS: usize = 3;
+
 /// What the process may grow by: less than a hundred bytes an op. What the program has allocated but never touched (staging blocks
 /// that a queue keeps for as many uploads as were once under way) is not in it.
 const KEPT_BY_PROCESS: u64 = 768 << 10;
@@ -82,10 +85,18 @@ fn leaves_nothing(selector: &str) -> Result<Completion, Failed> {
     };
     // As many before, so that pools have grown to what this load needs.
     run(OPS)?;
-    let (program, process) = (ALLOCATIONS.current_usage(), resident());
-    run(OPS)?;
-    let program = ALLOCATIONS.current_usage().saturating_sub(program);
-    let process = process.and_then(|before| Some(resident()?.saturating_sub(before)));
+    // A leak shows in each of the rounds; a pool that grows late, in one.
+    let mut least = (usize::MAX, None);
+    for _ in 0..ROUNDS {
+        let (program, process) = (ALLOCATIONS.current_usage(), resident());
+        run(OPS)?;
+        let program = ALLOCATIONS.current_usage().saturating_sub(program);
+        let process = process.and_then(|before| Some(resident()?.saturating_sub(before)));
+        if process.unwrap_or(program as u64) <= least.1.unwrap_or(least.0 as u64) {
+            least = (program, process);
+        }
+    }
+    let (program, process) = least;
     eprintln!("{selector}: {program} bytes in the program, {process:?} in the process");
     if process.unwrap_or(program as u64) > KEPT_BY_PROCESS {
         return Err(format!("{program} bytes in the program, {process:?} in the process").into());

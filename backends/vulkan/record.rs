@@ -170,15 +170,7 @@ impl<'a> Prepared<'a> {
                 write,
             } => {
                 let memory = shared.memory(buffer)?;
-                let begin = offset.checked_mul(dtype.size().unwrap_or(1));
-                let end = begin.and_then(|begin| begin.checked_add(bytes));
-                let Some(begin) = begin.filter(|_| end.is_some_and(|end| end <= buffer.size())) else {
-                    return Err(Error::invalid(
-                        self.function.name(),
-                        format!("{bytes} bytes from {dtype} element {offset} on"),
-                        format!("a range of the buffer's {} bytes", buffer.size()),
-                    ));
-                };
+                let begin = buffer.argument_bytes(dtype, offset, bytes)?.start;
                 block.put(&(memory.buffer.address + begin).to_le_bytes());
                 self.accesses[self.touched] = Access::new(memory, begin, bytes, write);
                 self.buffers[self.touched] = Some((buffer, memory));

@@ -81,6 +81,7 @@ fn info() -> DeviceInfo {
             max_group_size: 1,
             max_group: [1; 3],
             max_grid: [u64::MAX; 3],
+            loop_rounds: None,
         },
         keeps_denormals: true,
     }

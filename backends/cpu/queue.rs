@@ -387,12 +387,7 @@ impl Queue for CpuQueue {
         let status = std::mem::take(&mut inner.status);
         match inner.failure.take() {
             Some(error) => Err(error),
-            None if status != 0 => Err(Error::from_call(
-                ErrorKind::DataOutOfRange,
-                "",
-                status.into(),
-                "a kernel skipped an id, offset or length that is out of range",
-            )),
+            None if status != 0 => Err(Error::data_out_of_range(status)),
             None => Ok(()),
         }
     }

@@ -92,6 +92,7 @@ fn info() -> DeviceInfo {
             max_group_size: 1024,
             max_group: [1024; 3],
             max_grid: [u32::MAX.into(); 3],
+            loop_rounds: None,
         },
         keeps_denormals: true,
     }

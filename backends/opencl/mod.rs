@@ -262,6 +262,7 @@ fn describe(
             max_group: [0, 1, 2].map(|axis| group(axis, &sizes)),
             // OpenCL names no limit but the width of `size_t`; group numbers beyond 32 bits work nowhere.
             max_grid: [u32::MAX.into(); 3],
+            loop_rounds: None,
         },
         keeps_denormals: device.number(cl::CL_DEVICE_SINGLE_FP_CONFIG)? & cl::CL_FP_DENORM != 0,
         features,

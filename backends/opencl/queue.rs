@@ -526,12 +526,7 @@ impl Queue for OpenClQueue {
         self.shared.sweep();
         match self.status_code() {
             0 => Ok(()),
-            code => Err(Error::from_call(
-                ErrorKind::DataOutOfRange,
-                "",
-                code.into(),
-                "a kernel skipped an id, offset or length that is out of range",
-            )),
+            code => Err(Error::data_out_of_range(code)),
         }
     }
 

@@ -41,6 +41,9 @@ use self::device::{Shared, VulkanDevice};
 use self::features::{Features, NEEDED};
 use self::sys::{Gpu, Instance, Opening, failed, lock, text};
 
+/// Rounds after which llvmpipe (22.3) ends the loops of an invocation.
+const LLVMPIPE_ROUNDS: u64 = 65_535;
+
 /// The driver of all Vulkan devices.
 pub struct VulkanDriver;
 
@@ -387,6 +390,7 @@ fn describe(
             max_group_size: limits.max_compute_work_group_invocations,
             max_group: limits.max_compute_work_group_size,
             max_grid: limits.max_compute_work_group_count.map(u64::from),
+            loop_rounds: (driver.driver_id == vk::DriverId::MESA_LLVMPIPE).then_some(LLVMPIPE_ROUNDS),
         },
         keeps_denormals: floats.shader_denorm_preserve_float32 != vk::FALSE,
     };

@@ -826,12 +826,7 @@ impl Queue for VulkanQueue {
         validated()?;
         match code {
             0 => Ok(()),
-            code => Err(Error::from_call(
-                ErrorKind::DataOutOfRange,
-                "",
-                code.into(),
-                "a kernel skipped an id, offset or length that is out of range",
-            )),
+            code => Err(Error::data_out_of_range(code)),
         }
     }
 

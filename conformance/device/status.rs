@@ -98,19 +98,20 @@ pub(super) fn attention_varlen(device: &Arc<dyn Device>) -> Outcome {
     reported(device, &recipes)
 }
 
-/// Block numbers that are no block, where the lengths reach them; lengths beyond the table.
+/// Block numbers that are no block, where the lengths reach them; lengths beyond the table; lengths where there are no blocks.
 pub(super) fn attention_paged(device: &Arc<dyn Device>) -> Outcome {
-    let tables: [(&[i32], &[i32]); 3] = [
-        (&[0, 5_000_000, 2, -1], &[7, 3]),
-        (&[-1, 1, 2, -1], &[7, 3]),
-        (&[0, 1, 2, 0], &[7, 1_000_000]),
+    let tables: [(u64, &[i32], &[i32]); 4] = [
+        (3, &[0, 5_000_000, 2, -1], &[7, 3]),
+        (3, &[-1, 1, 2, -1], &[7, 3]),
+        (3, &[0, 1, 2, 0], &[7, 1_000_000]),
+        (0, &[0, 0, 0, 0], &[7, 3]),
     ];
-    let recipes = tables.map(|(table, lengths)| {
+    let recipes = tables.map(|(blocks, table, lengths)| {
         recipe("attention_paged")
             .tensor("q", F32, &[3, 2, 16], random())
             .tensor("cu_q", I32, &[3], integers(&[0, 2, 3]))
-            .tensor("k_cache", F32, &[3, 4, 2, 16], random())
-            .tensor("v_cache", F32, &[3, 4, 2, 16], random())
+            .tensor("k_cache", F32, &[blocks, 4, 2, 16], random())
+            .tensor("v_cache", F32, &[blocks, 4, 2, 16], random())
             .tensor("block_table", I32, &[2, 2], integers(table))
             .tensor("kv_lens", I32, &[2], integers(lengths))
     });

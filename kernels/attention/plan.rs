@@ -35,6 +35,9 @@ const LANE_COLUMNS: u64 = 512;
 /// Rows of a sequence and key head up to which its keys are split.
 const SPLIT_ROWS: u64 = 128;
 
+/// The most keys of a split that may be chosen.
+const MOST_SPLIT_KEYS: u64 = 2048;
+
 /// The greatest head sizes that kernels are compiled for: a problem takes the next one, so that models share compiled kernels.
 const HEAD_SIZES: [u64; 4] = [64, 128, 256, 576];
 
@@ -201,18 +204,25 @@ impl Problem {
             kernels.sort_by_key(|kernel| kernel.name != ATTENTION_TILED.name);
         }
         let mut lack = Error::unsupported("no kernel");
+        let most = info.limits.loop_rounds.unwrap_or(u64::MAX);
+        let mut ended = None;
         let mut found = Vec::new();
         for kernel in kernels {
             match kernel
                 .source_for(info)
                 .and_then(|_| kernel.validate(&kernel.default_config(), info))
             {
+                Ok(()) if self.rounds(kernel, info) > most => {
+                    let (keys, device) = (self.keys, &info.name);
+                    let context = format!("{keys} keys: loops end after {most} rounds on {device}");
+                    ended = Some(Error::unsupported(context));
+                }
                 Ok(()) => found.push(kernel),
                 Err(error) => lack = Error::unsupported(error.context()),
             }
         }
         if found.is_empty() {
-            Err(lack)
+            Err(ended.unwrap_or(lack))
         } else {
             Ok(found)
         }
@@ -260,6 +270,36 @@ impl Problem {
             256 => 2,
             _ => 1,
         }
+    }
+
+    /// No fewer rounds than the loops of a work-item make in a kernel with unsplit keys, whatever its tunables; 0 for kernels that walk few keys
+    /// or exist only where loops run as written.
+    fn rounds(&self, kernel: &Kernel, info: &DeviceInfo) -> u64 {
+        let unsplit = match self.layout {
+            0 if self.rows <= SPLIT_ROWS => self.keys.min(MOST_SPLIT_KEYS),
+            _ => self.keys,
+        };
+        let head_max = self.head_max();
+        let (block, rounds) = if kernel.name == ATTENTION_ROWS.name {
+            let subgroup = info
+                .subgroup_sizes
+                .first()
+                .map_or(1, |&size| u64::from(size));
+            let (keys, block) = (self.keys_each() * subgroup, self.keys_each() * head_max / 4);
+            // Scores along d, the two passes over a subgroup's keys, other subgroups' maxima, two keys at a time.
+            let subgroups = head_max / 4 / subgroup;
+            (block, head_max / 4 + 2 * keys + subgroups + block / 2 + 1)
+        } else if kernel.name == ATTENTION_TILED.name {
+            // 16 keys at a time, in parts of 16 columns, each loaded by 64 work-items and multiplied two columns at a time.
+            (16, head_max / 16 * (1 + 4 + 4 + 8) + TILED_ROWS + 16 + 1)
+        } else {
+            return 0;
+        };
+        let others = 2 * head_max + self.sequences;
+        unsplit
+            .div_ceil(block)
+            .saturating_mul(rounds)
+            .saturating_add(others)
     }
 
     /// What the kernels for short subgroups are compiled for, beside what all are: how whole vectors of four are found, and the options, since

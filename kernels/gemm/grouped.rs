@@ -12,8 +12,8 @@ use ropeway_core::plan::{Arg, Determinism, Expr, Launch, Plan, Symbol};
 
 use super::manifest::{GROUPED_NATIVE, GROUPED_PACKED, GROUPED_SUBGROUP, GROUPED_TILED};
 use super::plan::{
-    activation_code, available, b_panels, f32_bytes, module, plain_rule, subgroup,
-    supported_dtypes, tile_of, workspace,
+    activation_code, b_panels, f32_bytes, module, plain_rule, subgroup, supported_dtypes, tile_of,
+    workspace,
 };
 use super::{Activation, GroupedGemm, MaskedGroupedGemm};
 
@@ -52,25 +52,29 @@ pub(crate) struct GroupedProduct {
     pub(crate) dtypes: [DType; 3],
 }
 
-/// The kernels for grouped products of these dtypes, best first.
-pub(crate) fn candidates(dtypes: [DType; 3], info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
+/// The kernels for grouped products of these dtypes and this k, best first.
+pub(crate) fn candidates(
+    dtypes: [DType; 3],
+    k: u64,
+    info: &DeviceInfo,
+) -> Result<Vec<&'static Kernel>> {
     let [a, b, d] = dtypes;
     supported_dtypes(a, b, d)?;
-    let wanted: [&'static Kernel; 4] = match info.kind {
-        DeviceKind::Cpu => [
+    let wanted: Vec<&'static Kernel> = match info.kind {
+        DeviceKind::Cpu => vec![
             &GROUPED_NATIVE,
             &GROUPED_SUBGROUP,
             &GROUPED_PACKED,
             &GROUPED_TILED,
         ],
-        _ => [
+        _ => vec![
             &GROUPED_NATIVE,
             &GROUPED_TILED,
             &GROUPED_PACKED,
             &GROUPED_SUBGROUP,
         ],
     };
-    available(&wanted, info)
+    subgroup::available_for(k, wanted, info)
 }
 
 /// The kernel and configuration for a grouped product: the forced, tuned or default one.
@@ -89,7 +93,7 @@ pub(crate) fn choose(
             ("k", product.k),
         ],
     };
-    request.choose(&key, &candidates(product.dtypes, request.info)?)
+    request.choose(&key, &candidates(product.dtypes, product.k, request.info)?)
 }
 
 /// Adds the launches of a grouped product to a plan.
@@ -313,7 +317,7 @@ pub(super) fn grouped_gemm_candidates(
     op: &GroupedGemm,
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
-    candidates([op.a.dtype, op.b.dtype, op.d.dtype], info)
+    candidates([op.a.dtype, op.b.dtype, op.d.dtype], op.k(), info)
 }
 
 pub(super) fn grouped_gemm(op: &GroupedGemm, request: &PlanRequest<'_>) -> Result<Plan> {
@@ -338,7 +342,7 @@ pub(super) fn grouped_gemm_masked_candidates(
     op: &MaskedGroupedGemm,
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
-    candidates([op.a.dtype, op.b.dtype, op.d.dtype], info)
+    candidates([op.a.dtype, op.b.dtype, op.d.dtype], op.k(), info)
 }
 
 pub(super) fn grouped_gemm_masked(

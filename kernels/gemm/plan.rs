@@ -51,10 +51,7 @@ pub(super) fn gemm_candidates(op: &Gemm, info: &DeviceInfo) -> Result<Vec<&'stat
         DeviceKind::Cpu => [&SUBGROUP, &PACKED, &TILED],
         _ => [&TILED, &PACKED, &SUBGROUP],
     });
-    if Problem::new(op).k > subgroup::LONGEST_K {
-        wanted.retain(|kernel| kernel.name != SUBGROUP.name);
-    }
-    available(&wanted, info)
+    subgroup::available_for(Problem::new(op).k, wanted, info)
 }
 
 /// Those of `wanted` that the device has a language and the capabilities for.
@@ -225,6 +222,12 @@ fn choose(op: &Gemm, request: &PlanRequest<'_>) -> Result<(&'static Kernel, Conf
     let mut candidates = gemm_candidates(op, request.info)?;
     if request.prepared.contains(&"b") {
         candidates.retain(|kernel| kernel.name == PACKED.name);
+        if candidates.is_empty() {
+            return Err(Error::unsupported(format!(
+                "no kernel on {} takes b in prepared form",
+                request.info.name
+            )));
+        }
     }
     let problem = Problem::new(op);
     let letter = |transposed| if transposed { 't' } else { 'n' };

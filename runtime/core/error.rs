@@ -110,6 +110,16 @@ impl Error {
         }))
     }
 
+    /// Kernels have stored `code` in a queue's status word.
+    pub fn data_out_of_range(code: u32) -> Error {
+        Error::from_call(
+            ErrorKind::DataOutOfRange,
+            "",
+            code.into(),
+            "a kernel skipped an id, offset or length that is out of range",
+        )
+    }
+
     /// The same error with what lies behind it.
     ///
     /// Meant for an error that was just made; a shared one is wrapped instead.

@@ -82,6 +82,9 @@ pub struct Limits {
     pub max_group: [u32; 3],
     /// Work-groups in a launch, along each dimension.
     pub max_grid: [u64; 3],
+    /// Rounds after which the driver ends the loops of a work-item, all of them counted together and without a word; `None` where they
+    /// run as written. Planners offer no kernel that could make more.
+    pub loop_rounds: Option<u64>,
 }
 
 /// Everything a planner, a report or a tuned look-up needs to know of a device.

@@ -45,6 +45,28 @@ fn long(value: impl Into<Expr>) -> Arg {
     Arg::I64(value.into())
 }
 
+/// A plan without operands yet.
+fn plan_with<const N: usize>(problem: &Problem, symbols: [(&'static str, u64); N]) -> Plan {
+    let mut plan = Plan::new(problem.name, Determinism::BatchInvariant);
+    let symbols = symbols.map(|(name, max)| Symbol { name, max });
+    plan.symbols.extend(symbols);
+    plan
+}
+
+/// Binds o and lse, whose axes but o's columns are `rows`.
+fn outputs(
+    plan: &mut Plan,
+    o: TensorDesc,
+    lse: Option<TensorDesc>,
+    rows: &[Extent],
+    dv: u64,
+) -> (usize, Option<usize>) {
+    let shape = [rows, &[Extent::Exactly(dv)]].concat();
+    let o = bind(plan, "o", o.dtype, &shape, false);
+    let lse = lse.map(|_| bind(plan, "lse", DType::F32, rows, false));
+    (o, lse)
+}
+
 /// What a planner has found out about its op's operands; `None` for those that are not there.
 pub(super) struct Operands {
     pub(super) q: usize,
@@ -193,14 +215,12 @@ pub(super) fn arguments(
 
 /// Binds the operands of `attention`.
 pub(super) fn dense(problem: &Problem, op: &Attention) -> (Plan, Operands, Sizes) {
-    let mut plan = Plan::new(problem.name, Determinism::BatchInvariant);
     let symbols = [
         ("batch", op.batch()),
         ("q_len", op.q_len()),
         ("kv_len", op.kv_len()),
     ];
-    plan.symbols
-        .extend(symbols.map(|(name, max)| Symbol { name, max }));
+    let mut plan = plan_with(problem, symbols);
     let [batch, q_len, kv_len] = [0, 1, 2].map(|symbol| varies(symbol, 0));
     let exactly = Extent::Exactly;
     let (heads, kv_heads) = (exactly(op.heads()), exactly(op.kv_heads()));
@@ -239,16 +259,7 @@ pub(super) fn dense(problem: &Problem, op: &Attention) -> (Plan, Operands, Sizes
         .kv_lens
         .map(|_| bind(&mut plan, "kv_lens", DType::I32, &[batch], false));
     let (sinks, alibi_slopes) = per_head(&mut plan, op.sinks, op.alibi_slopes, op.heads());
-    let o = bind(
-        &mut plan,
-        "o",
-        op.o.dtype,
-        &[batch, heads, q_len, exactly(op.dv())],
-        false,
-    );
-    let lse = op
-        .lse
-        .map(|_| bind(&mut plan, "lse", DType::F32, &[batch, heads, q_len], false));
+    let (o, lse) = outputs(&mut plan, op.o, op.lse, &[batch, heads, q_len], op.dv());
     let operands = Operands {
         q,
         k,
@@ -276,14 +287,12 @@ pub(super) fn dense(problem: &Problem, op: &Attention) -> (Plan, Operands, Sizes
 
 /// Binds the operands of `attention_varlen`.
 pub(super) fn varlen(problem: &Problem, op: &VarlenAttention) -> (Plan, Operands, Sizes) {
-    let mut plan = Plan::new(problem.name, Determinism::BatchInvariant);
     let symbols = [
         ("tokens", op.tokens()),
         ("kv_tokens", op.kv_tokens()),
         ("batch", op.batch()),
     ];
-    plan.symbols
-        .extend(symbols.map(|(name, max)| Symbol { name, max }));
+    let mut plan = plan_with(problem, symbols);
     let [tokens, kv_tokens] = [0, 1].map(|symbol| varies(symbol, 0));
     let exactly = Extent::Exactly;
     let (heads, kv_heads) = (exactly(op.heads()), exactly(op.kv_heads()));
@@ -301,16 +310,7 @@ pub(super) fn varlen(problem: &Problem, op: &VarlenAttention) -> (Plan, Operands
     let cu_q = bind(&mut plan, "cu_q", DType::I32, &[varies(2, 1)], false);
     let cu_kv = bind(&mut plan, "cu_kv", DType::I32, &[varies(2, 1)], false);
     let (sinks, alibi_slopes) = per_head(&mut plan, op.sinks, op.alibi_slopes, op.heads());
-    let o = bind(
-        &mut plan,
-        "o",
-        op.o.dtype,
-        &[tokens, heads, exactly(op.dv())],
-        false,
-    );
-    let lse = op
-        .lse
-        .map(|_| bind(&mut plan, "lse", DType::F32, &[tokens, heads], false));
+    let (o, lse) = outputs(&mut plan, op.o, op.lse, &[tokens, heads], op.dv());
     let operands = Operands {
         q,
         k,
@@ -338,15 +338,13 @@ pub(super) fn varlen(problem: &Problem, op: &VarlenAttention) -> (Plan, Operands
 
 /// Binds the operands of `attention_paged`.
 pub(super) fn paged(problem: &Problem, op: &PagedAttention) -> (Plan, Operands, Sizes) {
-    let mut plan = Plan::new(problem.name, Determinism::BatchInvariant);
     let symbols = [
         ("tokens", op.tokens()),
         ("batch", op.batch()),
         ("blocks", op.blocks()),
         ("max_blocks", op.max_blocks()),
     ];
-    plan.symbols
-        .extend(symbols.map(|(name, max)| Symbol { name, max }));
+    let mut plan = plan_with(problem, symbols);
     let [tokens, batch, blocks, max_blocks] = [0, 1, 2, 3].map(|symbol| varies(symbol, 0));
     let exactly = Extent::Exactly;
     let (heads, kv_heads) = (exactly(op.heads()), exactly(op.kv_heads()));
@@ -384,16 +382,7 @@ pub(super) fn paged(problem: &Problem, op: &PagedAttention) -> (Plan, Operands, 
     );
     let kv_lens = bind(&mut plan, "kv_lens", DType::I32, &[batch], false);
     let (sinks, alibi_slopes) = per_head(&mut plan, op.sinks, op.alibi_slopes, op.heads());
-    let o = bind(
-        &mut plan,
-        "o",
-        op.o.dtype,
-        &[tokens, heads, exactly(op.dv())],
-        false,
-    );
-    let lse = op
-        .lse
-        .map(|_| bind(&mut plan, "lse", DType::F32, &[tokens, heads], false));
+    let (o, lse) = outputs(&mut plan, op.o, op.lse, &[tokens, heads], op.dv());
     let operands = Operands {
         q,
         k,
@@ -412,7 +401,8 @@ pub(super) fn paged(problem: &Problem, op: &PagedAttention) -> (Plan, Operands, 
     let sizes = Sizes {
         sequences: Expr::extent(kv_lens, 0),
         q_len: Expr::extent(q, 0),
-        kv_len: Expr::extent(block_table, 1) * op.block_size(),
+        // A cache without blocks holds no keys, whatever the table and the lengths say.
+        kv_len: Expr::extent(k, 0).min(1) * Expr::extent(block_table, 1) * op.block_size(),
         blocks: Expr::extent(k, 0),
         block_size: op.block_size().max(1),
     };

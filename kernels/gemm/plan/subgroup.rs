@@ -1,18 +1,34 @@
 //! The launches of `gemm_subgroup` and `grouped_subgroup`: a tile of d in the registers of one subgroup, operands as they lie.
 
 use ropeway_core::dtype::DType;
+use ropeway_core::error::{Error, Result};
 use ropeway_core::info::DeviceInfo;
-use ropeway_core::kernel::Config;
+use ropeway_core::kernel::{Config, Kernel};
 use ropeway_core::plan::{Arg, Expr, Launch, Plan};
 
 use super::super::Activation;
 use super::super::grouped::GroupedProduct;
 use super::super::manifest::{GROUPED_SUBGROUP, SUBGROUP};
-use super::{Problem, SKINNY, activation_code, module};
+use super::{Problem, SKINNY, activation_code, available, module};
 
-/// The longest reduction: drivers that run a loop lane by lane leave it, without a word, after 65,535 rounds (lavapipe), and one
-/// round may be one k.
-pub(in super::super) const LONGEST_K: u64 = 65_000;
+/// Rounds of loops beside the one over k, generously.
+const OTHER_ROUNDS: u64 = 512;
+
+/// Those of `wanted` that the device can run, without the kernels of this module where it would end their loops over k: a round may be
+/// one k.
+pub(in super::super) fn available_for(
+    k: u64,
+    mut wanted: Vec<&'static Kernel>,
+    info: &DeviceInfo,
+) -> Result<Vec<&'static Kernel>> {
+    let most = info.limits.loop_rounds.unwrap_or(u64::MAX);
+    if k.saturating_add(OTHER_ROUNDS) <= most {
+        return available(&wanted, info);
+    }
+    wanted.retain(|kernel| ![SUBGROUP.name, GROUPED_SUBGROUP.name].contains(&kernel.name));
+    let context = format!("k {k}: loops end after {most} rounds on {}", info.name);
+    available(&wanted, info).map_err(|_| Error::unsupported(context))
+}
 
 /// Most invocations of a group.
 const MOST_LANES: u32 = 32;

@@ -59,7 +59,7 @@ pub(in crate::moe) fn moe_ffn_candidates(
         .collect();
     let mut steps = rows_kernels(op, info, experts)?;
     steps.retain(|kernel| is_by_steps(kernel));
-    if grouped::candidates([dtype; 3], info).is_err() {
+    if grouped::candidates([dtype; 3], op.hidden().max(op.inter()), info).is_err() {
         steps.clear();
     }
     match info.kind {

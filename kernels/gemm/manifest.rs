@@ -11,9 +11,11 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &GEMV,
     &PACKED,
     &SUBGROUP,
+    &TILED,
     &GROUPED_NATIVE,
     &GROUPED_PACKED,
     &GROUPED_SUBGROUP,
+    &GROUPED_TILED,
 ];
 
 const ELEMENTS: (&str, &str) = ("elements.cl", include_str!("elements.cl"));
@@ -242,11 +244,28 @@ pub(super) static TILED: Kernel = Kernel {
     name: "gemm_tiled",
     summary: "tiles in local memory, a register tile a work-item, no workspace: any product on GPU-like devices",
     version: 1,
-    sources: &[Source {
-        language: Language::OpenClC,
-        code: Code::Text(&[ELEMENTS, TILED_TEXT]),
-        requires: &[],
-    }],
+    sources: &[
+        Source {
+            language: Language::OpenClC,
+            code: Code::Text(&[ELEMENTS, TILED_TEXT]),
+            requires: &[],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::TILED_DOT),
+            requires: &["shaderIntegerDotProduct", "storageBuffer16BitAccess"],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::TILED_16),
+            requires: &["storageBuffer16BitAccess"],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::TILED),
+            requires: &[],
+        },
+    ],
     tunables: TILED_TUNABLES,
     constraints: TILED_CONSTRAINTS,
     local_memory: tiles,
@@ -257,11 +276,23 @@ pub(super) static GROUPED_TILED: Kernel = Kernel {
     name: "grouped_tiled",
     summary: "tiles in local memory, rows found on the device: experts on GPU-like devices",
     version: 1,
-    sources: &[Source {
-        language: Language::OpenClC,
-        code: Code::Text(&[ELEMENTS, ROUTING, TILED_TEXT]),
-        requires: &[],
-    }],
+    sources: &[
+        Source {
+            language: Language::OpenClC,
+            code: Code::Text(&[ELEMENTS, ROUTING, TILED_TEXT]),
+            requires: &[],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::GROUPED_TILED_16),
+            requires: &["storageBuffer16BitAccess"],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::GROUPED_TILED),
+            requires: &[],
+        },
+    ],
     tunables: TILED_TUNABLES,
     constraints: TILED_CONSTRAINTS,
     local_memory: tiles,

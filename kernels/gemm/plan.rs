@@ -699,7 +699,11 @@ fn native(problem: &Problem<'_>, config: &Config, plan: &mut Plan) {
 }
 
 fn tiled(problem: &Problem<'_>, config: &Config, plan: &mut Plan) {
-    let module = plan.module(problem.module(&TILED, config));
+    let module = plan.module({
+        let mut config = config.clone();
+        config.set("INTEGER", (problem.op.a.dtype == DType::I8).into());
+        problem.module(&TILED, &config)
+    });
     let [outer, inner] = problem.launch_batch();
     let [group, tile] = tile_of(config);
     for leading in problem.launches() {

@@ -8,7 +8,7 @@ use ropeway_core::plan::{Arg, Expr, Launch, Plan};
 
 use super::super::Activation;
 use super::super::grouped::GroupedProduct;
-use super::super::manifest::{GROUPED_SUBGROUP, SUBGROUP};
+use super::super::manifest::{GROUPED_SUBGROUP, GROUPED_TILED, SUBGROUP, TILED};
 use super::{Problem, SKINNY, activation_code, available, module};
 
 /// Rounds of loops beside the one over k, generously.
@@ -22,12 +22,22 @@ pub(in super::super) fn available_for(
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
     let most = info.limits.loop_rounds.unwrap_or(u64::MAX);
-    if k.saturating_add(OTHER_ROUNDS) <= most {
-        return available(&wanted, info);
+    // A tile in shared memory takes at least two k a round.
+    for (rounds, kernels) in [
+        (k, [SUBGROUP.name, GROUPED_SUBGROUP.name]),
+        (k / 2, [TILED.name, GROUPED_TILED.name]),
+    ] {
+        if rounds.saturating_add(OTHER_ROUNDS) > most {
+            wanted.retain(|kernel| !kernels.contains(&kernel.name));
+        }
     }
-    wanted.retain(|kernel| ![SUBGROUP.name, GROUPED_SUBGROUP.name].contains(&kernel.name));
-    let context = format!("k {k}: loops end after {most} rounds on {}", info.name);
-    available(&wanted, info).map_err(|_| Error::unsupported(context))
+    available(&wanted, info).map_err(|lack| match k.saturating_add(OTHER_ROUNDS) > most {
+        true => Error::unsupported(format!(
+            "k {k}: loops end after {most} rounds on {}",
+            info.name
+        )),
+        false => lack,
+    })
 }
 
 /// Most invocations of a group.

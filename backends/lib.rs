@@ -4,6 +4,8 @@
 
 pub mod cache;
 pub mod loop_graph;
+#[cfg(any(feature = "opencl", feature = "vulkan"))]
+mod lost;
 
 use ropeway_core::device::Driver;
 

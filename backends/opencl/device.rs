@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cl3::memory::{CL_MEM_ALLOC_HOST_PTR, CL_MEM_CONTEXT, CL_MEM_READ_WRITE, CL_MEM_SIZE};
 use ropeway_core::device::{
@@ -17,6 +17,7 @@ use ropeway_core::memory::{Buffer, DeviceId, Memory};
 use ropeway_core::plan::BoundPlan;
 use ropeway_core::{Error, ErrorKind, Result};
 
+use crate::lost::Lost;
 use super::compile::Compiler;
 use super::queue::OpenClQueue;
 use super::sys::{Context, DeviceHandle, Handle, Mem, RawEvent, RawQueue};
@@ -32,7 +33,7 @@ pub(super) struct Shared {
     pub(super) device: DeviceHandle,
     pub(super) context: Context,
     /// Why the device is lost, once it is.
-    lost: OnceLock<Error>,
+    lost: Lost,
     used: AtomicU64,
     retired: Mutex<Vec<Retired>>,
 }
@@ -55,7 +56,7 @@ impl Shared {
             info,
             device,
             context,
-            lost: OnceLock::new(),
+            lost: Lost::default(),
             used: AtomicU64::new(0),
             retired: Mutex::new(Vec::new()),
         })
@@ -65,18 +66,12 @@ impl Shared {
     /// Why the device is lost, if it is: the same error for every call from then on.
     #[inline]
     pub(super) fn alive(&self) -> Result<()> {
-        match self.lost.get() {
-            None => Ok(()),
-            Some(cause) => Err(cause.clone()),
-        }
+        self.lost.alive()
     }
 
     /// Remembers the error that the device is lost by; others pass through.
     pub(super) fn note(&self, error: Error) -> Error {
-        if error.kind() != ErrorKind::DeviceLost {
-            return error;
-        }
-        self.lost.get_or_init(|| error).clone()
+        self.lost.note(error)
     }
 
     /// The memory behind a buffer of this device.

@@ -3,25 +3,18 @@
 #![allow(unsafe_code)]
 
 mod counting;
+mod on_device;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Failed;
+use on_device::{Outcome, Test, launch, tests, words};
 use ropeway_backends::opencl::OpenClDriver;
-use ropeway_core::device::{
-    Argument, Device, Driver, Function, LaunchCall, OpenOptions, Queue, QueueKind,
-};
+use ropeway_core::device::{Argument, Device, Driver, Function, OpenOptions, QueueKind};
 use ropeway_core::info::Execution;
 use ropeway_core::kernel::{Code, Config, Language, Source};
 use ropeway_core::{Buffer, DType, ErrorKind};
-
-type Outcome = Result<(), Failed>;
-type Test = fn(&Arc<dyn Device>) -> Outcome;
-
-macro_rules! tests {
-    ($($name:ident,)*) => { &[$((stringify!($name), $name),)*] };
-}
 
 const TESTS: &[(&str, Test)] = tests![
     info_is_plausible,
@@ -65,41 +58,10 @@ const BEYOND_EMULATORS: &[&str] = &[
 ];
 
 fn main() {
-    let mut arguments = Arguments::from_args();
-    // One at a time: some look at the clock or at the memory of the process.
-    arguments.test_threads = Some(1);
-    let mut trials = Vec::new();
-    match OpenClDriver.probe() {
-        Ok(devices) => {
-            if let Some(directory) = std::env::var_os(CACHE_CHILD) {
-                return cache_child(directory.as_ref());
-            }
-            for info in devices {
-                for &(name, test) in TESTS {
-                    let ordinal = info.ordinal;
-                    let beyond =
-                        info.execution == Execution::Emulated && BEYOND_EMULATORS.contains(&name);
-                    if beyond {
-                        println!("skipped: {name} on {}, an emulator", info.name);
-                    }
-                    let run = move || test(&OpenClDriver.open(ordinal, &OpenOptions::default())?);
-                    let trial = Trial::test(format!("{}::{name}", info.selector()), run);
-                    trials.push(trial.with_ignored_flag(beyond));
-                }
-            }
-        }
-        Err(reason) => {
-            println!(
-                "skipped: {} tests, since OpenCL is not available: {reason}",
-                TESTS.len()
-            );
-            for &(name, _) in TESTS {
-                let trial = Trial::test(format!("opencl::{name}"), || Ok(()));
-                trials.push(trial.with_ignored_flag(true));
-            }
-        }
+    if let (Some(directory), Ok(_)) = (std::env::var_os(CACHE_CHILD), OpenClDriver.probe()) {
+        return cache_child(directory.as_ref());
     }
-    libtest_mimic::run(&arguments, trials).exit();
+    on_device::run(&OpenClDriver, TESTS, BEYOND_EMULATORS);
 }
 
 /// Kernels for the tests; `SPIN` makes `slow` last.
@@ -141,25 +103,6 @@ fn function(device: &Arc<dyn Device>, entry: &str) -> Result<Arc<dyn Function>, 
     Ok(device.compile(&SOURCE, &config)?.function(entry)?)
 }
 
-fn launch(
-    queue: &dyn Queue,
-    function: &Arc<dyn Function>,
-    grid: u64,
-    group: u32,
-    arguments: &[Argument<'_>],
-) -> ropeway_core::Result<()> {
-    // SAFETY: each test passes what its kernel takes, and buffers that are large enough.
-    unsafe {
-        queue.launch(&LaunchCall {
-            function,
-            grid: [grid, 1, 1],
-            group: [group, 1, 1],
-            local_memory: 0,
-            arguments,
-        })
-    }
-}
-
 fn operand(buffer: &Buffer, offset: u64, dtype: DType) -> Argument<'_> {
     let size = dtype.size().expect("tests use plain dtypes");
     Argument::Buffer {
@@ -169,15 +112,6 @@ fn operand(buffer: &Buffer, offset: u64, dtype: DType) -> Argument<'_> {
         bytes: buffer.size() - offset * size,
         write: true,
     }
-}
-
-fn words(queue: &dyn Queue, buffer: &Buffer) -> ropeway_core::Result<Vec<u32>> {
-    let mut bytes = vec![0; buffer.size() as usize];
-    queue.read_blocking(&buffer.all(), &mut bytes)?;
-    Ok(bytes
-        .chunks_exact(4)
-        .map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
-        .collect())
 }
 
 /// Rounds of `slow` that last 50 ms or more on a core.
@@ -887,36 +821,11 @@ fn launches_allocate_nothing(device: &Arc<dyn Device>) -> Outcome {
     Ok(())
 }
 
-/// Resident bytes of this process, where the system tells.
-fn resident() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    Some(statm.split_whitespace().nth(1)?.parse::<u64>().ok()? * 4096)
-}
-
 fn ten_thousand_launches_leak_nothing(device: &Arc<dyn Device>) -> Outcome {
-    let queue = device.create_queue(QueueKind::Compute)?;
     let add = function(device, "add_one")?;
-    let round = |count: u32| -> Outcome {
-        for _ in 0..count / 100 {
-            let x = device.alloc(4 * 64)?;
-            queue.upload(&x.all(), &[0; 256])?;
-            for _ in 0..100 {
-                launch(&*queue, &add, 1, 64, &[operand(&x, 0, DType::I32)])?;
-            }
-            queue.record()?;
-            assert_eq!(words(&*queue, &x)?[63], 100);
-        }
-        Ok(queue.synchronize(None)?)
-    };
-    round(3_000)?;
-    let before = resident();
-    round(10_000)?;
-    assert_eq!(device.memory()?.used, 0);
-    if let (Some(before), Some(after)) = (before, resident()) {
-        let grown = after.saturating_sub(before);
-        assert!(grown < 2 << 20, "{grown} bytes more after 10,000 launches");
-    }
-    Ok(())
+    on_device::leaks_nothing(device, 2 << 20, |queue, x| {
+        launch(queue, &add, 1, 64, &[operand(x, 0, DType::I32)])
+    })
 }
 
 /// Set for the process that [`compiled_programs_are_kept`] starts, to the cache's directory.

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod counting;
+mod on_device;
 #[path = "vulkan/spirv.rs"]
 mod spirv;
 
@@ -11,21 +12,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Failed;
+use on_device::{Outcome, Test, launch, tests, words};
 use ropeway_backends::vulkan::{VulkanDriver, validation_messages};
-use ropeway_core::device::{
-    Argument, Device, Driver, Function, LaunchCall, OpenOptions, Queue, QueueKind,
-};
+use ropeway_core::device::{Argument, Device, Driver, Function, OpenOptions, QueueKind};
 use ropeway_core::info::Execution;
 use ropeway_core::kernel::{Binary, Code, Config, Language, Source};
 use ropeway_core::{Buffer, DType, ErrorKind};
-
-type Outcome = Result<(), Failed>;
-type Test = fn(&Arc<dyn Device>) -> Outcome;
-
-macro_rules! tests {
-    ($($name:ident,)*) => { &[$((stringify!($name), $name),)*] };
-}
 
 const TESTS: &[(&str, Test)] = tests![
     info_is_plausible,
@@ -51,32 +44,7 @@ fn main() {
     if let Some(what) = std::env::var_os(VALIDATED_CHILD) {
         return validated_child(&what.to_string_lossy());
     }
-    let mut arguments = Arguments::from_args();
-    // One at a time: some look at the clock or at the memory of the process.
-    arguments.test_threads = Some(1);
-    let mut trials = Vec::new();
-    match VulkanDriver.probe() {
-        Ok(devices) => {
-            for info in devices {
-                for &(name, test) in TESTS {
-                    let ordinal = info.ordinal;
-                    let run = move || test(&VulkanDriver.open(ordinal, &OpenOptions::default())?);
-                    trials.push(Trial::test(format!("{}::{name}", info.selector()), run));
-                }
-            }
-        }
-        Err(reason) => {
-            println!(
-                "skipped: {} tests, since Vulkan is not available: {reason}",
-                TESTS.len()
-            );
-            for &(name, _) in TESTS {
-                let trial = Trial::test(format!("vulkan::{name}"), || Ok(()));
-                trials.push(trial.with_ignored_flag(true));
-            }
-        }
-    }
-    libtest_mimic::run(&arguments, trials).exit();
+    on_device::run(&VulkanDriver, TESTS, &[]);
 }
 
 static SOURCE: Source = Source {
@@ -91,25 +59,6 @@ fn function(device: &Arc<dyn Device>, entry: &str) -> Result<Arc<dyn Function>, 
         .function(entry)?)
 }
 
-fn launch(
-    queue: &dyn Queue,
-    function: &Arc<dyn Function>,
-    grid: u64,
-    group: u32,
-    arguments: &[Argument<'_>],
-) -> ropeway_core::Result<()> {
-    // SAFETY: each test passes what its kernel takes, and buffers that are large enough; the one that does not says so.
-    unsafe {
-        queue.launch(&LaunchCall {
-            function,
-            grid: [grid, 1, 1],
-            group: [group, 1, 1],
-            local_memory: 0,
-            arguments,
-        })
-    }
-}
-
 fn operand(buffer: &Buffer) -> Argument<'_> {
     Argument::Buffer {
         buffer,
@@ -118,15 +67,6 @@ fn operand(buffer: &Buffer) -> Argument<'_> {
         bytes: buffer.size(),
         write: true,
     }
-}
-
-fn words(queue: &dyn Queue, buffer: &Buffer) -> ropeway_core::Result<Vec<u32>> {
-    let mut bytes = vec![0; buffer.size() as usize];
-    queue.read_blocking(&buffer.all(), &mut bytes)?;
-    Ok(bytes
-        .chunks_exact(4)
-        .map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]))
-        .collect())
 }
 
 fn info_is_plausible(device: &Arc<dyn Device>) -> Outcome {
@@ -486,36 +426,11 @@ fn launches_allocate_nothing(device: &Arc<dyn Device>) -> Outcome {
     Ok(())
 }
 
-/// Resident bytes of this process, where the system tells.
-fn resident() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    Some(statm.split_whitespace().nth(1)?.parse::<u64>().ok()? * 4096)
-}
-
 fn ten_thousand_launches_leak_nothing(device: &Arc<dyn Device>) -> Outcome {
-    let queue = device.create_queue(QueueKind::Compute)?;
     let add = function(device, "add_one")?;
-    let round = |count: u32| -> Outcome {
-        for _ in 0..count / 100 {
-            let x = device.alloc(4 * 64)?;
-            queue.upload(&x.all(), &[0; 256])?;
-            for _ in 0..100 {
-                launch(&*queue, &add, 1, 64, &[operand(&x), Argument::U32(0)])?;
-            }
-            queue.record()?;
-            assert_eq!(words(&*queue, &x)?[63], 100);
-        }
-        Ok(queue.synchronize(None)?)
-    };
-    round(3_000)?;
-    let before = resident();
-    round(10_000)?;
-    assert_eq!(device.memory()?.used, 0);
-    if let (Some(before), Some(after)) = (before, resident()) {
-        let grown = after.saturating_sub(before);
-        assert!(grown < 4 << 20, "{grown} bytes more after 10,000 launches");
-    }
-    Ok(())
+    on_device::leaks_nothing(device, 4 << 20, |queue, x| {
+        launch(queue, &add, 1, 64, &[operand(x), Argument::U32(0)])
+    })
 }
 
 /// Set for the processes that [`validation_is_silent_and_awake`] starts, to the device's number and what to do.

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use ash::vk;
@@ -15,13 +15,15 @@ use ropeway_core::info::{DeviceInfo, MemoryUse};
 use ropeway_core::kernel::{Config, Source};
 use ropeway_core::memory::{Buffer, DeviceId};
 use ropeway_core::plan::BoundPlan;
-use ropeway_core::{Error, ErrorKind, Result};
+use ropeway_core::{Error, Result};
 
+use crate::lost::Lost;
 use super::Identity;
 use super::compile::Compiler;
 use super::graph::VulkanGraph;
 use super::memory::{MappedMemory, RawBuffer, VulkanMemory};
-use super::queue::{Core, VulkanQueue};
+use super::batch::Core;
+use super::queue::VulkanQueue;
 use super::sys::{Gpu, lock};
 
 /// What an importer hands over.
@@ -38,7 +40,7 @@ pub(super) struct Shared {
     /// Bytes in use.
     pub(super) used: AtomicU64,
     /// Why the device is lost, once it is.
-    lost: OnceLock<Error>,
+    lost: Lost,
     pinned: Mutex<BTreeMap<usize, Arc<RawBuffer>>>,
     /// Queues that were dropped with work under way.
     orphans: Mutex<Vec<Arc<Core>>>,
@@ -60,7 +62,7 @@ impl Shared {
             gpu: Arc::new(gpu),
             identity,
             used: AtomicU64::new(0),
-            lost: OnceLock::new(),
+            lost: Lost::default(),
             pinned: Mutex::default(),
             orphans: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -71,18 +73,12 @@ impl Shared {
     /// Why the device is lost, if it is: the same error for every call from then on.
     #[inline]
     pub(super) fn alive(&self) -> Result<()> {
-        match self.lost.get() {
-            None => Ok(()),
-            Some(cause) => Err(cause.clone()),
-        }
+        self.lost.alive()
     }
 
     /// Remembers the error that the device is lost by; others pass through.
     pub(super) fn note(&self, error: Error) -> Error {
-        if error.kind() != ErrorKind::DeviceLost {
-            return error;
-        }
-        self.lost.get_or_init(|| error).clone()
+        self.lost.note(error)
     }
 
     /// The memory behind a buffer of this device.

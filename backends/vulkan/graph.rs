@@ -12,7 +12,7 @@ use ropeway_core::{Error, Result, View};
 
 use super::device::Shared;
 use super::memory::{Arena, Room};
-use super::queue::Core;
+use super::batch::Core;
 use super::record::{Hazards, Prepared};
 use super::sys::{CommandPool, Commands, lock};
 use crate::loop_graph::LoopGraph;

@@ -16,8 +16,10 @@
 //! With `VK_INSTANCE_LAYERS=VK_LAYER_KHRONOS_validation` the layer's warnings and errors go to `tracing`, are counted
 //! ([`validation_messages`]) and fail the next `synchronize`.
 
+mod batch;
 mod compile;
 mod device;
+mod event;
 mod features;
 mod graph;
 mod memory;

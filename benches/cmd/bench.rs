@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets};
@@ -12,7 +12,7 @@ use ropeway::{PlanOptions, Registry, Session};
 use ropeway_core::info::{DeviceInfo, Execution};
 use ropeway_core::kernel::Config;
 use ropeway_core::op::Op;
-use ropeway_core::plan::BoundPlan;
+use ropeway_core::plan::{BoundPlan, Executable};
 use ropeway_core::request::Request;
 use ropeway_core::{Error, ErrorKind, Result};
 use serde::Serialize;
@@ -83,6 +83,8 @@ struct Report {
     driver_version: String,
     execution: String,
     compute_units: u32,
+    /// Host seconds from nothing to an open device, the driver's own start included.
+    opened: f64,
     roofline: Roofline,
     clblast: Option<String>,
     rows: Vec<Row>,
@@ -106,6 +108,8 @@ enum RowResult {
 #[derive(Serialize)]
 struct Measured {
     plan: Vec<String>,
+    /// Host seconds from planning to the first result, compiling included where no cache holds the kernels.
+    first_call: f64,
     timing: Timing,
     gflops: f64,
     gbs: f64,
@@ -140,7 +144,9 @@ impl Bench {
             .into_iter()
             .flat_map(|definition| definition.workloads)
             .collect();
+        let begin = Instant::now();
         let device = Registry::default().open(&self.device)?;
+        let opened = begin.elapsed();
         if device.info().execution == Execution::Recorded {
             return Err(Error::invalid(
                 "--device",
@@ -149,7 +155,7 @@ impl Bench {
             ));
         }
         let session = Session::new(device)?;
-        let report = self.measure(&session, &workloads)?;
+        let report = self.measure(&session, opened, &workloads)?;
         if let Some(directory) = &self.record {
             record(&report, session.device().info(), directory)?;
         }
@@ -221,7 +227,12 @@ impl Bench {
         Ok(options)
     }
 
-    fn measure(&self, session: &Session, workloads: &[Workload]) -> Result<Report> {
+    fn measure(
+        &self,
+        session: &Session,
+        opened: Duration,
+        workloads: &[Workload],
+    ) -> Result<Report> {
         let info = session.device().info();
         let roofline = Roofline::measure(session)?;
         let clblast = Clblast::load(session.device());
@@ -267,6 +278,7 @@ impl Bench {
             driver_version: info.driver_version.clone(),
             execution: info.execution.to_string(),
             compute_units: info.compute_units,
+            opened: opened.as_secs_f64(),
             roofline,
             clblast: clblast.map(|library| library.name().to_owned()),
             rows,
@@ -284,8 +296,22 @@ impl Bench {
     ) -> Result<Measured> {
         let (request, op) = workload.request(dtype)?;
         let options = self.options(workload, &*op)?;
-        let bound = bind(session, &*op, &request, &options, workload.cold)?;
+        let begin = Instant::now();
+        let executable = session.plan_with(&*op, &options)?;
+        let planned = begin.elapsed();
+        let bound = bind(
+            session,
+            &*op,
+            &request,
+            &options,
+            &executable,
+            workload.cold,
+        )?;
         let queue = session.queue();
+        let begin = Instant::now();
+        bound[0].enqueue(&**queue)?;
+        queue.synchronize(None)?;
+        let first_call = planned + begin.elapsed();
         let budget = Duration::from_secs_f64(self.seconds);
         let timing = measure(queue, budget, |run| {
             bound[run % bound.len()].enqueue(&**queue)
@@ -308,6 +334,7 @@ impl Bench {
                 .iter()
                 .map(|module| format!("{module:?}"))
                 .collect(),
+            first_call: first_call.as_secs_f64(),
             timing,
             gflops,
             gbs,
@@ -327,9 +354,9 @@ fn bind(
     op: &dyn Op,
     request: &Request,
     options: &PlanOptions,
+    executable: &Arc<Executable>,
     cold: bool,
 ) -> Result<Vec<BoundPlan>> {
-    let executable = session.plan_with(op, options)?;
     let operands = op.operands();
     let bytes: u64 = operands
         .iter()
@@ -341,7 +368,7 @@ fn bind(
     };
     let mut plans = Vec::new();
     for _ in 0..copies {
-        let mut bound = session.bind(op, &executable, &request.inputs)?;
+        let mut bound = session.bind(op, executable, &request.inputs)?;
         for (operand, view) in op.operands().iter().zip(&mut bound.operands) {
             if options.prepared.iter().any(|name| name == operand.name) {
                 let queue = Arc::clone(session.queue());
@@ -371,10 +398,19 @@ fn to_json(report: &Report) -> Result<String> {
 fn to_text(report: &Report) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header([
-        "workload", "dtype", "time", "±", "GFLOP/s", "GB/s", "of limit", "× first", "CLBlast",
+        "workload",
+        "dtype",
+        "time",
+        "±",
+        "GFLOP/s",
+        "GB/s",
+        "of limit",
+        "× dtype 1",
+        "first call",
+        "CLBlast",
         "kernel",
     ]);
-    for column in 2..9 {
+    for column in 2..10 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -403,6 +439,7 @@ fn to_text(report: &Report) -> String {
                     limit_name(measured.limit)
                 ),
                 format!("{:.2}", measured.times_first_dtype),
+                format!("{:.0} ms", measured.first_call * 1e3),
                 measured.clblast_gflops.map_or(String::new(), |gflops| {
                     format!("{gflops:.1} ({:.1}×)", measured.gflops / gflops)
                 }),
@@ -416,7 +453,7 @@ fn to_text(report: &Report) -> String {
         copy_gbs,
     } = report.roofline;
     format!(
-        "{} {} ({}, {} compute units; {} {})\nroofline: {peak_gflops:.1} GFLOP/s f32 multiply-add, {read_gbs:.2} GB/s read, \
+        "{} {} ({}, {} compute units; {} {}), opened in {:.0} ms\nroofline: {peak_gflops:.1} GFLOP/s f32 multiply-add, {read_gbs:.2} GB/s read, \
          {copy_gbs:.2} GB/s copied (read and written)\n{}\n\n{table}",
         report.device,
         report.name,
@@ -424,6 +461,7 @@ fn to_text(report: &Report) -> String {
         report.compute_units,
         report.platform,
         report.driver_version,
+        report.opened * 1e3,
         match &report.clblast {
             Some(name) => format!("CLBlast: {name}, its own choice of parameters"),
             None => "CLBlast: not found, or not for this device".into(),

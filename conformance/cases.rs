@@ -137,7 +137,14 @@ pub fn select(info: &DeviceInfo, selection: &Selection) -> Result<Vec<Case>> {
         };
         for number in 0..share {
             let seed = generate::case_seed(selection.seed, kind.name(), number);
-            cases.push(generated(kind, seed, kernel));
+            // What cannot be drawn is reported when it is run.
+            let runs = kernel.is_none()
+                || generate::Generated::new(kind, seed).map_or(true, |case| {
+                    !variants(kind, &case.recipe(), info, kernel).is_empty()
+                });
+            if runs {
+                cases.push(generated(kind, seed, kernel));
+            }
         }
     }
     if let Some(most) = selection.max_work {

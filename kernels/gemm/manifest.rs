@@ -12,6 +12,7 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &PACKED,
     &SUBGROUP,
     &TILED,
+    &GEMV_LANES,
     &GROUPED_NATIVE,
     &GROUPED_PACKED,
     &GROUPED_SUBGROUP,
@@ -297,6 +298,53 @@ pub(super) static GROUPED_TILED: Kernel = Kernel {
     constraints: TILED_CONSTRAINTS,
     local_memory: tiles,
 };
+
+/// Few rows or few columns, on devices with many narrow lanes: neighbouring lanes read neighbouring bytes.
+pub(super) static GEMV_LANES: Kernel = Kernel {
+    name: "gemv_lanes",
+    summary: "at most 8 rows or columns of one operand, the other read once by neighbouring lanes: decoding on GPU-like devices",
+    version: 1,
+    sources: &[
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::GEMV_LANES_16),
+            requires: &["storageBuffer16BitAccess"],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::GEMV_LANES),
+            requires: &[],
+        },
+    ],
+    tunables: &[
+        Tunable {
+            name: "GROUP",
+            values: &[64, 128, 256, 512],
+            default: 256,
+            meaning: "work-items of a work-group",
+        },
+        Tunable {
+            name: "LANES",
+            values: &[16, 32, 64],
+            default: 32,
+            meaning: "work-items that share a row of the large operand; half as many where its rows lie side by side",
+        },
+    ],
+    constraints: &[Constraint {
+        rule: "GROUP <= max work-group size, along the first dimension too",
+        holds: line_fits,
+    }],
+    local_memory: line_of_sums,
+};
+
+fn line_fits(config: &Config, info: &DeviceInfo) -> bool {
+    let group = config.value("GROUP") as u32;
+    group <= info.limits.max_group_size && group <= info.limits.max_group[0]
+}
+
+fn line_of_sums(config: &Config) -> u64 {
+    4 * 8 * config.value("GROUP") as u64
+}
 
 fn tiles(config: &Config) -> u64 {
     let side = (config.value("GROUP") * config.value("PER_ITEM")) as u64 + 1;

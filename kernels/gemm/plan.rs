@@ -15,9 +15,10 @@ use ropeway_core::plan::{
 };
 use ropeway_core::{Error, Result};
 
-use super::manifest::{GEMV, NATIVE, PACKED, SUBGROUP, TILED};
+use super::manifest::{GEMV, GEMV_LANES, NATIVE, PACKED, SUBGROUP, TILED};
 use super::{Activation, Gemm};
 
+mod lanes;
 pub(super) mod subgroup;
 
 /// Columns of a register tile (`NR` in panels.cl).
@@ -44,14 +45,16 @@ pub(super) use super::grouped::{
 pub(super) fn gemm_candidates(op: &Gemm, info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
     supported_dtypes(op.a.dtype, op.b.dtype, op.d.dtype)?;
     let mut wanted: Vec<&'static Kernel> = vec![&NATIVE];
-    if Problem::new(op).skinny().is_some() {
+    let problem = Problem::new(op);
+    if problem.skinny().is_some() {
         wanted.push(&GEMV);
     }
     wanted.extend(match info.kind {
-        DeviceKind::Cpu => [&SUBGROUP, &PACKED, &TILED],
-        _ => [&TILED, &PACKED, &SUBGROUP],
+        DeviceKind::Cpu => [&SUBGROUP, &GEMV_LANES, &PACKED, &TILED],
+        _ => [&GEMV_LANES, &TILED, &PACKED, &SUBGROUP],
     });
-    subgroup::available_for(Problem::new(op).k, wanted, info)
+    wanted.retain(|kernel| kernel.name != GEMV_LANES.name || lanes::takes(&problem));
+    subgroup::available_for(problem.k, wanted, info)
 }
 
 /// Those of `wanted` that the device has a language and the capabilities for.
@@ -173,6 +176,7 @@ pub(super) fn gemm(op: &Gemm, request: &PlanRequest<'_>) -> Result<Plan> {
             subgroup::gemm(&problem, &config, request.info, &mut plan);
         }
         name if name == TILED.name => tiled(&problem, &config, &mut plan),
+        name if name == GEMV_LANES.name => lanes::gemv(&problem, &config, &mut plan),
         _ => packed(&problem, &config, prepared, request.info, &mut plan)?,
     }
     Ok(plan)

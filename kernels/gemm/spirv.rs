@@ -3,6 +3,18 @@
 use ropeway_core::kernel::Binary;
 
 #[rustfmt::skip]
+pub(super) const GEMV_LANES: &[Binary] = &[
+    Binary { entry: "gemv_lanes", dtypes: &[], constants: &[("INTEGER", 0)], code: include_bytes!("spirv/gemv_lanes.0.spv") },
+    Binary { entry: "gemv_lanes", dtypes: &[], constants: &[("INTEGER", 1)], code: include_bytes!("spirv/gemv_lanes.1.spv") },
+];
+
+#[rustfmt::skip]
+pub(super) const GEMV_LANES_16: &[Binary] = &[
+    Binary { entry: "gemv_lanes", dtypes: &[], constants: &[("INTEGER", 0)], code: include_bytes!("spirv/gemv_lanes_16.gemv_lanes.0.spv") },
+    Binary { entry: "gemv_lanes", dtypes: &[], constants: &[("INTEGER", 1)], code: include_bytes!("spirv/gemv_lanes_16.gemv_lanes.1.spv") },
+];
+
+#[rustfmt::skip]
 pub(super) const GROUPED_SUBGROUP: &[Binary] = &[
     Binary { entry: "grouped_subgroup", dtypes: &[], constants: &[], code: include_bytes!("spirv/grouped_subgroup.spv") },
 ];

@@ -1,0 +1,139 @@
+//! The launches of `gemv_lanes`: the large operand w read once, by neighbouring lanes.
+
+use ropeway_core::dtype::DType;
+use ropeway_core::kernel::Config;
+use ropeway_core::plan::{Arg, Expr, Launch, Plan};
+
+use super::super::Activation;
+use super::super::manifest::GEMV_LANES;
+use super::{Problem, SKINNY, Side, activation_code, module};
+
+/// Most sums of one invocation where its lanes lie along k, unless more rows of x are computed together.
+const SUMS: u64 = 8;
+/// Elements of one load.
+const FOUR: u64 = 4;
+
+/// Whether rows or columns are few enough.
+pub(super) fn takes(problem: &Problem<'_>) -> bool {
+    problem.m_max <= SKINNY || few_columns(problem)
+}
+
+/// Whether w is a. The halves of d's columns under swiglu cannot be rows of x.
+fn few_columns(problem: &Problem<'_>) -> bool {
+    problem.n <= SKINNY && problem.op.activation != Activation::Swiglu
+}
+
+/// The plan of a product with few rows, or with few columns: that of the transposed problem.
+pub(super) fn gemv(problem: &Problem<'_>, config: &Config, plan: &mut Plan) {
+    let op = problem.op;
+    let swapped = problem.m_max > SKINNY;
+    let swiglu = op.activation == Activation::Swiglu;
+    let [a_row, a_k, b_k, b_column] = problem.element_strides();
+    let n = Expr::from(problem.n);
+    let bias = Arg::U64(problem.bias_stride());
+    let zero = Arg::U64(Expr::Const(0));
+    let (w, x, w_rows, x_rows, x_max, [w_k, w_row], dtypes, bias_strides) = match swapped {
+        false => (
+            problem.b.swapped(),
+            problem.a.clone(),
+            n,
+            problem.m.clone(),
+            problem.m_max,
+            [b_k, b_column],
+            [op.a.dtype, op.b.dtype],
+            [zero, bias],
+        ),
+        true => (
+            problem.a.clone(),
+            problem.b.swapped(),
+            problem.m.clone(),
+            n,
+            problem.n,
+            [a_k, a_row],
+            [op.b.dtype, op.a.dtype],
+            [bias, zero],
+        ),
+    };
+    let group = config.value("GROUP") as u64;
+    let x_rows_together = x_max.max(1).next_power_of_two();
+    let parts = if swiglu { 2 } else { 1 };
+    // Rows of w that lie side by side are read across; whatever the views' strides are then, both ways are right.
+    let along_k = w_k == 1 || w_row != 1;
+    let (lanes, rows, outputs) = match (along_k, config.value("LANES") as u64) {
+        (true, lanes) => {
+            let rows = (SUMS / (parts * x_rows_together)).clamp(1, FOUR);
+            (lanes, rows, group / lanes * rows)
+        }
+        (false, lanes) => (lanes / 2, FOUR, lanes / 2 * FOUR),
+    };
+    let mut config = config.clone();
+    config
+        .set("LANES", lanes as i64)
+        .set("ROWS", rows as i64)
+        .set("X_ROWS", x_rows_together as i64)
+        .set("ALONG_K", along_k.into())
+        .set("SWIGLU", swiglu.into())
+        .set("INTEGER", (op.a.dtype == DType::I8).into());
+    config.set_dtype(
+        "C_DTYPE",
+        match op.a.dtype {
+            DType::I8 => DType::I32,
+            dtype => dtype,
+        },
+    );
+    let module = plan.module(module(
+        &GEMV_LANES,
+        &config,
+        [dtypes[0], dtypes[1], op.d.dtype],
+    ));
+    let swap = |mut strides: [Arg; 4]| {
+        if swapped {
+            strides.swap(0, 1);
+        }
+        strides
+    };
+    let d_columns = match swiglu {
+        true => (problem.n / 2).into(),
+        false => w_rows.clone(),
+    };
+    let [outer, inner] = problem.launch_batch();
+    for leading in problem.launches() {
+        let source = |side: &Side| match problem.k {
+            0 => Arg::Absent,
+            _ => side.arg(&leading),
+        };
+        let mut args = vec![
+            source(&w),
+            source(&x),
+            problem.c_arg(&leading),
+            problem.bias_arg(),
+            problem.d.arg(&leading),
+            Arg::U32(w_rows.clone()),
+            Arg::U32(x_rows.clone()),
+            Arg::U32(problem.k.into()),
+            Arg::U32(inner.into()),
+            Arg::F32(op.alpha),
+            Arg::F32(op.beta),
+            Arg::U32(problem.has.into()),
+            Arg::U32(activation_code(op.activation).into()),
+        ];
+        args.extend(w.strides());
+        args.extend(x.strides());
+        args.extend(swap(problem.c_strides()));
+        args.extend(bias_strides.clone());
+        args.extend(swap(problem.d.strides()));
+        plan.launches.push(Launch {
+            module,
+            entry: "gemv_lanes",
+            grid: [
+                d_columns.clone().div_ceil(outputs),
+                // A run without rows of x has nothing to do.
+                x_rows.clone().min(1),
+                outer.saturating_mul(inner).into(),
+            ],
+            group: [group as u32, 1, 1],
+            local_memory: 0,
+            args,
+        });
+    }
+}

@@ -1,0 +1,665 @@
+//! Loads, stores, atomic operations and asynchronous copies, lane by lane, each checked.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::block::State;
+use super::launch::Launch;
+use super::report::{Detector, Fault};
+use super::shared::Accessor;
+use super::warp::Warp;
+use super::{LANES, float, integer, lanes_of};
+use crate::memory::{Allocation, Lookup, State as Life};
+use crate::ptx::instruction::{
+    Address, AtomicOp, AtomicType, Float, Integer, Op, Order, Predicate, Reg, Space,
+};
+
+/// Generic addresses of shared memory.
+pub(super) const SHARED_WINDOW: u64 = 1 << 56;
+/// Generic addresses of local memory.
+pub(super) const LOCAL_WINDOW: u64 = 2 << 56;
+/// Generic addresses of parameters.
+pub(super) const PARAMETER_WINDOW: u64 = 3 << 56;
+/// What tells the windows apart.
+pub(super) const WINDOW_MASK: u64 = 0xFF << 56;
+
+/// The allocations that a block met last.
+#[derive(Default)]
+pub(super) struct Cache {
+    entries: [Option<Arc<Allocation>>; 4],
+    next: usize,
+}
+
+impl Cache {
+    /// The allocation that holds so many bytes at an address of global memory, and where in it they are.
+    fn find(
+        &mut self,
+        launch: &Launch<'_>,
+        access: Access,
+    ) -> Result<(&Allocation, usize), Box<Fault>> {
+        let Access {
+            address,
+            bytes,
+            write,
+            lane,
+        } = access;
+        let holds = |entry: &Option<Arc<Allocation>>| {
+            entry.as_ref().is_some_and(|found| {
+                let offset = address.wrapping_sub(found.base);
+                offset < found.bytes()
+                    && found.bytes() - offset >= u64::from(bytes)
+                    && found.state() == Life::Live
+            })
+        };
+        let hit = match self.entries.iter().position(holds) {
+            Some(hit) => hit,
+            None => {
+                let found = find_slowly(launch, access)?;
+                self.next = (self.next + 1) % self.entries.len();
+                self.entries[self.next] = Some(found);
+                self.next
+            }
+        };
+        let Some(found) = self.entries[hit].as_deref() else {
+            return Err(Fault::new(Detector::OutOfBounds, lane, "no allocation"));
+        };
+        if address % u64::from(bytes) != 0 {
+            let message = format!("{bytes} bytes at {address:#x}");
+            return Err(Fault::new(Detector::Misaligned, lane, message));
+        }
+        if write && found.read_only {
+            return Err(Fault::new(
+                Detector::ReadOnly,
+                lane,
+                format!("write at {address:#x} of constant memory"),
+            ));
+        }
+        Ok((found, (address - found.base) as usize))
+    }
+}
+
+/// An access to global memory.
+#[derive(Clone, Copy)]
+struct Access {
+    address: u64,
+    bytes: u8,
+    write: bool,
+    lane: u32,
+}
+
+fn find_slowly(launch: &Launch<'_>, access: Access) -> Result<Arc<Allocation>, Box<Fault>> {
+    let Access {
+        address,
+        bytes,
+        write,
+        lane,
+    } = access;
+    let what = if write { "write" } else { "read" };
+    let fault = |detector, message: String| {
+        Fault::new(
+            detector,
+            lane,
+            format!("{what} of {bytes} bytes at {address:#x}: {message}"),
+        )
+    };
+    match launch.memory.find(address) {
+        Lookup::Found(found) => {
+            if let Some(device) = found.device
+                && device != launch.device
+                && launch.peers >> device & 1 == 0
+            {
+                return Err(fault(
+                    Detector::OutOfBounds,
+                    format!("memory of device {device}, access to which is not enabled"),
+                ));
+            }
+            let offset = address - found.base;
+            if found.state() == Life::Reserved {
+                return Err(fault(
+                    Detector::UseAfterFree,
+                    "its allocation has not had its turn in its stream".into(),
+                ));
+            }
+            if found.bytes() - offset < u64::from(bytes) {
+                let message = format!(
+                    "byte {offset} of an allocation of {} bytes at {:#x}",
+                    found.bytes(),
+                    found.base
+                );
+                return Err(fault(Detector::OutOfBounds, message));
+            }
+            Ok(found)
+        }
+        Lookup::Freed(base, size) => Err(fault(
+            Detector::UseAfterFree,
+            format!(
+                "byte {} of {size} bytes at {base:#x} that were freed",
+                address - base
+            ),
+        )),
+        Lookup::Nothing(Some((base, size))) => {
+            let beyond = (address - base).wrapping_sub(size);
+            Err(fault(
+                Detector::OutOfBounds,
+                format!("{beyond} bytes beyond an allocation of {size} bytes at {base:#x}"),
+            ))
+        }
+        Lookup::Nothing(None) => Err(fault(Detector::OutOfBounds, "no allocation".into())),
+    }
+}
+
+/// A copy that has been issued and not been waited for.
+#[derive(Clone, Copy, Debug)]
+struct PendingCopy {
+    to: u64,
+    from: u64,
+    bytes: u8,
+    source_bytes: u8,
+}
+
+/// The asynchronous copies of a lane.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LaneCopies {
+    open: Vec<PendingCopy>,
+    groups: VecDeque<Vec<PendingCopy>>,
+}
+
+impl Warp {
+    fn accessor(&self, lane: usize, order: Order) -> Accessor {
+        Accessor {
+            thread: self.number * LANES as u32 + lane as u32,
+            pc: self.pc,
+            strong: order != Order::Weak,
+        }
+    }
+
+    pub(super) fn access(
+        &mut self,
+        launch: &Launch<'_>,
+        state: &mut State,
+        op: &Op,
+        active: u32,
+    ) -> Result<(), Box<Fault>> {
+        match op {
+            Op::Load {
+                space,
+                bytes,
+                signed,
+                order,
+                d,
+                address,
+            } => self.load(
+                launch,
+                state,
+                (*space, *bytes, *signed, *order),
+                d,
+                *address,
+                active,
+            ),
+            Op::Store {
+                space,
+                bytes,
+                order,
+                address,
+                values,
+            } => self.store(
+                launch,
+                state,
+                (*space, *bytes, *order),
+                *address,
+                values,
+                active,
+            ),
+            Op::Atomic {
+                space,
+                op,
+                ty,
+                order,
+                d,
+                address,
+                b,
+                c,
+            } => self.atomic(
+                launch,
+                state,
+                (*space, *op, *ty, *order),
+                *d,
+                *address,
+                (*b, *c),
+                active,
+            ),
+            Op::CopyAsync {
+                bytes,
+                source_bytes,
+                ignore,
+                to,
+                from,
+            } => self.copy(
+                launch,
+                state,
+                (*bytes, *source_bytes, *ignore),
+                *to,
+                *from,
+                active,
+            ),
+            Op::CopyCommit => {
+                for lane in lanes_of(active) {
+                    let copies = &mut self.copies[lane];
+                    copies.groups.push_back(std::mem::take(&mut copies.open));
+                }
+                Ok(())
+            }
+            Op::CopyWait { left } => self.wait_for_copies(launch, state, *left, active),
+            _ => Err(Fault::new(
+                Detector::Trap,
+                active.trailing_zeros(),
+                format!("{op:?} cannot be executed"),
+            )),
+        }
+    }
+
+    /// Tells the state space of a generic address, and the address in it.
+    fn resolve(space: Space, address: u64) -> (Space, u64) {
+        let inner = address & !WINDOW_MASK;
+        match (space, address & WINDOW_MASK) {
+            (Space::Generic, SHARED_WINDOW) => (Space::Shared, inner),
+            (Space::Generic, LOCAL_WINDOW) => (Space::Local, inner),
+            (Space::Generic, PARAMETER_WINDOW) => (Space::Parameter, inner),
+            (Space::Generic, _) => (Space::Global, address),
+            // A shared address of 32 bits, or one that came out of a generic one by truncation.
+            _ => (space, address),
+        }
+    }
+
+    fn load(
+        &mut self,
+        launch: &Launch<'_>,
+        state: &mut State,
+        (space, bytes, signed, order): (Space, u8, u8, Order),
+        d: &[Option<Reg>],
+        address: Address,
+        active: u32,
+    ) -> Result<(), Box<Fault>> {
+        let base = *self.register(address.base);
+        let total = bytes * d.len() as u8;
+        let extend = |value: u64| {
+            if signed == 0 {
+                return value;
+            }
+            let shift = 64 - 8 * u32::from(bytes);
+            ((value << shift) as i64 >> shift) as u64 & (u64::MAX >> (64 - signed))
+        };
+        for lane in lanes_of(active) {
+            let at = base[lane].wrapping_add_signed(address.offset);
+            let (space, at) = Self::resolve(space, at);
+            match space {
+                Space::Shared => {
+                    let by = self.accessor(lane, order);
+                    let warp = self.number as usize;
+                    if by.strong {
+                        state.clocks.acquire(
+                            warp,
+                            at | SHARED_WINDOW,
+                            matches!(order, Order::Acquire | Order::AcquireRelease),
+                        );
+                    }
+                    let at = state.shared.check_read(
+                        at,
+                        usize::from(total),
+                        usize::from(total),
+                        by,
+                        &state.clocks,
+                    )?;
+                    for (index, d) in d.iter().enumerate() {
+                        if let Some(d) = d {
+                            let value = state.shared.load(at + index * usize::from(bytes), bytes);
+                            self.registers[*d as usize][lane] = extend(value);
+                        }
+                    }
+                }
+                Space::Global | Space::Constant | Space::Generic => {
+                    if order != Order::Weak {
+                        let now = matches!(order, Order::Acquire | Order::AcquireRelease);
+                        state.clocks.acquire(self.number as usize, at, now);
+                    }
+                    let access = Access {
+                        address: at,
+                        bytes: total,
+                        write: false,
+                        lane: lane as u32,
+                    };
+                    let (found, at) = state.cache.find(launch, access)?;
+                    for (index, d) in d.iter().enumerate() {
+                        if let Some(d) = d {
+                            let value = found.region.load(at + index * usize::from(bytes), bytes);
+                            self.registers[*d as usize][lane] = extend(value);
+                        }
+                    }
+                }
+                Space::Parameter | Space::Local => {
+                    let size = launch.function.local_bytes as usize;
+                    let memory = match space {
+                        Space::Parameter => launch.parameters,
+                        _ => &self.local[lane * size..(lane + 1) * size],
+                    };
+                    let mut values = [0_u64; 8];
+                    for (index, value) in values.iter_mut().enumerate().take(d.len()) {
+                        let mut raw = [0; 8];
+                        raw[..usize::from(bytes)]
+                            .copy_from_slice(own(memory, space, at, index, bytes, total, lane)?);
+                        *value = u64::from_le_bytes(raw);
+                    }
+                    for (d, value) in d.iter().zip(values) {
+                        if let Some(d) = d {
+                            self.registers[*d as usize][lane] = extend(value);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn store(
+        &mut self,
+        launch: &Launch<'_>,
+        state: &mut State,
+        (space, bytes, order): (Space, u8, Order),
+        address: Address,
+        values: &[Reg],
+        active: u32,
+    ) -> Result<(), Box<Fault>> {
+        let base = *self.register(address.base);
+        let total = bytes * values.len() as u8;
+        let width = usize::from(bytes);
+        for lane in lanes_of(active) {
+            let at = base[lane].wrapping_add_signed(address.offset);
+            let (space, at) = Self::resolve(space, at);
+            let mut data = [0; 32];
+            for (index, register) in values.iter().enumerate() {
+                let value = self.register(*register)[lane].to_le_bytes();
+                data[index * width..(index + 1) * width].copy_from_slice(&value[..width]);
+            }
+            let data = &data[..usize::from(total)];
+            match space {
+                Space::Shared => {
+                    let by = self.accessor(lane, order);
+                    let at_byte =
+                        state
+                            .shared
+                            .check_write(at, data, data.len(), by, &state.clocks)?;
+                    for (index, register) in values.iter().enumerate() {
+                        state.shared.store(
+                            at_byte + index * width,
+                            bytes,
+                            self.register(*register)[lane],
+                        );
+                    }
+                    if by.strong {
+                        state.clocks.release(
+                            self.number as usize,
+                            at | SHARED_WINDOW,
+                            order == Order::Release,
+                        );
+                    }
+                }
+                Space::Global | Space::Constant | Space::Generic => {
+                    if order != Order::Weak {
+                        state
+                            .clocks
+                            .release(self.number as usize, at, order == Order::Release);
+                    }
+                    let access = Access {
+                        address: at,
+                        bytes: total,
+                        write: true,
+                        lane: lane as u32,
+                    };
+                    let (found, at) = state.cache.find(launch, access)?;
+                    for (index, register) in values.iter().enumerate() {
+                        found.region.store(
+                            at + index * width,
+                            bytes,
+                            self.registers[*register as usize][lane],
+                        );
+                    }
+                }
+                Space::Local => {
+                    let size = launch.function.local_bytes as usize;
+                    let memory = &self.local[lane * size..(lane + 1) * size];
+                    own(memory, space, at, 0, total, total, lane)?;
+                    let at = lane * size + at as usize;
+                    self.local[at..at + data.len()].copy_from_slice(data);
+                }
+                Space::Parameter => {
+                    return Err(Fault::new(
+                        Detector::ReadOnly,
+                        lane as u32,
+                        "write of a parameter",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "one argument for each operand of the instruction"
+    )]
+    fn atomic(
+        &mut self,
+        launch: &Launch<'_>,
+        state: &mut State,
+        (space, op, ty, order): (Space, AtomicOp, AtomicType, Order),
+        d: Option<Reg>,
+        address: Address,
+        (b, c): (Reg, Reg),
+        active: u32,
+    ) -> Result<(), Box<Fault>> {
+        let bytes = match ty {
+            AtomicType::Integer(Integer::U16 | Integer::S16)
+            | AtomicType::Float(Float::F16 | Float::Bf16) => 2,
+            AtomicType::Integer(Integer::U64 | Integer::S64) | AtomicType::Float(Float::F64) => 8,
+            _ => 4,
+        };
+        let base = *self.register(address.base);
+        let warp = self.number as usize;
+        let (acquires, releases) = match order {
+            Order::Acquire => (true, false),
+            Order::Release => (false, true),
+            Order::AcquireRelease => (true, true),
+            _ => (false, false),
+        };
+        for lane in lanes_of(active) {
+            let (b, c) = (self.register(b)[lane], self.register(c)[lane]);
+            let step = |old: u64| match ty {
+                AtomicType::Integer(ty) => integer::combine(op, ty, old, b, c),
+                AtomicType::Float(ty) => float::combine(op, ty, old, b),
+            };
+            let at = base[lane].wrapping_add_signed(address.offset);
+            let (space, at) = Self::resolve(space, at);
+            let old = match space {
+                Space::Shared => {
+                    let by = self.accessor(lane, Order::Relaxed);
+                    state.clocks.acquire(warp, at | SHARED_WINDOW, acquires);
+                    state.clocks.release(warp, at | SHARED_WINDOW, releases);
+                    let size = usize::from(bytes);
+                    let place = state.shared.check_read(at, size, size, by, &state.clocks)?;
+                    let old = state.shared.load(place, bytes);
+                    let new = step(old);
+                    state.shared.check_write(
+                        at,
+                        &new.to_le_bytes()[..size],
+                        size,
+                        by,
+                        &state.clocks,
+                    )?;
+                    state.shared.store(place, bytes, new);
+                    old
+                }
+                Space::Global | Space::Generic => {
+                    state.clocks.acquire(warp, at, acquires);
+                    state.clocks.release(warp, at, releases);
+                    let access = Access {
+                        address: at,
+                        bytes,
+                        write: true,
+                        lane: lane as u32,
+                    };
+                    let (found, at) = state.cache.find(launch, access)?;
+                    found.region.update(at, bytes, step)
+                }
+                _ => {
+                    return Err(Fault::new(
+                        Detector::OutOfBounds,
+                        lane as u32,
+                        "an atomic operation outside global and shared memory",
+                    ));
+                }
+            };
+            if let Some(d) = d {
+                self.registers[d as usize][lane] = old;
+            }
+        }
+        Ok(())
+    }
+
+    fn copy(
+        &mut self,
+        launch: &Launch<'_>,
+        state: &mut State,
+        (bytes, source_bytes, ignore): (u8, Option<Reg>, Option<Predicate>),
+        to: Address,
+        from: Address,
+        active: u32,
+    ) -> Result<(), Box<Fault>> {
+        let ignored = ignore.map_or(0, |predicate| self.predicate(predicate));
+        for lane in lanes_of(active) {
+            let (_, to) = Self::resolve(
+                Space::Shared,
+                self.register(to.base)[lane].wrapping_add_signed(to.offset),
+            );
+            let from = self.register(from.base)[lane].wrapping_add_signed(from.offset);
+            let source_bytes = source_bytes.map_or(u64::from(bytes), |register| {
+                self.register(register)[lane] & 0xFFFF_FFFF
+            });
+            if source_bytes > u64::from(bytes) {
+                let message = format!("cp.async of {bytes} bytes from {source_bytes}");
+                return Err(Fault::new(Detector::OutOfBounds, lane as u32, message));
+            }
+            let source_bytes = if ignored >> lane & 1 == 1 {
+                0
+            } else {
+                source_bytes as u8
+            };
+            let copy = PendingCopy {
+                to,
+                from,
+                bytes,
+                source_bytes,
+            };
+            // Where the source is wrong, this is the line to name.
+            copied(launch, state, copy, lane)?;
+            let by = self.accessor(lane, Order::Weak);
+            state
+                .shared
+                .begin_copy(to, usize::from(bytes), by, &state.clocks)?;
+            self.copies[lane].open.push(copy);
+        }
+        Ok(())
+    }
+
+    fn wait_for_copies(
+        &mut self,
+        launch: &Launch<'_>,
+        state: &mut State,
+        left: Option<u32>,
+        active: u32,
+    ) -> Result<(), Box<Fault>> {
+        for lane in lanes_of(active) {
+            let by = self.accessor(lane, Order::Weak);
+            let copies = &mut self.copies[lane];
+            if left.is_none() {
+                copies.groups.push_back(std::mem::take(&mut copies.open));
+            }
+            while copies.groups.len() > left.unwrap_or(0) as usize {
+                for copy in copies.groups.pop_front().unwrap_or_default() {
+                    let data = copied(launch, state, copy, lane)?;
+                    state.shared.end_copy(
+                        copy.to,
+                        &data[..usize::from(copy.bytes)],
+                        by,
+                        &state.clocks,
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The bytes that a copy brings: those of its source, then zeros.
+fn copied(
+    launch: &Launch<'_>,
+    state: &mut State,
+    copy: PendingCopy,
+    lane: usize,
+) -> Result<[u8; 16], Box<Fault>> {
+    let mut data = [0; 16];
+    if !copy.from.is_multiple_of(u64::from(copy.bytes)) {
+        let message = format!("cp.async of {} bytes from {:#x}", copy.bytes, copy.from);
+        return Err(Fault::new(Detector::Misaligned, lane as u32, message));
+    }
+    // Byte by byte where the source ends within the copy.
+    let step = if copy.source_bytes == copy.bytes {
+        copy.bytes.min(8)
+    } else {
+        1
+    };
+    for at in (0..copy.source_bytes).step_by(usize::from(step)) {
+        let access = Access {
+            address: copy.from + u64::from(at),
+            bytes: step,
+            write: false,
+            lane: lane as u32,
+        };
+        let (found, offset) = state.cache.find(launch, access)?;
+        let value = found.region.load(offset, step).to_le_bytes();
+        data[usize::from(at)..usize::from(at + step)].copy_from_slice(&value[..usize::from(step)]);
+    }
+    Ok(data)
+}
+
+/// The bytes of one element in a lane's own memory.
+fn own(
+    memory: &[u8],
+    space: Space,
+    at: u64,
+    index: usize,
+    bytes: u8,
+    total: u8,
+    lane: usize,
+) -> Result<&[u8], Box<Fault>> {
+    let begin = usize::try_from(at)
+        .unwrap_or(usize::MAX)
+        .saturating_add(index * usize::from(bytes));
+    if !at.is_multiple_of(u64::from(total)) && space == Space::Local {
+        return Err(Fault::new(
+            Detector::Misaligned,
+            lane as u32,
+            format!("{total} bytes at {at} of local memory"),
+        ));
+    }
+    memory
+        .get(begin..begin.saturating_add(usize::from(bytes)))
+        .ok_or_else(|| {
+            let name = if space == Space::Local {
+                "local memory"
+            } else {
+                "parameters"
+            };
+            let message = format!("{total} bytes at {at} of {} bytes of {name}", memory.len());
+            Fault::new(Detector::OutOfBounds, lane as u32, message)
+        })
+}

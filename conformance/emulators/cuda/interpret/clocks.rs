@@ -1,0 +1,122 @@
+//! What happens before what among the warps of a block: vector clocks.
+//!
+//! Each warp counts its own synchronisations and knows of each other warp up to which count it is ordered behind it. An access is
+//! recorded with its warp's count; it is ordered before what another warp does now if that warp knows of that count. Barriers
+//! join the knowledge of their warps. A value passed through memory joins it too, where fences (or `.release` and `.acquire`) stand on
+//! both sides.
+
+use std::collections::HashMap;
+
+/// Knowledge of each warp's count.
+pub type Clock = Box<[u32]>;
+
+/// The clocks of a block.
+#[derive(Debug)]
+pub struct Clocks {
+    of: Vec<Clock>,
+    /// What each warp's last fence released.
+    fenced: Vec<Option<Clock>>,
+    /// What each warp has read from others and would know after a fence.
+    observed: Vec<Option<Clock>>,
+    /// What was released through an address of shared memory.
+    released: HashMap<u64, Clock>,
+}
+
+fn join(into: &mut [u32], other: &[u32]) {
+    for (a, b) in into.iter_mut().zip(other) {
+        *a = (*a).max(*b);
+    }
+}
+
+impl Clocks {
+    /// Clocks of so many warps that know nothing of each other.
+    pub fn new(warps: usize) -> Clocks {
+        let mut of = vec![vec![0; warps].into_boxed_slice(); warps];
+        for (warp, clock) in of.iter_mut().enumerate() {
+            clock[warp] = 1;
+        }
+        Clocks {
+            of,
+            fenced: vec![None; warps],
+            observed: vec![None; warps],
+            released: HashMap::new(),
+        }
+    }
+
+    /// A warp's own count.
+    #[inline]
+    pub fn now(&self, warp: usize) -> u32 {
+        self.of[warp][warp]
+    }
+
+    /// Whether what another warp did at a count of its own is ordered before what a warp does now.
+    #[inline]
+    pub fn knows(&self, warp: usize, other: usize, count: u32) -> bool {
+        if warp == other {
+            count < self.of[warp][warp]
+        } else {
+            count <= self.of[warp][other]
+        }
+    }
+
+    /// Begins a new count: after a synchronisation of a warp's own lanes, or after it has released what it did.
+    pub fn advance(&mut self, warp: usize) {
+        self.of[warp][warp] += 1;
+    }
+
+    /// What a warp knows, and with it has done.
+    pub fn knowledge(&self, warp: usize) -> Clock {
+        self.of[warp].clone()
+    }
+
+    /// A warp learns.
+    pub fn learn(&mut self, warp: usize, clock: &[u32]) {
+        join(&mut self.of[warp], clock);
+    }
+
+    /// A fence: what was done before is released by the next store of a value that others wait for, and what was read is known.
+    pub fn fence(&mut self, warp: usize) {
+        if let Some(observed) = self.observed[warp].take() {
+            self.learn(warp, &observed);
+        }
+        self.fenced[warp] = Some(self.knowledge(warp));
+        self.advance(warp);
+    }
+
+    /// A strong store: what the last fence covers, or all if it is a release, can be learnt through the address.
+    pub fn release(&mut self, warp: usize, address: u64, now: bool) {
+        if now {
+            self.fence(warp);
+        }
+        if let Some(fenced) = &self.fenced[warp] {
+            let warps = self.of.len();
+            let entry = self
+                .released
+                .entry(address)
+                .or_insert_with(|| vec![0; warps].into());
+            join(entry, fenced);
+        }
+    }
+
+    /// A strong load: what was released through the address is known now, or after the next fence.
+    pub fn acquire(&mut self, warp: usize, address: u64, now: bool) {
+        let Some(released) = self.released.get(&address) else {
+            return;
+        };
+        if now {
+            join(&mut self.of[warp], released);
+        } else {
+            let warps = self.of.len();
+            let observed = self.observed[warp].get_or_insert_with(|| vec![0; warps].into());
+            join(observed, released);
+        }
+    }
+}
+
+/// Joins one clock into another.
+pub fn merge(into: &mut Option<Clock>, other: &Clock) {
+    match into {
+        Some(clock) => join(clock, other),
+        None => *into = Some(other.clone()),
+    }
+}

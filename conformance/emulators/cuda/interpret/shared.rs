@@ -1,0 +1,288 @@
+//! Shared memory of a block, with what the sanitizer knows of each byte.
+
+use super::clocks::Clocks;
+use super::report::{Detector, Fault};
+
+/// An access: which thread (0 is none), where in the code, at which count of its warp.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Access {
+    thread: u16,
+    count: u32,
+    pc: u32,
+}
+
+/// What is known of a byte.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cell {
+    writer: Access,
+    /// The last reader, and the last of another warp.
+    readers: [Access; 2],
+    initialised: bool,
+    /// Whether the last write was atomic, volatile, relaxed or stronger.
+    strong: bool,
+    /// An asynchronous copy has not been waited for.
+    pending: bool,
+}
+
+/// Who accesses, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Accessor {
+    /// The thread's number in its block.
+    pub thread: u32,
+    /// The instruction.
+    pub pc: u32,
+    /// Whether the access is atomic, volatile, relaxed or stronger.
+    pub strong: bool,
+}
+
+impl Accessor {
+    fn warp(self) -> usize {
+        self.thread as usize / 32
+    }
+
+    fn lane(self) -> u32 {
+        self.thread % 32
+    }
+}
+
+/// What is watched for in shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// Reads of what nobody wrote.
+    pub uninitialised: bool,
+    /// Accesses that nothing orders.
+    pub races: bool,
+}
+
+/// Shared memory of a block.
+#[derive(Debug)]
+pub struct Shared {
+    data: Vec<u8>,
+    cells: Vec<Cell>,
+    watch: Watch,
+}
+
+impl Shared {
+    /// So many bytes that nobody wrote.
+    pub fn new(bytes: usize, watch: Watch) -> Shared {
+        Shared {
+            data: vec![0xFF; bytes],
+            cells: vec![Cell::default(); bytes],
+            watch,
+        }
+    }
+
+    /// How many bytes.
+    pub fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    fn range(
+        &self,
+        address: u64,
+        bytes: usize,
+        align: usize,
+        by: Accessor,
+    ) -> Result<usize, Box<Fault>> {
+        let end = address.checked_add(bytes as u64);
+        if end.is_none_or(|end| end > self.data.len() as u64) {
+            let message = format!(
+                "{bytes} bytes at {address} of {} bytes of shared memory",
+                self.data.len()
+            );
+            return Err(Fault::new(Detector::OutOfBounds, by.lane(), message));
+        }
+        if !address.is_multiple_of(align as u64) {
+            let message = format!("{bytes} bytes at {address} of shared memory");
+            return Err(Fault::new(Detector::Misaligned, by.lane(), message));
+        }
+        Ok(address as usize)
+    }
+
+    /// Whether an earlier access is ordered before this one.
+    #[inline]
+    fn ordered(earlier: Access, by: Accessor, clocks: &Clocks) -> bool {
+        earlier.thread == 0
+            || u32::from(earlier.thread) == by.thread + 1
+            || clocks.knows(
+                by.warp(),
+                usize::from(earlier.thread - 1) / 32,
+                earlier.count,
+            )
+    }
+
+    /// Whether the last write is ordered before this access, or needs no order with it.
+    #[inline]
+    fn follows(cell: &Cell, by: Accessor, clocks: &Clocks) -> bool {
+        by.strong && cell.strong || Self::ordered(cell.writer, by, clocks)
+    }
+
+    /// Notes a read, and whether it may be.
+    ///
+    /// # Errors
+    /// What the sanitizer finds.
+    pub fn check_read(
+        &mut self,
+        address: u64,
+        bytes: usize,
+        align: usize,
+        by: Accessor,
+        clocks: &Clocks,
+    ) -> Result<usize, Box<Fault>> {
+        let at = self.range(address, bytes, align, by)?;
+        let access = Access {
+            thread: by.thread as u16 + 1,
+            count: clocks.now(by.warp()),
+            pc: by.pc,
+        };
+        for cell in &mut self.cells[at..at + bytes] {
+            if cell.pending {
+                let message = format!(
+                    "read of shared memory at {address} before cp.async.wait_group of thread {}",
+                    cell.writer.thread - 1
+                );
+                return Err(Fault::new(Detector::AsyncCopy, by.lane(), message));
+            }
+            if self.watch.uninitialised && !cell.initialised {
+                let message = format!(
+                    "read of {bytes} bytes at {address} of shared memory, which nobody wrote"
+                );
+                return Err(Fault::new(Detector::Uninitialised, by.lane(), message));
+            }
+            if self.watch.races {
+                if !Self::follows(cell, by, clocks) {
+                    return Err(race("read", "write", address, cell.writer, by));
+                }
+                if cell.readers[0].thread != access.thread
+                    && (cell.readers[0].thread.wrapping_sub(1)) / 32 != (access.thread - 1) / 32
+                {
+                    cell.readers[1] = cell.readers[0];
+                }
+                cell.readers[0] = access;
+            }
+        }
+        Ok(at)
+    }
+
+    /// Notes a write, and whether it may be. `data`: what will be written, for what is not atomic.
+    ///
+    /// # Errors
+    /// What the sanitizer finds.
+    pub fn check_write(
+        &mut self,
+        address: u64,
+        data: &[u8],
+        align: usize,
+        by: Accessor,
+        clocks: &Clocks,
+    ) -> Result<usize, Box<Fault>> {
+        let at = self.range(address, data.len(), align, by)?;
+        let access = Access {
+            thread: by.thread as u16 + 1,
+            count: clocks.now(by.warp()),
+            pc: by.pc,
+        };
+        for (index, cell) in self.cells[at..at + data.len()].iter_mut().enumerate() {
+            if cell.pending {
+                let message = format!(
+                    "write of shared memory at {address} before cp.async.wait_group of thread {}",
+                    cell.writer.thread - 1
+                );
+                return Err(Fault::new(Detector::AsyncCopy, by.lane(), message));
+            }
+            if self.watch.races {
+                // Two writes of one value leave no doubt about the result.
+                let same = cell.initialised && self.data[at + index] == data[index];
+                if !same && !Self::follows(cell, by, clocks) {
+                    return Err(race("write", "write", address, cell.writer, by));
+                }
+                if !by.strong {
+                    for reader in cell.readers {
+                        if !same && !Self::ordered(reader, by, clocks) {
+                            return Err(race("write", "read", address, reader, by));
+                        }
+                    }
+                    cell.readers = [Access::default(); 2];
+                }
+                cell.writer = access;
+                cell.strong = by.strong;
+            }
+            cell.initialised = true;
+        }
+        Ok(at)
+    }
+
+    /// Marks the target of an asynchronous copy: nobody may touch it until it has been waited for.
+    ///
+    /// # Errors
+    /// What the sanitizer finds.
+    pub fn begin_copy(
+        &mut self,
+        address: u64,
+        bytes: usize,
+        by: Accessor,
+        clocks: &Clocks,
+    ) -> Result<(), Box<Fault>> {
+        let at = self.range(address, bytes, bytes, by)?;
+        // The bytes that will come are not known yet: any earlier access that nothing orders is a race.
+        let poison = [0xFF; 16];
+        let known = self.cells[at..at + bytes]
+            .iter()
+            .map(|cell| cell.initialised)
+            .collect::<Vec<_>>();
+        for cell in &mut self.cells[at..at + bytes] {
+            cell.initialised = false;
+        }
+        let checked = self.check_write(address, &poison[..bytes], bytes, by, clocks);
+        if let Err(fault) = checked {
+            for (cell, known) in self.cells[at..at + bytes].iter_mut().zip(known) {
+                cell.initialised = known;
+            }
+            return Err(fault);
+        }
+        self.data[at..at + bytes].copy_from_slice(&poison[..bytes]);
+        for cell in &mut self.cells[at..at + bytes] {
+            cell.pending = true;
+        }
+        Ok(())
+    }
+
+    /// Ends an asynchronous copy: its thread sees the bytes now, others when they are ordered behind it.
+    pub fn end_copy(&mut self, address: u64, data: &[u8], by: Accessor, clocks: &Clocks) {
+        let at = address as usize;
+        self.data[at..at + data.len()].copy_from_slice(data);
+        for cell in &mut self.cells[at..at + data.len()] {
+            cell.pending = false;
+            cell.writer = Access {
+                thread: by.thread as u16 + 1,
+                count: clocks.now(by.warp()),
+                pc: by.pc,
+            };
+        }
+    }
+
+    /// Reads a value at a place that was checked.
+    #[inline]
+    pub fn load(&self, at: usize, bytes: u8) -> u64 {
+        let mut value = [0; 8];
+        let bytes = usize::from(bytes);
+        value[..bytes].copy_from_slice(&self.data[at..at + bytes]);
+        u64::from_le_bytes(value)
+    }
+
+    /// Writes a value at a place that was checked.
+    #[inline]
+    pub fn store(&mut self, at: usize, bytes: u8, value: u64) {
+        let bytes = usize::from(bytes);
+        self.data[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
+    }
+}
+
+fn race(now: &str, before: &str, address: u64, earlier: Access, by: Accessor) -> Box<Fault> {
+    let message = format!(
+        "{now} of shared memory at {address} and a {before} by thread {} (instruction {}) have no order",
+        earlier.thread - 1,
+        earlier.pc
+    );
+    Fault::new(Detector::Race, by.lane(), message)
+}

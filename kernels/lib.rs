@@ -6,6 +6,7 @@
 pub mod attention;
 mod convert;
 mod dots;
+mod exp;
 pub mod gemm;
 pub mod moe;
 mod operand;

@@ -9,12 +9,57 @@ use crate::convert::{self, Widen};
 /// Elements of a row that are converted at once, where that takes a step of its own.
 const BLOCK: usize = 1024;
 
+/// Rows of w that are read side by side.
+const SIDE_BY_SIDE: usize = 4;
+
+/// `sums[i][j] = Σ w(i)[k] · x[j][k]` for few rows of x, which lie one after the other: each row of w is read once. Four rows of w are read
+/// side by side, which is what keeps memory busy, and each of their vectors serves up to four rows of x.
+///
+/// # Panics
+/// If x or sums hold no whole rows.
+pub(crate) fn few_rows<'w, T: Widen + bytemuck::Pod>(
+    w: impl Fn(usize) -> &'w [T],
+    x: &[f32],
+    k: usize,
+    sums: &mut [f32],
+    scratch: &mut Vec<f32>,
+) {
+    match x.len() / k {
+        1 => few_rows_by::<T, 1>(w, x, k, sums, scratch),
+        2 => few_rows_by::<T, 2>(w, x, k, sums, scratch),
+        _ => few_rows_by::<T, 4>(w, x, k, sums, scratch),
+    }
+}
+
+fn few_rows_by<'w, T: Widen + bytemuck::Pod, const X: usize>(
+    w: impl Fn(usize) -> &'w [T],
+    x: &[f32],
+    k: usize,
+    sums: &mut [f32],
+    scratch: &mut Vec<f32>,
+) {
+    let x_rows = x.len() / k;
+    for (tile, sums) in sums.chunks_mut(SIDE_BY_SIDE * x_rows).enumerate() {
+        // Rows past the last repeat it; nobody looks at their sums.
+        let last = sums.len() / x_rows - 1;
+        let w: [&[T]; SIDE_BY_SIDE] = std::array::from_fn(|i| w(tile * SIDE_BY_SIDE + i.min(last)));
+        for (part, x) in x.chunks(X * k).enumerate() {
+            let count = x.len() / k;
+            let x: [&[f32]; X] = std::array::from_fn(|j| &x[j.min(count - 1) * k..][..k]);
+            let products = dots(w, x, scratch);
+            for (sums, products) in sums.chunks_mut(x_rows).zip(&products) {
+                sums[part * X..][..count].copy_from_slice(&products[..count]);
+            }
+        }
+    }
+}
+
 /// `dots[i][j] = Σ w[i][k] · x[j][k]`, in f32. With AVX-512 elements are converted as they are multiplied, so that memory never waits;
 /// W = 4 keeps four streams of it busy. Elsewhere f16 and bf16 are converted in `scratch`, a block at a time.
 ///
 /// # Panics
 /// If the lengths differ.
-pub(crate) fn dots<T: Widen + bytemuck::Pod, const W: usize, const X: usize>(
+fn dots<T: Widen + bytemuck::Pod, const W: usize, const X: usize>(
     w: [&[T]; W],
     x: [&[f32]; X],
     scratch: &mut Vec<f32>,

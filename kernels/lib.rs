@@ -12,6 +12,7 @@ pub mod moe;
 mod operand;
 #[cfg(all(test, feature = "spec"))]
 mod signatures;
+mod tiles;
 
 use ropeway_core::op::OpKind;
 

@@ -1,5 +1,7 @@
 //! Elements of any dtype, read into f32 and rounded from it.
 
+use std::ops::Range;
+
 use bytemuck::Pod;
 use half::{bf16, f16};
 
@@ -32,6 +34,18 @@ impl Elements<'_> {
         match self {
             Elements::I32(x) => f64::from(x[at]),
             other => f64::from(other.get(at)),
+        }
+    }
+
+    /// The bytes of some elements.
+    pub(super) fn bytes(&self, range: Range<usize>) -> &[u8] {
+        match self {
+            Elements::None => &[],
+            Elements::F32(x) => bytemuck::cast_slice(&x[range]),
+            Elements::F16(x) => bytemuck::cast_slice(&x[range]),
+            Elements::BF16(x) => bytemuck::cast_slice(&x[range]),
+            Elements::I8(x) => bytemuck::cast_slice(&x[range]),
+            Elements::I32(x) => bytemuck::cast_slice(&x[range]),
         }
     }
 

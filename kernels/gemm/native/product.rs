@@ -10,12 +10,16 @@ use super::elements::{Element, Elements};
 use super::epilogue::{Epilogue, Rows, activate};
 use super::skinny::Skinny;
 use super::{SWIGLU, Side};
+use crate::tiles::{self, LANES, Lanes, ROWS, Sums};
 
 /// Rows and columns of d that are computed together, whose sums and operands then stay in the last cache.
 const BLOCK_M: usize = 512;
 const BLOCK_N: usize = 2048;
 /// k that is converted together. Sums of this many i8 products (at most 2^14 each) are exact in f32.
 const BLOCK_K: usize = 512;
+/// Rows of d whose panels stay in a core's cache while b passes by, and elements that they hold at most.
+const TILES_M: usize = 256;
+const PANELS: usize = 1 << 20;
 /// Elements that one task handles of what is done to every element.
 const SHARE: usize = 1 << 14;
 
@@ -30,11 +34,13 @@ struct Memory {
     b: Vec<f32>,
     sums: Vec<f32>,
     integers: Vec<i32>,
+    panels: Vec<Lanes>,
+    tiles: Vec<Sums>,
 }
 
-fn at_least<T: Copy + Default>(memory: &mut Vec<T>, length: usize) -> &mut [T] {
+fn at_least<T: Copy>(memory: &mut Vec<T>, length: usize, value: T) -> &mut [T] {
     if memory.len() < length {
-        memory.resize(length, T::default());
+        memory.resize(length, value);
     }
     &mut memory[..length]
 }
@@ -90,6 +96,9 @@ impl Product<'_> {
         if self.run_skinny(d, target) {
             return;
         }
+        if self.run_tiles(device, d, target) {
+            return;
+        }
         let floats = matches!(self.a.elements, Elements::F32(_))
             && matches!(self.b.elements, Elements::F32(_));
         let rows_apart = target.column == 1 && (target.rows == 1 || target.row >= columns);
@@ -97,16 +106,9 @@ impl Product<'_> {
             return self.run_in_place(device, bytemuck::cast_slice_mut(d), target);
         }
         let mut memory = MEMORY.take();
-        let block_n = BLOCK_N / self.halves();
         for row in (0..target.rows).step_by(BLOCK_M) {
-            for column in (0..columns).step_by(block_n) {
-                let end = (column + block_n).min(columns);
-                let block = Block {
-                    rows: row..(row + BLOCK_M).min(target.rows),
-                    columns: column..end,
-                    width: (end - column) * self.halves(),
-                };
-                let d = &mut d[row * target.row + column * target.column..];
+            for block in self.blocks(row..(row + BLOCK_M).min(target.rows)) {
+                let d = &mut d[row * target.row + block.columns.start * target.column..];
                 if matches!(self.a.elements, Elements::I8(_)) {
                     let sums = self.sum_integers(device, &block, &mut memory);
                     self.store(&block, sums, d, target);
@@ -158,6 +160,71 @@ impl Product<'_> {
         true
     }
 
+    /// b lies [n, k], and no operand is packed but the rows of a, in lanes. False if the problem is not of that kind.
+    fn run_tiles<T: Element>(
+        &self,
+        device: &dyn NativeDevice,
+        d: &mut [T],
+        target: Target,
+    ) -> bool {
+        let (a, b) = (&self.a, &self.b);
+        if matches!(a.elements, Elements::I8(_)) || b.row != 1 || self.k == 0 {
+            return false;
+        }
+        let mut memory = MEMORY.take();
+        let most = (PANELS / self.k / LANES * LANES).clamp(LANES, TILES_M);
+        for row in (0..target.rows).step_by(most) {
+            let rows = most.min(target.rows - row);
+            let count = tiles::panels(rows);
+            let panels = at_least(&mut memory.panels, count * self.k, [0.0; LANES]);
+            tiles::pack(rows, self.k, panels, self.threads, |index, to| {
+                a.elements.widen(a.at + (row + index) * a.row, a.column, to);
+            });
+            for block in self.blocks(row..row + rows) {
+                let columns = block.columns.len();
+                // Rows of w: those of the gate, then those of its value.
+                let place = |w: usize, k: usize| {
+                    let column = match w < columns {
+                        true => block.columns.start + w,
+                        false => self.columns() + block.columns.start + w - columns,
+                    };
+                    b.at + column * b.column + k
+                };
+                let sizes = [block.width, rows, self.k];
+                let tiles = count * block.width.div_ceil(ROWS);
+                let tiles = at_least(&mut memory.tiles, tiles, [[0.0; LANES]; ROWS]);
+                tiles::products(sizes, panels, tiles, self.threads, |w, k, to| {
+                    // What comes next is asked for while others are multiplied.
+                    if w + ROWS < block.width {
+                        let next = place(w + ROWS, k);
+                        device.prefetch(b.elements.bytes(next..next + to.len()));
+                    }
+                    b.elements.widen(place(w, k), 1, to);
+                });
+                let sums = at_least(&mut memory.sums, rows * block.width, 0.0);
+                tiles::unpack([block.width, rows], tiles, self.threads, sums);
+                let d = &mut d[row * target.row + block.columns.start * target.column..];
+                self.store(&block, sums, d, target);
+            }
+        }
+        MEMORY.set(memory);
+        true
+    }
+
+    /// The blocks of some rows of d.
+    fn blocks(&self, rows: Range<usize>) -> impl Iterator<Item = Block> {
+        let (columns, halves) = (self.columns(), self.halves());
+        let step = BLOCK_N / halves;
+        (0..columns).step_by(step).map(move |column| {
+            let columns = column..(column + step).min(columns);
+            Block {
+                width: columns.len() * halves,
+                rows: rows.clone(),
+                columns,
+            }
+        })
+    }
+
     /// f32 operands, and a d of f32 rows: the sums are formed where they belong.
     fn run_in_place(&self, device: &dyn NativeDevice, d: &mut [f32], target: Target) {
         let matrix = |side: &Side<'_>, data| Matrix {
@@ -207,7 +274,7 @@ impl Product<'_> {
         memory: &'m mut Memory,
     ) -> &'m [f32] {
         let Memory { a, b, sums, .. } = memory;
-        let sums = at_least(sums, block.rows.len() * block.width);
+        let sums = at_least(sums, block.rows.len() * block.width, 0.0);
         if self.k == 0 {
             sums.fill(0.0);
         }
@@ -229,9 +296,10 @@ impl Product<'_> {
             b,
             sums: part,
             integers,
+            ..
         } = memory;
-        let sums = at_least(integers, block.rows.len() * block.width);
-        let part = at_least(part, sums.len());
+        let sums = at_least(integers, block.rows.len() * block.width, 0);
+        let part = at_least(part, sums.len(), 0.0);
         sums.fill(0);
         for k in (0..self.k).step_by(BLOCK_K) {
             self.multiply(device, block, k, 0.0, a, b, part);
@@ -302,7 +370,7 @@ impl Product<'_> {
             true => (rows.len(), side.column, side.row),
             false => (columns.len(), side.row, side.column),
         };
-        let memory = at_least(memory, rows.len() * columns.len());
+        let memory = at_least(memory, rows.len() * columns.len(), 0.0);
         let widen = |(index, to): (usize, &mut [f32])| {
             side.elements.widen(at + index * line, step, to);
         };

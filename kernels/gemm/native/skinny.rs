@@ -5,12 +5,10 @@ use rayon::prelude::*;
 use super::Side;
 use super::elements::Elements;
 use crate::convert::Widen;
-use crate::dots::dots;
+use crate::dots::few_rows;
 
 /// Most rows of the small operand.
 pub(super) const ROWS: usize = 8;
-/// Rows of w that are read side by side, where k is its inner dimension.
-const DOT_ROWS: usize = 4;
 /// Most columns of w that one task adds up, where k is its outer dimension.
 const MOST_COLUMNS: usize = 1024;
 /// Rows of w that are added to the sums at once, where k is w's outer dimension.
@@ -67,50 +65,25 @@ impl Skinny<'_> {
         sums
     }
 
-    /// Rows of w that lie along k: dot products with the rows of x, several at once. Four rows of w are read side by side, which is what
-    /// keeps memory busy, and each of their vectors serves up to four rows of x.
+    /// Rows of w that lie along k.
     fn dot_products(&self, x: &[f32], first: usize, sums: &mut [f32]) {
-        match self.x_rows {
-            1 => self.dot_tiles::<1>(x, first, sums),
-            2 => self.dot_tiles::<2>(x, first, sums),
-            _ => self.dot_tiles::<4>(x, first, sums),
-        }
-    }
-
-    fn dot_tiles<const X: usize>(&self, x: &[f32], first: usize, sums: &mut [f32]) {
         match self.w.elements {
-            Elements::F32(w) => self.dot_tiles_of::<_, X>(w, x, first, sums),
-            Elements::F16(w) => self.dot_tiles_of::<_, X>(w, x, first, sums),
-            Elements::BF16(w) => self.dot_tiles_of::<_, X>(w, x, first, sums),
+            Elements::F32(w) => self.dot_products_of(w, x, first, sums),
+            Elements::F16(w) => self.dot_products_of(w, x, first, sums),
+            Elements::BF16(w) => self.dot_products_of(w, x, first, sums),
             _ => unreachable!("`fits` has looked"),
         }
     }
 
-    fn dot_tiles_of<T: Widen + bytemuck::Pod, const X: usize>(
+    fn dot_products_of<T: Widen + bytemuck::Pod>(
         &self,
         w: &[T],
         x: &[f32],
         first: usize,
         sums: &mut [f32],
     ) {
-        let mut scratch = Vec::new();
-        for (tile, sums) in sums.chunks_mut(DOT_ROWS * self.x_rows).enumerate() {
-            let w_rows = sums.len() / self.x_rows;
-            // Rows past the last repeat it; nobody looks at their sums.
-            let w: [&[T]; DOT_ROWS] = std::array::from_fn(|i| {
-                let row = first + tile * DOT_ROWS + i.min(w_rows - 1);
-                &w[self.w.at + row * self.w.row..][..self.k]
-            });
-            for x0 in (0..self.x_rows).step_by(X) {
-                let x_rows = X.min(self.x_rows - x0);
-                let x: [&[f32]; X] =
-                    std::array::from_fn(|j| &x[(x0 + j.min(x_rows - 1)) * self.k..][..self.k]);
-                let products = dots(w, x, &mut scratch);
-                for (sums, products) in sums.chunks_mut(self.x_rows).zip(&products) {
-                    sums[x0..][..x_rows].copy_from_slice(&products[..x_rows]);
-                }
-            }
-        }
+        let row = |row: usize| &w[self.w.at + (first + row) * self.w.row..][..self.k];
+        few_rows(row, x, self.k, sums, &mut Vec::new());
     }
 
     /// Columns of w that lie side by side: multiples of them are added up, a few k at a time.

@@ -1,28 +1,29 @@
 //! The experts of `moe_ffn` on the cpu device.
 
-use std::any::TypeId;
+use std::cell::Cell;
 
 use rayon::prelude::*;
 use ropeway_core::Result;
-use ropeway_core::native::{Matrix, NativeCall, NativeDevice};
+use ropeway_core::native::{NativeCall, NativeDevice};
 
 use super::{Element, sizes, with_element};
-use crate::dots::dots;
+use crate::dots::few_rows;
+use crate::exp::swiglu;
+use crate::tiles::{self, LANES, Lanes, ROWS, Sums};
 
-/// Rows of an expert that one task multiplies.
+/// Rows of an expert that one task multiplies: their panels stay in the second cache while the weights pass by.
 const TASK_ROWS: usize = 256;
 
 /// The most rows that are multiplied as dot products.
-const DOT_ROWS: usize = 4;
+const DOT_ROWS: usize = 8;
 
 /// Weight rows that one task multiplies as dot products.
 const TASK_DOTS: usize = 64;
 
-/// Weight rows of dot products that are read side by side.
-const SIDE_BY_SIDE: usize = 4;
-
-/// Rows of f16 and bf16 weights that are widened at once, so that they stay in a cache; a product packs its other operand for each lot.
-const WIDE_ROWS: usize = 256;
+thread_local! {
+    /// What a worker computes in, kept from task to task and from call to call: new pages cost more than what is done to them.
+    static BUFFERS: Cell<Buffers> = Cell::default();
+}
 
 /// `rows[r] = w_down[e] (silu(gate) · up)` for the rows of each expert e, gathered from `x` by `source`.
 pub(in crate::moe) fn moe_experts(call: &mut NativeCall<'_>) -> Result<()> {
@@ -45,14 +46,26 @@ struct Weights<'a, T> {
     shape: [usize; 2],
 }
 
-/// Memory of one worker, reused from task to task.
 #[derive(Default)]
 struct Buffers {
+    wide: Vec<f32>,
+    /// For few rows.
     x: Vec<f32>,
     gate_up: Vec<f32>,
     h: Vec<f32>,
     down: Vec<f32>,
-    wide: Vec<f32>,
+    /// For many.
+    x_panels: Vec<Lanes>,
+    gate_up_sums: Vec<Sums>,
+    h_panels: Vec<Lanes>,
+    down_sums: Vec<Sums>,
+}
+
+fn at_least<T: Copy>(memory: &mut Vec<T>, length: usize, value: T) -> &mut [T] {
+    if memory.len() < length {
+        memory.resize(length, value);
+    }
+    &mut memory[..length]
 }
 
 impl<T: Element> Weights<'_, T> {
@@ -61,72 +74,134 @@ impl<T: Element> Weights<'_, T> {
         &self.data[begin..begin + self.shape[1]]
     }
 
-    /// `d [n, m] = w [n, k] a [k, m]`. The few columns of `a` are what the product packs; the weights are read in place.
+    /// Sums of all weight rows with the `rows` rows in `panels`. The weights that come next are asked for while others are multiplied.
     fn multiply(
         &self,
         device: &dyn NativeDevice,
-        expert: usize,
-        a: Matrix<'_, f32>,
-        d: &mut [f32],
-        wide: &mut Vec<f32>,
-        threads: usize,
+        [expert, rows, threads]: [usize; 3],
+        panels: &[Lanes],
+        sums: &mut [Sums],
     ) {
         let [n, k] = self.shape;
-        if n == 0 {
-            return;
-        }
-        let m = d.len() / n;
-        let product = |w: &[f32], row_stride, d: &mut [f32]| {
-            let w = Matrix {
-                data: w,
-                row_stride,
-                column_stride: 1,
-            };
-            device.matmul(d.len() / m, m, k, 1.0, w, a, 0.0, d, m, threads);
-        };
-        if TypeId::of::<T>() == TypeId::of::<f32>() {
-            let all: &[f32] = bytemuck::cast_slice(self.data);
-            return product(
-                &all[(expert * self.expert_stride).min(all.len())..],
-                self.row_stride,
-                d,
-            );
-        }
-        for (block, d) in d.chunks_mut(WIDE_ROWS * m).enumerate() {
-            let rows = d.len() / m;
-            wide.resize(rows * k, 0.0);
-            for (row, to) in wide.chunks_mut(k.max(1)).enumerate() {
-                T::widen(self.row(expert, block * WIDE_ROWS + row), to);
+        tiles::products([n, rows, k], panels, sums, threads, |row, first, to| {
+            let elements = first..first + to.len();
+            if row + ROWS < n {
+                let next = &self.row(expert, row + ROWS)[elements.clone()];
+                device.prefetch(bytemuck::cast_slice(next));
             }
-            product(wide, k, d);
-        }
+            T::widen(&self.row(expert, row)[elements], to);
+        });
     }
 
-    /// The same for the few dense rows `a` [m, k], a dot product for each element.
+    /// The same for the few dense rows `a` [m, k], a dot product for each element of `d` [n, m].
     fn dot_products(&self, expert: usize, a: &[f32], d: &mut [f32]) {
         let [n, k] = self.shape;
-        if n == 0 {
-            return;
-        }
         let m = d.len() / n;
         d.par_chunks_mut(TASK_DOTS * m).enumerate().for_each_init(
             Vec::new,
             |scratch, (block, d)| {
-                for (tile, d) in d.chunks_mut(SIDE_BY_SIDE * m).enumerate() {
-                    let first = block * TASK_DOTS + tile * SIDE_BY_SIDE;
-                    let rows = d.len() / m;
-                    // Rows past the last repeat it; nobody looks at their sums.
-                    let w: [&[T]; SIDE_BY_SIDE] =
-                        std::array::from_fn(|i| self.row(expert, first + i.min(rows - 1)));
-                    for r in 0..m {
-                        let products = dots(w, [&a[r * k..][..k]], scratch);
-                        for (d, [product]) in d.iter_mut().skip(r).step_by(m).zip(products) {
-                            *d = product;
-                        }
-                    }
-                }
+                let row = |row| self.row(expert, block * TASK_DOTS + row);
+                few_rows(row, a, k, d, scratch);
             },
         );
+    }
+}
+
+/// One call's operands.
+struct Experts<'a, T> {
+    device: &'a dyn NativeDevice,
+    x: &'a [T],
+    token_stride: usize,
+    column_stride: usize,
+    topk: usize,
+    gate_up: Weights<'a, T>,
+    down: Weights<'a, T>,
+}
+
+impl<T: Element> Experts<'_, T> {
+    fn run(&self, task: &mut Task<'_>, threads: usize) {
+        let mut buffers = BUFFERS.take();
+        match task.source.len() <= DOT_ROWS {
+            true => self.few_rows(&mut buffers, task),
+            false => self.many_rows(&mut buffers, task, threads),
+        }
+        BUFFERS.set(buffers);
+    }
+
+    /// The row of x that a (token, slot) pair names.
+    fn load(&self, pair: i32, to: &mut [f32]) {
+        let token = &self.x[pair as usize / self.topk * self.token_stride..];
+        if self.column_stride == 1 {
+            T::widen(&token[..to.len()], to);
+        } else {
+            for (column, to) in to.iter_mut().enumerate() {
+                *to = token[column * self.column_stride].wide();
+            }
+        }
+    }
+
+    /// Dot products along k.
+    fn few_rows(&self, buffers: &mut Buffers, task: &mut Task<'_>) {
+        let m = task.source.len();
+        let [hidden, inter] = self.down.shape;
+        let x = at_least(&mut buffers.x, m * hidden, 0.0);
+        for (to, pair) in x.chunks_mut(hidden).zip(task.source) {
+            self.load(*pair, to);
+        }
+        let both = at_least(&mut buffers.gate_up, 2 * inter * m, 0.0);
+        self.gate_up.dot_products(task.expert, x, both);
+        let (gate, up) = both.split_at(inter * m);
+        let by_column = at_least(&mut buffers.wide, inter * m, 0.0);
+        swiglu(gate, up, by_column);
+        let h = at_least(&mut buffers.h, inter * m, 0.0);
+        transpose(by_column, m, h);
+        let down = at_least(&mut buffers.down, hidden * m, 0.0);
+        self.down.dot_products(task.expert, h, down);
+        transpose(down, m, task.rows);
+    }
+
+    /// Rows in the lanes of vectors.
+    fn many_rows(&self, buffers: &mut Buffers, task: &mut Task<'_>, threads: usize) {
+        let m = task.source.len();
+        let [hidden, inter] = self.down.shape;
+        let panels = tiles::panels(m);
+        let x = at_least(&mut buffers.x_panels, panels * hidden, [0.0; LANES]);
+        tiles::pack(m, hidden, x, threads, |row, to| {
+            self.load(task.source[row], to);
+        });
+        let none = [[0.0; LANES]; ROWS];
+        let both = at_least(
+            &mut buffers.gate_up_sums,
+            panels * (2 * inter).div_ceil(ROWS),
+            none,
+        );
+        self.gate_up
+            .multiply(self.device, [task.expert, m, threads], x, both);
+        let h = at_least(&mut buffers.h_panels, panels * inter, [0.0; LANES]);
+        let lanes = |row: usize, panel: usize| &both[row / ROWS * panels + panel][row % ROWS..];
+        for (panel, h) in h.chunks_mut(inter).enumerate() {
+            // Gate and up begin in the same place of their tiles, if inter is a multiple of ROWS.
+            let step = if inter.is_multiple_of(ROWS) { ROWS } else { 1 };
+            for (first, h) in h.chunks_mut(step).enumerate() {
+                let gate = &lanes(first * step, panel)[..step];
+                let up = &lanes(inter + first * step, panel)[..step];
+                swiglu(gate.as_flattened(), up.as_flattened(), h.as_flattened_mut());
+            }
+        }
+        let down = at_least(&mut buffers.down_sums, panels * hidden.div_ceil(ROWS), none);
+        self.down
+            .multiply(self.device, [task.expert, m, threads], h, down);
+        tiles::unpack([hidden, m], down, threads, task.rows);
+    }
+}
+
+/// `to` [m, n] is `from` [n, m].
+fn transpose(from: &[f32], m: usize, to: &mut [f32]) {
+    let n = from.len() / m;
+    for (r, row) in to.chunks_mut(n).enumerate() {
+        for (to, from) in row.iter_mut().zip(from[r..].iter().step_by(m)) {
+            *to = *from;
+        }
     }
 }
 
@@ -172,75 +247,24 @@ fn experts<T: Element>(call: &mut NativeCall<'_>) -> Result<()> {
             });
         }
     }
-    let run = |buffers: &mut Buffers, task: &mut Task<'_>, threads: usize| {
-        let m = task.source.len();
-        let Buffers {
-            x: rows,
-            gate_up: both,
-            h,
-            down: y,
-            wide,
-        } = buffers;
-        rows.resize(m * hidden, 0.0);
-        for (to, &pair) in rows.chunks_mut(hidden).zip(task.source) {
-            let token = &x[pair as usize / topk * token_stride..];
-            if column_stride == 1 {
-                T::widen(&token[..hidden], to);
-            } else {
-                for (column, to) in to.iter_mut().enumerate() {
-                    *to = token[column * column_stride].wide();
-                }
-            }
-        }
-        both.resize(2 * inter * m, 0.0);
-        h.resize(inter * m, 0.0);
-        y.resize(hidden * m, 0.0);
-        if m <= DOT_ROWS {
-            gate_up.dot_products(task.expert, rows, both);
-            let (gate, up) = both.split_at(inter * m);
-            for (j, (gate, up)) in gate.chunks(m).zip(up.chunks(m)).enumerate() {
-                for (r, (gate, up)) in gate.iter().zip(up).enumerate() {
-                    h[r * inter + j] = silu(*gate) * up;
-                }
-            }
-            down.dot_products(task.expert, h, y);
-        } else {
-            let a = Matrix {
-                data: rows,
-                row_stride: 1,
-                column_stride: hidden,
-            };
-            gate_up.multiply(device, task.expert, a, both, wide, threads);
-            let (gate, up) = both.split_at(inter * m);
-            for (h, (gate, up)) in h.iter_mut().zip(gate.iter().zip(up)) {
-                *h = silu(*gate) * up;
-            }
-            let a = Matrix {
-                data: h,
-                row_stride: m,
-                column_stride: 1,
-            };
-            down.multiply(device, task.expert, a, y, wide, threads);
-        }
-        for (r, row) in task.rows.chunks_mut(hidden).enumerate() {
-            for (to, y) in row.iter_mut().zip(y[r..].iter().step_by(m)) {
-                *to = *y;
-            }
-        }
+    let experts = Experts {
+        device,
+        x,
+        token_stride,
+        column_stride,
+        topk,
+        gate_up,
+        down,
     };
     if tasks.len() >= device.threads() {
         tasks
             .par_iter_mut()
-            .for_each_init(Buffers::default, |buffers, task| run(buffers, task, 1));
+            .with_max_len(1)
+            .for_each(|task| experts.run(task, 1));
     } else {
-        let mut buffers = Buffers::default();
-        tasks
-            .iter_mut()
-            .for_each(|task| run(&mut buffers, task, device.threads()));
+        for task in &mut tasks {
+            experts.run(task, device.threads());
+        }
     }
     Ok(())
-}
-
-fn silu(v: f32) -> f32 {
-    v / (1.0 + (-v).exp())
 }

@@ -11,6 +11,7 @@ use ropeway_core::kernel::{Binary, Code, Config, Language, Source};
 use ropeway_core::{Error, ErrorKind, Result};
 
 use super::device::Shared;
+use super::fold;
 use super::record::{Declared, lies_in_memory};
 use super::spirv::{self, Constant, Extent, PushConstants, Reflection, Scalar};
 use super::sys::{Pipeline, Specialization, lock};
@@ -167,7 +168,28 @@ impl VulkanModule {
             entries: &entries,
             data: &data,
         };
-        let key = self.key(entry, &specialization);
+        let values = || {
+            let bytes = |entry: &vk::SpecializationMapEntry| {
+                let begin = entry.offset as usize;
+                data.get(begin..begin + entry.size).unwrap_or_default()
+            };
+            entries.iter().map(|entry| (entry.constant_id, bytes(entry))).collect()
+        };
+        let folded = match shared.identity.folds_constants {
+            true => None,
+            false => fold::folded(&entry.words, &values()),
+        };
+        let (words, specialization) = match &folded {
+            Some(words) => (
+                words,
+                Specialization {
+                    entries: &[],
+                    data: &[],
+                },
+            ),
+            None => (&entry.words, specialization),
+        };
+        let key = self.key(words, &specialization);
         let known = self
             .compiler
             .cache
@@ -175,7 +197,7 @@ impl VulkanModule {
             .and_then(|cache| shared.own_cache(cache, &key));
         // SAFETY: the binaries of a kernel are valid (the build tool has them validated), and the device has the features that they
         // need: checked when they were read.
-        let made = unsafe { Pipeline::new(&shared.gpu, &entry.words, &main, &specialization, known.as_deref()) };
+        let made = unsafe { Pipeline::new(&shared.gpu, words, &main, &specialization, known.as_deref()) };
         let (pipeline, data) = made.map_err(|error| match error.kind() {
             ErrorKind::Driver => {
                 let what = format!("{error} ({})", self.config);
@@ -200,10 +222,10 @@ impl VulkanModule {
         }))
     }
 
-    fn key(&self, entry: &Entry, specialization: &Specialization<'_>) -> Key {
+    fn key(&self, words: &[u32], specialization: &Specialization<'_>) -> Key {
         let info = &self.shared.info;
         let hexadecimal = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
-        let words: Vec<u8> = entry.words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let words: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let ids: Vec<String> = specialization
             .entries
             .iter()

@@ -21,6 +21,7 @@ mod compile;
 mod device;
 mod event;
 mod features;
+mod fold;
 mod graph;
 mod memory;
 mod queue;
@@ -116,6 +117,8 @@ struct Identity {
     /// Whether the driver tells how much memory is free.
     budget: bool,
     device_uuid: String,
+    /// Whether the driver leaves out code that the values of specialization constants rule out.
+    folds_constants: bool,
     /// What the driver's pipeline cache data begins with (`VkPipelineCacheHeaderVersionOne`).
     cache_header: [u8; compile::CACHE_HEADER],
 }
@@ -404,6 +407,7 @@ fn describe(
         identity: Identity {
             budget,
             device_uuid: hexadecimal(&id.device_uuid),
+            folds_constants: driver.driver_id != vk::DriverId::GOOGLE_SWIFTSHADER,
             cache_header: cache_header(&properties),
         },
         info,

@@ -10,11 +10,12 @@
  *                  of w are read side by side, each a forward stream, while the chunk's sums wait in cache
  *   gemv_finish    adds the ranges of k in their order, then the epilogue
  *
- * Any strides are right; those above are fast. i8 sums leave f32 every FLUSH products of a row, while they are exact.
+ * Any strides are right; those above are fast. i8 sums leave f32 every K_BLOCK products of a row, while they are exact.
  *
  * Macro    default  meaning
  * X_ROWS   1        rows of x that are computed together: the power of two at or above their number (1, 2, 4, 8)
  * SWAPPED  0        1: w is a
+ * PREFETCH 0        1: ask for rows of w ahead, where the compiler has a word for it; for CPUs
  * CHUNK    2048     columns whose sums one group of gemv_columns keeps in cache, a multiple of 64
  *
  * Measured against the device's own read bandwidth: README.md.
@@ -25,14 +26,17 @@
 #ifndef SWAPPED
 #define SWAPPED 0
 #endif
+#ifndef PREFETCH
+#define PREFETCH 0
+#endif
 #ifndef CHUNK
 #define CHUNK 2048
 #endif
 #define DOT_ROWS (X_ROWS <= 2 ? 8 : X_ROWS <= 4 ? 4 : 3)
 #define VECTORS (X_ROWS <= 4 ? 4 : 2)
 #define K_STEP 8
-/* k after which sums are flushed to the tile: 512 products of 2^14 a lane, exact in f32 */
-#define FLUSH 8192
+/* k of x that a group keeps in f32, 64 KiB, and that is added up in f32: 1024 i8 products a lane, which are exact */
+#define K_BLOCK (16384 / X_ROWS)
 #define UNROLL _Pragma("unroll")
 
 #if SWAPPED
@@ -42,45 +46,81 @@
 #define W_DTYPE B_DTYPE
 #define X_DTYPE A_DTYPE
 #endif
+#define W_BYTES (W_DTYPE == F32 ? 4 : W_DTYPE == I8 ? 1 : 2)
 
 inline sum_t sum_lanes(sum16_t v)
 {
-  sum_t lanes[16];
-  vstore16(v, 0, lanes);
-  for (uint step = 8; step != 0; step /= 2)
-    for (uint i = 0; i < step; i++) lanes[i] += lanes[i + step];
-  return lanes[0];
+#if A_DTYPE == I8
+  int8 a = v.lo + v.hi;
+  int4 b = a.lo + a.hi;
+  int2 c = b.lo + b.hi;
+#else
+  float8 a = v.lo + v.hi;
+  float4 b = a.lo + a.hi;
+  float2 c = b.lo + b.hi;
+#endif
+  return c.lo + c.hi;
 }
 
-/* Sums of DOT_ROWS consecutive rows of w with all rows of x, to tile[x_row][first + i]; w rows past `live` repeat the last one. */
-inline void dot_rows(__global const void* w, ulong w_at, ulong w_row, ulong w_col, uint live, __global const void* x, ulong x_at,
-                     ulong x_row, ulong x_col, uint x_live, uint k, sum_t* tile)
+/* A range of k of all rows of x in f32, [k / 16][X_ROWS] float16, zero past the end: one forward stream, whatever the strides of x. */
+inline void pack_x(__global const void* x, ulong x_at, ulong x_row, ulong x_col, uint x_live, uint count, float16* xs)
 {
-  ulong w_rows[DOT_ROWS], x_rows[X_ROWS];
-  UNROLL for (uint i = 0; i < DOT_ROWS; i++) w_rows[i] = w_at + min(i, live - 1) * w_row;
-  UNROLL for (uint j = 0; j < X_ROWS; j++) x_rows[j] = x_at + min(j, x_live - 1) * x_row;
-  for (uint k0 = 0; k0 < k; k0 += FLUSH) {
-    uint end = min(k, k0 + FLUSH), kk = k0;
-    float16 sums[DOT_ROWS * X_ROWS];
-    UNROLL for (uint i = 0; i < DOT_ROWS * X_ROWS; i++) sums[i] = 0.0f;
-    if (w_col == 1 && x_col == 1)
-      for (; kk + 16 <= end; kk += 16) {
-        float16 wv[DOT_ROWS];
-        UNROLL for (uint i = 0; i < DOT_ROWS; i++) wv[i] = load_16(w, w_rows[i] + kk, W_DTYPE);
-        UNROLL for (uint j = 0; j < X_ROWS; j++) {
-          float16 xv = load_16(x, x_rows[j] + kk, X_DTYPE);
-          UNROLL for (uint i = 0; i < DOT_ROWS; i++) sums[i * X_ROWS + j] = fma(wv[i], xv, sums[i * X_ROWS + j]);
-        }
-      }
-    for (; kk < end; kk += 16)
-      UNROLL for (uint j = 0; j < X_ROWS; j++) {
-        float16 xv = gather_16(x, x_rows[j] + kk * x_col, x_col, end - kk, X_DTYPE);
-        UNROLL for (uint i = 0; i < DOT_ROWS; i++)
-          sums[i * X_ROWS + j] = fma(gather_16(w, w_rows[i] + kk * w_col, w_col, end - kk, W_DTYPE), xv, sums[i * X_ROWS + j]);
-      }
-    for (uint i = 0; i < min((uint)DOT_ROWS, live); i++)
-      for (uint j = 0; j < X_ROWS; j++) tile[j * 32 + i] += sum_lanes(AS_SUM(sums[i * X_ROWS + j]));
-  }
+  for (uint kk = 0; kk < count; kk += 16)
+    UNROLL for (uint j = 0; j < X_ROWS; j++) *xs++ = gather_16(x, x_at + min(j, x_live - 1) * x_row + kk * x_col, x_col, count - kk, X_DTYPE);
+}
+
+/* Named sums stay in registers, which those of an array do not on every compiler. */
+#define EACH_X_1(X, i) X(i, 0)
+#define EACH_X_2(X, i) X(i, 0) X(i, 1)
+#define EACH_X_4(X, i) EACH_X_2(X, i) X(i, 2) X(i, 3)
+#define EACH_X_8(X, i) EACH_X_4(X, i) X(i, 4) X(i, 5) X(i, 6) X(i, 7)
+#define EACH_W_3(X) X(0) X(1) X(2)
+#define EACH_W_4(X) EACH_W_3(X) X(3)
+#define EACH_W_8(X) EACH_W_4(X) X(4) X(5) X(6) X(7)
+#if X_ROWS == 1
+#define EACH_X EACH_X_1
+#define EACH_W EACH_W_8
+#elif X_ROWS == 2
+#define EACH_X EACH_X_2
+#define EACH_W EACH_W_8
+#elif X_ROWS == 4
+#define EACH_X EACH_X_4
+#define EACH_W EACH_W_4
+#else
+#define EACH_X EACH_X_8
+#define EACH_W EACH_W_3
+#endif
+/* Three rows of w are too few streams for a processor to run ahead of; the rows that come next are asked for while these are multiplied. */
+#if PREFETCH && defined(__has_builtin)
+#if __has_builtin(__builtin_prefetch)
+#define ASK_NEXT(i) __builtin_prefetch((__global const char*)w + (row##i + ahead + kk) * W_BYTES, 0, 2);
+#endif
+#endif
+#ifndef ASK_NEXT
+#define ASK_NEXT(i)
+#endif
+#define W_ROW(i) ulong row##i = w_at + min((uint)i, live - 1) * w_row;
+#define SUM_ZERO(i, j) float16 sum##i##_##j = 0.0f;
+#define SUMS_ZERO(i) EACH_X(SUM_ZERO, i)
+#define W_LOAD(i) float16 w##i = load_16(w, row##i + kk, W_DTYPE); ASK_NEXT(i)
+#define W_GATHER(i) float16 w##i = gather_16(w, row##i + kk * w_col, w_col, count - kk, W_DTYPE);
+#define SUM_STEP(i, j) sum##i##_##j = fma(w##i, xs[j], sum##i##_##j);
+#define SUMS_STEP(i) EACH_X(SUM_STEP, i)
+#define TOTAL_ADD(i, j) totals[i * X_ROWS + j] += AS_SUM(sum##i##_##j);
+#define TOTALS_ADD(i) if (i < live) { EACH_X(TOTAL_ADD, i) }
+
+/* Adds the products of `count` k of DOT_ROWS consecutive rows of w with all rows of x to totals[w_row][x_row]; w rows past `live` repeat
+ * the last one. */
+inline void dot_rows(__global const void* w, ulong w_at, ulong w_row, ulong w_col, uint live, const float16* xs, uint count, sum16_t* totals)
+{
+  EACH_W(W_ROW)
+  EACH_W(SUMS_ZERO)
+  ulong ahead = live > DOT_ROWS ? DOT_ROWS * w_row : 0;
+  uint kk = 0;
+  if (w_col == 1)
+    for (; kk + 16 <= count; kk += 16, xs += X_ROWS) { EACH_W(W_LOAD) EACH_W(SUMS_STEP) }
+  for (; kk < count; kk += 16, xs += X_ROWS) { EACH_W(W_GATHER) EACH_W(SUMS_STEP) }
+  EACH_W(TOTALS_ADD)
 }
 
 __kernel __attribute__((reqd_work_group_size(1, 1, 1)))
@@ -98,11 +138,19 @@ void gemv_dot(__global const void* w, ulong w_offset, __global const void* x, ul
   uint second = swiglu ? w_rows / 2 : 16;
   ulong w_at = w_offset + outer * w_batch_outer + inner * w_batch_inner + first * w_row;
   ulong x_at = x_offset + outer * x_batch_outer + inner * x_batch_inner;
+  float16 xs[X_ROWS * (K_BLOCK / 16)];
+  sum16_t totals[32 * X_ROWS];
+  for (uint i = 0; i < 32 * X_ROWS; i++) totals[i] = 0;
+  for (uint k0 = 0; k0 < k; k0 += K_BLOCK) {
+    uint count = min((uint)K_BLOCK, k - k0);
+    pack_x(x, x_at + k0 * x_col, x_row, x_col, x_rows, count, xs);
+    for (uint part = 0; part < (swiglu ? 2 : 1); part++)
+      for (uint i = 0; i < live; i += DOT_ROWS)
+        dot_rows(w, w_at + (part * second + i) * w_row + k0 * w_col, w_row, w_col, live - i, xs, count, totals + (part * 16 + i) * X_ROWS);
+  }
   sum_t tile[X_ROWS * 32];
-  for (uint i = 0; i < 2 * X_ROWS; i++) vstore16((sum16_t)0, i, tile);
-  for (uint part = 0; part < (swiglu ? 2 : 1); part++)
-    for (uint i = 0; i < live; i += DOT_ROWS)
-      dot_rows(w, w_at + (part * second + i) * w_row, w_row, w_col, live - i, x, x_at, x_row, x_col, x_rows, k, tile + part * 16 + i);
+  for (uint i = 0; i < 32; i++)
+    for (uint j = 0; j < X_ROWS; j++) tile[j * 32 + i] = sum_lanes(totals[i * X_ROWS + j]);
   c_offset += outer * c_batch_outer + inner * c_batch_inner + first * c_wrow;
   d_offset += outer * d_batch_outer + inner * d_batch_inner + first * d_wrow;
   for (uint j = 0; j < min(x_rows, (uint)X_ROWS); j++)

@@ -850,7 +850,8 @@ fn gemv(problem: &Problem<'_>, config: &Config, info: &DeviceInfo, plan: &mut Pl
     let mut config = config.clone();
     config
         .set("X_ROWS", x_max.max(1).next_power_of_two() as i64)
-        .set("SWAPPED", skinny.swapped.into());
+        .set("SWAPPED", skinny.swapped.into())
+        .set("PREFETCH", (info.kind == DeviceKind::Cpu).into());
     let module = plan.module(problem.module(&GEMV, &config));
     let zero = || Arg::U64(Expr::Const(0));
     let bias = Arg::U64(problem.bias_stride());

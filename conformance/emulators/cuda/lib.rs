@@ -3,11 +3,13 @@
 //! It stands where there is no GPU, so that a CUDA backend and its kernels are tested with what a user's program calls, unchanged. It is
 //! no simulator of a GPU: results are what the PTX ISA says, time means nothing. Whatever it says of itself says "emulated".
 //!
+//! * [`driver`]: the C interface
 //! * [`ptx`]: the text, decoded
 //! * [`memory`]: device memory
 //! * [`interpret`]: launches, and the sanitizer
 #![deny(unsafe_code)]
 
+pub mod driver;
 pub mod interpret;
 pub mod memory;
 pub mod ptx;

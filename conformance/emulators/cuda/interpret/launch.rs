@@ -74,10 +74,16 @@ pub struct Statistics {
 
 /// A generator for orders: splitmix64.
 #[derive(Clone, Debug)]
-pub(super) struct Random(pub(super) u64);
+pub struct Random(pub(super) u64);
 
 impl Random {
-    pub(super) fn next(&mut self) -> u64 {
+    /// A generator of this seed.
+    pub fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    /// The next number.
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -85,8 +91,9 @@ impl Random {
         z ^ z >> 31
     }
 
-    pub(super) fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound.max(1) as u64) as usize
+    /// A number below a bound.
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.draw() % bound.max(1) as u64) as usize
     }
 }
 
@@ -175,7 +182,7 @@ pub fn run(launch: Launch<'_>) -> Result<Statistics, Box<Report>> {
 fn one_by_one(common: &Common<'_>, blocks: u64, next: &AtomicU64) {
     // A walk in steps that share no factor with the number of blocks visits each once.
     let seed = common.launch.options.seed;
-    let mut step = (Random(seed).next() % blocks.max(1)) | 1;
+    let mut step = (Random(seed).draw() % blocks.max(1)) | 1;
     while common_factor(step, blocks) {
         step += 2;
     }

@@ -139,7 +139,7 @@ impl Warp {
         turn: u32,
     ) -> Result<(), Box<Fault>> {
         let mut left = turn;
-        let mut any = state.random.next().is_multiple_of(4);
+        let mut any = state.random.draw().is_multiple_of(4);
         while left > 0 {
             let Some(chosen) = self.choose(state, std::mem::take(&mut any)) else {
                 return self.stuck(launch);

@@ -27,6 +27,9 @@ const LAUNCH: f64 = 10e-3;
 /// Independent chains of a work-item.
 const CHAINS: u64 = 12;
 
+/// Steps of a chain that the SPIR-V kernel makes in a round of its loop: a number of steps is a multiple of this.
+const STEPS: u64 = 8;
+
 /// How long each figure is measured.
 const BUDGET: Duration = Duration::from_millis(700);
 
@@ -59,6 +62,11 @@ static KERNEL: Kernel = Kernel {
             language: Language::OpenClC,
             code: Code::Text(&[("roofline.cl", include_str!("roofline.cl"))]),
             requires: &[],
+        },
+        Source {
+            language: Language::SpirV,
+            code: Code::Binaries(spirv::ROOFLINE_64),
+            requires: &["shaderInt64"],
         },
         Source {
             language: Language::SpirV,
@@ -169,17 +177,22 @@ impl Roofline {
 
 /// Multiply-adds a second, counting two each, in a launch that is long enough to show them.
 fn peak(session: &Session, shape: &Shape, sums: &View) -> Result<f64> {
+    // Rounds of all loops of a work-item count, which takes its lanes one after the other; a few belong to other loops.
+    let info = session.device().info();
+    let most = info.limits.loop_rounds.map_or(1 << 28, |rounds| {
+        rounds.saturating_sub(64) / shape.width * STEPS
+    });
     let mut iterations = 64;
     loop {
         let scalars = [Arg::U32(iterations.into()), Arg::F32(0.999)];
         let seconds = launch(session, shape, "peak_fma", &[(sums, true)], &scalars)?;
         let flops = 2 * CHAINS * iterations * shape.items() * shape.width;
-        if seconds >= LAUNCH || iterations >= 1 << 28 {
+        if seconds >= LAUNCH || iterations == most {
             return Ok(flops as f64 / seconds);
         }
         // Not by much more than is needed: some drivers end a launch that takes seconds.
         let factor = (1.5 * LAUNCH / seconds.max(1e-6)).clamp(2.0, 64.0);
-        iterations = (iterations as f64 * factor) as u64;
+        iterations = ((iterations as f64 * factor) as u64 / STEPS * STEPS).min(most);
     }
 }
 

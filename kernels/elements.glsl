@@ -54,6 +54,12 @@ layout(buffer_reference, scalar, buffer_reference_align = 8) buffer LongWord { u
 
 /* Addresses and 64-bit numbers, low word first. */
 
+#if INT_64
+/* One addition in place of an addition, a comparison and the weaving of two vectors into one of addresses. */
+uvec2 address_add(uvec2 address, uint bytes) { return unpack32(pack64(address) + uint64_t(bytes)); }
+uvec2 address_add(uvec2 address, uvec2 bytes) { return unpack32(pack64(address) + pack64(bytes)); }
+uvec2 multiply_64(uint a, uvec2 b) { return unpack32(uint64_t(a) * pack64(b)); }
+#else
 uvec2 address_add(uvec2 address, uint bytes)
 {
   uint carry;
@@ -74,6 +80,7 @@ uvec2 multiply_64(uint a, uvec2 b)
   umulExtended(a, b.x, high, low);
   return uvec2(low, high + a * b.y);
 }
+#endif
 
 /* log2 of the bytes of an element */
 uint size_shift(const uint dtype) { return dtype == F32 || dtype == I32 ? 2u : dtype == I8 ? 0u : 1u; }
@@ -218,6 +225,14 @@ vec4 load_4(uvec2 address, const uint dtype)
     int word = load_i32(address);
     return vec4(bitfieldExtract(word, 0, 8), bitfieldExtract(word, 8, 8), bitfieldExtract(word, 16, 8), word >> 24);
   }
+#if INT_64
+  if (dtype == F16) {
+    /* Each is shifted down and cut off, which drivers that compute in wide vectors do best: a shuffle of odd words costs more. */
+    uint64_t halves = LongWord(address).value;
+    vec2 middle = unpackHalf2x16(uint(halves >> 16));
+    return vec4(unpackHalf2x16(uint(halves)).x, middle, unpackHalf2x16(uint(halves >> 48)).x);
+  }
+#endif
   uvec2 pair = load_word_pair(address);
   if (dtype == F16) return vec4(unpackHalf2x16(pair.x), unpackHalf2x16(pair.y));
   return uintBitsToFloat(uvec4(pair.x << 16, pair.x & 0xffff0000u, pair.y << 16, pair.y & 0xffff0000u));

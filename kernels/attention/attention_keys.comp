@@ -96,7 +96,8 @@ void main()
             [[unroll]] for (uint u = 0; u < 4; u++) total[r] += q[r * CHUNKS + c][u] * k[u];
         }
         [[unroll]] for (uint r = 0; r < FEW_ROWS; r++) {
-          [[unroll]] for (uint step = 1; step < SUBGROUP; step *= 2) total[r] += subgroupShuffle(total[r], lane ^ step);
+          [[unroll]] for (uint bit = 0; bit < 4; bit++)
+            if (1u << bit < SUBGROUP) total[r] += subgroupShuffle(total[r], lane ^ 1u << bit);
           scores[r] = lane == t + e ? total[r] : scores[r];
         }
       }
@@ -108,10 +109,11 @@ void main()
       float score = finish_score(scores[r], bias, slope[r], key - position[r], softcap, options);
       score = seen ? score : -INFINITY;
       float top = score > most[r] ? score : most[r];
-      [[unroll]] for (uint step = 1; step < SUBGROUP; step *= 2) {
-        float other = subgroupShuffle(top, lane ^ step);
-        top = other > top ? other : top;
-      }
+      [[unroll]] for (uint bit = 0; bit < 4; bit++)
+        if (1u << bit < SUBGROUP) {
+          float other = subgroupShuffle(top, lane ^ 1u << bit);
+          top = other > top ? other : top;
+        }
       /* Where nothing was seen yet the maximum is -inf, and -inf - -inf would be NaN. */
       float base = top == -INFINITY ? 0.0 : top, rescale = exp_nonpositive(most[r] - base);
       most[r] = top;
@@ -135,7 +137,8 @@ void main()
   /* The sums pass through shared memory, each lane's own part of it, so that a loop can store them. */
   [[unroll]] for (uint r = 0; r < FEW_ROWS; r++) {
     float total = sum[r];
-    [[unroll]] for (uint step = 1; step < SUBGROUP; step *= 2) total += subgroupShuffle(total, lane ^ step);
+    [[unroll]] for (uint bit = 0; bit < 4; bit++)
+      if (1u << bit < SUBGROUP) total += subgroupShuffle(total, lane ^ 1u << bit);
     [[unroll]] for (uint i = 0; i < CHUNKS * 4; i++) sums[(r * CHUNKS * 4 + i) * SUBGROUP + lane] = acc[r * CHUNKS + i / 4][i % 4];
     maxima[r * SUBGROUP + lane] = most[r];
     totals[r * SUBGROUP + lane] = total;

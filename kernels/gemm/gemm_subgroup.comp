@@ -80,12 +80,24 @@ float affine(sum_t sum, float alpha, float beta, uvec2 c_at, uvec2 bias_at)
   return v;
 }
 
+/* Tiles are taken in bands of this many rows of tiles, column after column: what the band reads of a, and a column of tiles of b, stay in
+ * a level 2 cache while they are read again. */
+const uint BAND = 4;
+
+uvec2 place_of_tile()
+{
+  uint index = gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x, band = index / (gl_NumWorkGroups.x * BAND);
+  uint within = index - band * (gl_NumWorkGroups.x * BAND), height = min(BAND, gl_NumWorkGroups.y - band * BAND);
+  return uvec2(within / height, band * BAND + within % height);
+}
+
 void main()
 {
-  uint m = arguments.at.m, n = arguments.at.n, columns = SWIGLU != 0 ? n / 2 : n, row0 = gl_WorkGroupID.y * ROWS, tile = gl_WorkGroupID.x;
+  uvec2 place = place_of_tile();
+  uint m = arguments.at.m, n = arguments.at.n, columns = SWIGLU != 0 ? n / 2 : n, row0 = place.y * ROWS, tile = place.x;
   uvec2 a = batch_of(arguments.at.a, arguments.at.a_outer, arguments.at.a_inner, A_DTYPE);
   uvec2 b = batch_of(arguments.at.b, arguments.at.b_outer, arguments.at.b_inner, B_DTYPE);
-  multiply_tile(a, arguments.at.a_row, arguments.at.a_k, row0, m, b, arguments.at.b_k, arguments.at.b_column, tile, columns, arguments.at.k);
+  multiply(a, arguments.at.a_row, arguments.at.a_k, row0, m, b, arguments.at.b_k, arguments.at.b_column, tile, columns, arguments.at.k);
   finish_sums();
   float alpha = arguments.at.alpha, beta = arguments.at.beta;
   uvec2 c_row = arguments.at.c_row, c_column = arguments.at.c_column, d_row = arguments.at.d_row, d_column = arguments.at.d_column;

@@ -81,8 +81,8 @@ void main()
   uvec2 d = MASKED != 0 ? element_at(arguments.at.d, expert, arguments.at.d_expert, D_DTYPE) : element_at(arguments.at.d, base, arguments.at.d_row, D_DTYPE);
   uvec2 b = element_at(arguments.at.b, min(expert, experts - 1), arguments.at.b_expert, B_DTYPE);
   /* Without rows there is nothing to read: k is then 0. */
-  multiply_tile(a, arguments.at.a_row, arguments.at.a_k, begin, max(end, 1), b, arguments.at.b_k, arguments.at.b_column, tile, columns,
-                begin < end ? arguments.at.k : 0);
+  multiply(a, arguments.at.a_row, arguments.at.a_k, begin, max(end, 1), b, arguments.at.b_k, arguments.at.b_column, tile, columns,
+           begin < end ? arguments.at.k : 0);
   finish_sums();
   uvec2 d_row = arguments.at.d_row, d_column = arguments.at.d_column;
   uint live = (limit - begin) * OUTPUTS;

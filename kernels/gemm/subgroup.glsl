@@ -18,6 +18,7 @@
  * B_ORDER   0        where four elements of b lie side by side: 0 along k, 1 along columns (OUTPUTS is then a multiple of 4), 2 nowhere
  * SWIGLU    0        1: the first half of the vectors are gate columns, the second half the values of the same columns of d
  * A_DTYPE, B_DTYPE   dtype codes
+ * DOTS      0        1: for few rows, lanes lie along k (multiply_dots); both orders are then 0, SWIGLU takes two vectors
  *
  * Macro    default  meaning
  * INTEGER  0        1: a and b are i8
@@ -44,6 +45,7 @@ layout(constant_id = 4) const uint B_ORDER = 0;
 layout(constant_id = 5) const uint SWIGLU = 0;
 layout(constant_id = 6) const uint A_DTYPE = F32;
 layout(constant_id = 7) const uint B_DTYPE = F32;
+layout(constant_id = 12) const uint DOTS = 0;
 layout(local_size_x_id = 0) in;
 
 #define ALONG_K 0
@@ -96,7 +98,6 @@ void multiply_tile(uvec2 a, uvec2 a_row, uvec2 a_k, uint row0, uint rows, uvec2 
   [[unroll]] for (uint j = 0; j < VECTORS; j++)
     b_at[j] = element_at(b, min(column_of(tile, j % OUTPUTS, lane), columns - 1) + j / OUTPUTS * columns, b_column, B_DTYPE);
   uvec2 a_step = bytes_of(a_k, A_DTYPE), b_step = bytes_of(b_k, B_DTYPE);
-  uvec2 a_steps = bytes_of(multiply_64(4, a_k), A_DTYPE), b_steps = bytes_of(multiply_64(4, b_k), B_DTYPE);
 
   bool by_four = true;
   if (A_ORDER == ALONG_K) by_four = by_four && is_stride(a_k, 1) && is_aligned_4(a, A_DTYPE) && is_multiple_of_4(a_row, A_DTYPE);
@@ -106,30 +107,30 @@ void multiply_tile(uvec2 a, uvec2 a_row, uvec2 a_k, uint row0, uint rows, uvec2 
   if (B_ACROSS) by_four = by_four && is_stride(b_column, 1) && is_aligned_4(b, B_DTYPE) && is_multiple_of_4(b_k, B_DTYPE)
                           && (tile + 1) * (OUTPUTS * LANES) <= columns && (SWIGLU == 0 || is_aligned_4(element_at(b, columns, B_DTYPE), B_DTYPE));
   uint kk = 0;
+  /* Addresses are computed anew in each round: what a round hands to the next costs more where lanes are masked. */
   for (; by_four && kk + 4 <= k; kk += 4) {
+    uvec2 a_now = multiply_64(kk, a_step), b_now = multiply_64(kk, b_step);
     /* Of vector i, the elements of four k. */
     sum4_t av[ROW_VECTORS], bv[VECTORS];
     [[unroll]] for (uint i = 0; i < ROW_VECTORS; i++) {
       if (A_ORDER == ALONG_K) {
-        av[i] = load_sum_4(a_at[i], A_DTYPE);
+        av[i] = load_sum_4(address_add(a_at[i], a_now), A_DTYPE);
       } else if (A_ACROSS) {
         /* The vectors of a unit share their loads: k number i % 4, transposed below. */
-        av[i] = load_sum_4(address_add(a_at[i / 4 * 4], bytes_of(multiply_64(i % 4, a_k), A_DTYPE)), A_DTYPE);
+        av[i] = load_sum_4(address_add(address_add(a_at[i / 4 * 4], a_now), multiply_64(i % 4, a_step)), A_DTYPE);
       } else {
-        [[unroll]] for (uint u = 0; u < 4; u++) av[i][u] = load_sum_1(address_add(a_at[i], bytes_of(multiply_64(u, a_k), A_DTYPE)), A_DTYPE);
+        [[unroll]] for (uint u = 0; u < 4; u++) av[i][u] = load_sum_1(address_add(address_add(a_at[i], a_now), multiply_64(u, a_step)), A_DTYPE);
       }
     }
     [[unroll]] for (uint j = 0; j < VECTORS; j++) {
       if (B_ORDER == ALONG_K) {
-        bv[j] = load_sum_4(b_at[j], B_DTYPE);
+        bv[j] = load_sum_4(address_add(b_at[j], b_now), B_DTYPE);
       } else if (B_ACROSS) {
-        bv[j] = load_sum_4(address_add(b_at[j / 4 * 4], bytes_of(multiply_64(j % 4, b_k), B_DTYPE)), B_DTYPE);
+        bv[j] = load_sum_4(address_add(address_add(b_at[j / 4 * 4], b_now), multiply_64(j % 4, b_step)), B_DTYPE);
       } else {
-        [[unroll]] for (uint u = 0; u < 4; u++) bv[j][u] = load_sum_1(address_add(b_at[j], bytes_of(multiply_64(u, b_k), B_DTYPE)), B_DTYPE);
+        [[unroll]] for (uint u = 0; u < 4; u++) bv[j][u] = load_sum_1(address_add(address_add(b_at[j], b_now), multiply_64(u, b_step)), B_DTYPE);
       }
     }
-    [[unroll]] for (uint i = 0; i < ROW_VECTORS; i++) a_at[i] = address_add(a_at[i], a_steps);
-    [[unroll]] for (uint j = 0; j < VECTORS; j++) b_at[j] = address_add(b_at[j], b_steps);
     [[unroll]] for (uint r = 0; r < ROWS; r++) {
       sum_t x[4];
       [[unroll]] for (uint u = 0; u < 4; u++)
@@ -139,20 +140,75 @@ void multiply_tile(uvec2 a, uvec2 a_row, uvec2 a_k, uint row0, uint rows, uvec2 
     }
   }
   for (; kk < k; kk++) {
+    uvec2 a_now = multiply_64(kk, a_step), b_now = multiply_64(kk, b_step);
     sum_t av[ROW_VECTORS], bv[VECTORS];
     [[unroll]] for (uint i = 0; i < ROW_VECTORS; i++) {
-      av[i] = load_sum_1(a_at[i], A_DTYPE);
-      a_at[i] = address_add(a_at[i], a_step);
+      av[i] = load_sum_1(address_add(a_at[i], a_now), A_DTYPE);
     }
     [[unroll]] for (uint j = 0; j < VECTORS; j++) {
-      bv[j] = load_sum_1(b_at[j], B_DTYPE);
-      b_at[j] = address_add(b_at[j], b_step);
+      bv[j] = load_sum_1(address_add(b_at[j], b_now), B_DTYPE);
     }
     [[unroll]] for (uint r = 0; r < ROWS; r++) {
       sum_t x = A_ACROSS ? subgroupShuffle(av[r / (4 * LANES) * 4 + r % 4], r % (4 * LANES) / 4) : subgroupShuffle(av[r / LANES], r % LANES);
       [[unroll]] for (uint j = 0; j < VECTORS; j++) sums[r * VECTORS + j] += x * bv[j];
     }
   }
+}
+
+/* The sums of multiply_tile for few rows, in another order: lanes lie along k, so that what a subgroup reads of a column of b is one piece
+ * of memory, in order. Each lane sums its share of every column; shuffles then add the shares, and leave column i of a vector in lane i.
+ * Loops are counted in steps of one: drivers that unroll no others (lavapipe) would keep the shares in memory, lane by lane.
+ */
+const uint DOT_COLUMNS = DOTS != 0 ? VECTORS * LANES : 1;
+
+void multiply_dots(uvec2 a, uvec2 a_row, uvec2 a_k, uint row0, uint rows, uvec2 b, uvec2 b_k, uvec2 b_column, uint tile, uint columns, uint k)
+{
+  uint lane = gl_SubgroupInvocationID;
+  uvec2 a_at[ROWS], b_at[DOT_COLUMNS];
+  [[unroll]] for (uint r = 0; r < ROWS; r++) a_at[r] = element_at(a, min(row0 + r, rows - 1), a_row, A_DTYPE);
+  [[unroll]] for (uint i = 0; i < DOT_COLUMNS; i++)
+    b_at[i] = element_at(b, min(column_of(tile, i / LANES % OUTPUTS, i % LANES), columns - 1) + i / LANES / OUTPUTS * columns, b_column, B_DTYPE);
+  sum_t shares[ROWS * DOT_COLUMNS];
+  [[unroll]] for (uint i = 0; i < ROWS * DOT_COLUMNS; i++) shares[i] = sum_t(0);
+  bool by_four = is_stride(a_k, 1) && is_aligned_4(a, A_DTYPE) && is_multiple_of_4(a_row, A_DTYPE) && is_stride(b_k, 1) && is_aligned_4(b, B_DTYPE)
+                 && is_multiple_of_4(b_column, B_DTYPE);
+  uint whole = by_four ? k / (4 * LANES) * (4 * LANES) : 0;
+  for (uint kk = lane * 4; kk < whole; kk += 4 * LANES) {
+    sum4_t av[ROWS];
+    [[unroll]] for (uint r = 0; r < ROWS; r++) av[r] = load_sum_4(element_at(a_at[r], kk, A_DTYPE), A_DTYPE);
+    [[unroll]] for (uint i = 0; i < DOT_COLUMNS; i++) {
+      sum4_t bv = load_sum_4(element_at(b_at[i], kk, B_DTYPE), B_DTYPE);
+      [[unroll]] for (uint r = 0; r < ROWS; r++) {
+        sum4_t products = av[r] * bv;
+        shares[r * DOT_COLUMNS + i] += (products.x + products.y) + (products.z + products.w);
+      }
+    }
+  }
+  for (uint kk = whole + lane; kk < k; kk += LANES) {
+    sum_t av[ROWS];
+    [[unroll]] for (uint r = 0; r < ROWS; r++) av[r] = load_sum_1(element_at(a_at[r], kk, a_k, A_DTYPE), A_DTYPE);
+    [[unroll]] for (uint i = 0; i < DOT_COLUMNS; i++) {
+      sum_t bv = load_sum_1(element_at(b_at[i], kk, b_k, B_DTYPE), B_DTYPE);
+      [[unroll]] for (uint r = 0; r < ROWS; r++) shares[r * DOT_COLUMNS + i] += av[r] * bv;
+    }
+  }
+  [[unroll]] for (uint r = 0; r < ROWS; r++)
+    [[unroll]] for (uint j = 0; j < VECTORS; j++) {
+      sum_t mine = sum_t(0);
+      [[unroll]] for (uint i = 0; i < LANES; i++) {
+        sum_t total = shares[r * DOT_COLUMNS + min(j * LANES + i, DOT_COLUMNS - 1)];
+        [[unroll]] for (uint bit = 0; bit < 5; bit++)
+          if (1u << bit < LANES) total += subgroupShuffle(total, lane ^ 1u << bit);
+        mine = lane == i ? total : mine;
+      }
+      sums[r * VECTORS + j] = mine;
+    }
+}
+
+void multiply(uvec2 a, uvec2 a_row, uvec2 a_k, uint row0, uint rows, uvec2 b, uvec2 b_k, uvec2 b_column, uint tile, uint columns, uint k)
+{
+  if (DOTS != 0) multiply_dots(a, a_row, a_k, row0, rows, b, b_k, b_column, tile, columns, k);
+  else multiply_tile(a, a_row, a_k, row0, rows, b, b_k, b_column, tile, columns, k);
 }
 
 /* The same sums where an index may be anything: only the epilogue pays for the look-up. */

@@ -43,6 +43,10 @@ pub(in super::super) fn available_for(
 /// Most invocations of a group.
 const MOST_LANES: u32 = 32;
 
+/// Most rows of a tile whose lanes lie along k, and most lanes: each has a sum for every row and column of the tile.
+const DOT_ROWS: u64 = 4;
+const DOT_LANES: u64 = 16;
+
 /// Where four elements of an operand lie side by side.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
@@ -79,10 +83,18 @@ struct Tile {
     rows: u64,
     vectors: u64,
     swiglu: bool,
+    orders: [Order; 2],
+    dots: bool,
 }
 
 impl Tile {
-    fn new(config: &Config, info: &DeviceInfo, rows_max: u64, swiglu: bool) -> Tile {
+    fn new(
+        config: &Config,
+        info: &DeviceInfo,
+        rows_max: u64,
+        swiglu: bool,
+        orders: [Order; 2],
+    ) -> Tile {
         let smallest = info.subgroup_sizes.iter().copied().min().unwrap_or(1);
         let lanes = smallest.clamp(1, MOST_LANES);
         let rows = rows_max
@@ -95,11 +107,18 @@ impl Tile {
             vectors => vectors,
         };
         let rows = if swiglu { rows.min(16) } else { rows };
+        let lanes = 1 << lanes.ilog2();
+        let dots = rows <= DOT_ROWS && lanes <= DOT_LANES && orders == [Order::AlongK; 2];
         Tile {
-            lanes: 1 << lanes.ilog2(),
+            lanes,
             rows,
-            vectors,
+            vectors: match dots {
+                true => 1 + u64::from(swiglu),
+                false => vectors,
+            },
             swiglu,
+            orders,
+            dots,
         }
     }
 
@@ -115,12 +134,14 @@ impl Tile {
         }
     }
 
-    fn set(&self, config: &mut Config, [a, b]: [Order; 2]) {
+    fn set(&self, config: &mut Config) {
+        let [a, b] = self.orders;
         config
             .set("LANES", self.lanes as i64)
             .set("ROWS", self.rows as i64)
             .set("VECTORS", self.vectors as i64)
             .set("SWIGLU", self.swiglu.into())
+            .set("DOTS", self.dots.into())
             .set("A_ORDER", self.a_order(a).code())
             .set("B_ORDER", b.code());
     }
@@ -163,9 +184,9 @@ pub(super) fn gemm(problem: &Problem<'_>, config: &Config, info: &DeviceInfo, pl
             [bias, zero],
         ),
     };
-    let tile = Tile::new(config, info, rows_max, swiglu);
+    let tile = Tile::new(config, info, rows_max, swiglu, orders);
     let mut config = config.clone();
-    tile.set(&mut config, orders);
+    tile.set(&mut config);
     config
         .set("INTEGER", (op.a.dtype == DType::I8).into())
         .set("HAS", problem.has)
@@ -249,10 +270,10 @@ pub(in super::super) fn append_grouped(
         None => (2 * product.rows_max).div_ceil(product.experts.max(1)),
     };
     let share = share.min(product.rows_max);
-    let tile = Tile::new(config, info, share, swiglu);
-    let mut config = config.clone();
     // Rows and weights usually lie along k; where they do not, the kernel notices.
-    tile.set(&mut config, [Order::AlongK; 2]);
+    let tile = Tile::new(config, info, share, swiglu, [Order::AlongK; 2]);
+    let mut config = config.clone();
+    tile.set(&mut config);
     config.set("MASKED", product.capacity.is_some().into());
     let module = plan.module(module(&GROUPED_SUBGROUP, &config, product.dtypes));
     let mut args = vec![

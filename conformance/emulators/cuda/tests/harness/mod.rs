@@ -62,8 +62,18 @@ pub fn launch(
     shape: Shape,
     arguments: &mut [Argument<'_>],
 ) -> Result<Statistics, Box<Report>> {
+    launch_entry(text, "", shape, arguments)
+}
+
+/// Runs the entry of this name, or the first.
+pub fn launch_entry(
+    text: &str,
+    entry: &str,
+    shape: Shape,
+    arguments: &mut [Argument<'_>],
+) -> Result<Statistics, Box<Report>> {
     let module = Module::parse(text).unwrap_or_else(|error| panic!("{error}"));
-    let function = &module.functions[0];
+    let function = module.function(entry).unwrap_or(&module.functions[0]);
     let memory = AddressSpace::default();
     let mut parameters = vec![0; function.parameter_bytes as usize];
     let mut allocations = Vec::new();

@@ -6,10 +6,12 @@
 //! * [`driver`]: the C interface
 //! * [`ptx`]: the text, decoded
 //! * [`memory`]: device memory
+//! * [`golden`]: what GPUs do, and the interpreter held to it
 //! * [`interpret`]: launches, and the sanitizer
 #![deny(unsafe_code)]
 
 pub mod driver;
+pub mod golden;
 pub mod interpret;
 pub mod memory;
 pub mod ptx;

@@ -580,3 +580,44 @@ fn each_call_fails_in_turn() {
         );
     });
 }
+
+/// The command that records runs on the emulated driver as on a real one; what it records there must be what the interpreter does.
+#[test]
+fn golden_vectors_are_recorded_and_verified() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::copy(library(), directory.path().join("libcuda.so.1")).unwrap();
+    let file = directory.path().join("record.txt");
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ropeway-cuda-emulator"));
+        command
+            .args(arguments)
+            .env("LD_LIBRARY_PATH", directory.path());
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        (output.status.success(), text)
+    };
+    let path = file.to_str().unwrap();
+    let (recorded, text) = command(&["record", path]);
+    assert!(!recorded && text.contains("is emulated"), "{text}");
+    let (recorded, text) = command(&["record", path, "--emulated"]);
+    assert!(recorded, "{text}");
+    let (verified, text) = command(&["verify", path]);
+    assert!(
+        verified && text.contains("agree with the record of Ropeway emulated"),
+        "{text}"
+    );
+    let record = std::fs::read_to_string(&file).unwrap();
+    let (start, end) = record.split_at(record.find("add.sat.s32").unwrap() + 40);
+    std::fs::write(
+        &file,
+        format!(
+            "{start}{}{}",
+            if end.starts_with('0') { '1' } else { '0' },
+            &end[1..]
+        ),
+    )
+    .unwrap();
+    let (verified, text) = command(&["verify", path]);
+    assert!(!verified && text.contains("FAILED add.sat.s32"), "{text}");
+}

@@ -244,7 +244,7 @@ pub fn check_plan(
 }
 
 /// Runs a recipe whose integers (ids, offsets, lengths, block numbers) are out of range, which the host's check is made to skip. The
-/// kernels must stay in bounds, and the queue must report it at its next synchronize. What does not hold is in the answer.
+/// kernels must stay in bounds, and the queue must report it at its next synchronize. What does not hold is in the answer, beside the outputs.
 ///
 /// # Errors
 /// `Unsupported` where the device cannot run the op; whatever else goes wrong.
@@ -252,7 +252,7 @@ pub fn check_out_of_range(
     subject: &Subject,
     queue: &dyn Queue,
     recipe: &Recipe,
-) -> Result<Vec<String>> {
+) -> Result<(Vec<String>, Operands)> {
     let kind = kind_of(&recipe.op)?;
     let request = recipe.request()?;
     let op = kind.parse(&request.signature())?;
@@ -280,8 +280,8 @@ pub fn check_out_of_range(
         Err(error) => return Err(error),
         Ok(()) => findings.push("nothing was reported at the next synchronize".into()),
     }
-    arena.inspect(queue, &mut findings)?;
-    Ok(findings)
+    let outputs = arena.inspect(queue, &mut findings)?;
+    Ok((findings, host_outputs(&operands, &outputs)?))
 }
 
 fn run_and_judge(

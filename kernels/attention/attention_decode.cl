@@ -46,10 +46,20 @@
 #define FETCH(address) prefetch(address, 1)
 #endif
 
-// Sums of even and odd neighbours, a's then b's.
+// Halves the lanes of two vectors: neighbours of four lanes, then pairs of such fours, then halves of the vector. The first two stay inside
+// four lanes, which takes a processor one cycle where lanes that cross the vector take several.
 float16 add_neighbours(float16 a, float16 b) {
-  const uint16 even = (uint16)(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  return shuffle2(a, b, even) + shuffle2(a, b, even + 1);
+  const uint16 even = (uint16)(0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30);
+  return shuffle2(a, b, even) + shuffle2(a, b, even + 1u);
+}
+
+float16 add_fours(float16 a, float16 b) {
+  const uint16 even = (uint16)(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+  return shuffle2(a, b, even) + shuffle2(a, b, even + 4u);
+}
+
+float16 add_halves(float16 a, float16 b) {
+  return (float16)(a.lo, b.lo) + (float16)(a.hi, b.hi);
 }
 
 // Each row's greatest lane, in all lanes of the row.
@@ -62,7 +72,8 @@ float16 most_of_rows(float16 x) {
   return x;
 }
 
-// Where the rows of a block of keys lie, of the work-group's first head; keys past the end repeat the last. Bit j of `missing` says that key j is not there.
+// Where the rows of a block of keys lie, of the work-group's first head; keys past the end repeat the last. Bit j of `missing` says that
+// key j is not there: its row is not read.
 struct block {
   long k[KEY_BLOCK], v[KEY_BLOCK];
   ulong missing;
@@ -72,29 +83,23 @@ struct block {
 void find_block(struct block *b, const struct rows *k, const struct rows *v, int first_key, int end) {
   b->keys = clamp(end - first_key, 0, KEY_BLOCK);
   b->missing = 0;
-  int left = 0;
-  long k_row = 0, v_row = 0;
-  for (int j = 0; j < b->keys; j++, left--) {
-    if (left == 0) { // of keys that lie in regular distances
-      k_row = row_of(k, first_key + j);
-      v_row = row_of(v, first_key + j);
-      left = LAYOUT == 2 ? ((first_key + j) / k->block_size + 1) * k->block_size - (first_key + j) : KEY_BLOCK;
-    } else {
-      k_row += k_row < 0 ? 0 : k->row_stride;
-      v_row += v_row < 0 ? 0 : v->row_stride;
-    }
+  for (int j = 0, after; j < b->keys; j = after) { // runs of keys in regular distances
+    after = b->keys;
+    if (LAYOUT == 2)
+      after = min(after, ((first_key + j) / k->block_size + 1) * k->block_size - first_key);
+    int filled = after < b->keys ? after : KEY_BLOCK;
+    long k_row = row_of(k, first_key + j), v_row = row_of(v, first_key + j);
     if (k_row < 0)
-      b->missing |= 1UL << j;
-    b->k[j] = max(k_row, 0L);
-    b->v[j] = max(v_row, 0L);
-  }
-  for (int j = b->keys; j < KEY_BLOCK; j++) {
-    b->k[j] = max(k_row, 0L);
-    b->v[j] = max(v_row, 0L);
+      b->missing |= ~0UL >> (64 - (filled - j)) << j;
+    for (int i = j; i < filled; i++) {
+      int key = min(i, after - 1) - j;
+      b->k[i] = max(k_row, 0L) + key * k->row_stride;
+      b->v[i] = max(v_row, 0L) + key * v->row_stride;
+    }
   }
 }
 
-void fetch_row(__global const T *x, int columns) {
+void fetch_columns(__global const T *x, int columns) {
   for (int c = 0; c < columns; c += 64 / (int)sizeof(T))
     FETCH(x + c);
 }
@@ -147,6 +152,8 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attention_decode(OP
     const struct block *b = &blocks_of_keys[now], *next = &blocks_of_keys[now ^ 1];
     find_block(&blocks_of_keys[now ^ 1], &k_rows, &v_rows, first_key + KEY_BLOCK, end);
     int block = b->keys;
+    // Rows that are not there have no columns: they are not read, so that what lies elsewhere cannot reach the sums.
+    int block_d = b->missing ? 0 : whole_d, block_dv = b->missing ? 0 : whole_dv;
     for (int h = 0; h < head_count; h++) {
       __global const T *k_head = k + h * k_head_stride, *v_head = v + h * v_head_stride;
       const float16 *head_queries = queries + h * FEW_ROWS * HEAD_VECTORS;
@@ -157,12 +164,12 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attention_decode(OP
           if (next->keys > 0)
             UNROLL for (int i = 0; i < SIDE; i++) {
               int at = h * KEY_BLOCK + j + t + i;
-              fetch_row(k + next->k[at / HEADS] + at % HEADS * k_head_stride, d);
+              fetch_columns(k + next->k[at / HEADS] + at % HEADS * k_head_stride, d);
             }
           __global const T *row[SIDE];
           UNROLL for (int i = 0; i < SIDE; i++) row[i] = k_head + b->k[j + t + i];
           int x = 0;
-          for (; x < whole_d; x += 16) {
+          for (; x < block_d; x += 16) {
             float16 element[SIDE];
             UNROLL for (int i = 0; i < SIDE; i++) element[i] = load16(row[i], x);
             UNROLL for (int r = 0; r < FEW_ROWS; r++) {
@@ -173,15 +180,15 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attention_decode(OP
           }
           for (; x < d; x += 16)
             UNROLL for (int i = 0; i < SIDE; i++) {
-              float16 element = load_columns(row[i], 0, k_stride, x, d);
+              float16 element = load_columns(row[i], 0, k_stride, x, b->missing >> (j + t + i) & 1 ? 0 : d);
               UNROLL for (int r = 0; r < FEW_ROWS; r++)
                 acc[(t + i) * FEW_ROWS + r] = FMA(element, head_queries[r * HEAD_VECTORS + x / 16], acc[(t + i) * FEW_ROWS + r]);
             }
         }
         UNROLL for (int i = 0; i < 8; i++) acc[i] = add_neighbours(acc[2 * i], acc[2 * i + 1]);
         UNROLL for (int i = 0; i < 4; i++) acc[i] = add_neighbours(acc[2 * i], acc[2 * i + 1]);
-        UNROLL for (int i = 0; i < 2; i++) acc[i] = add_neighbours(acc[2 * i], acc[2 * i + 1]);
-        scores[j / KEYS] = add_neighbours(acc[0], acc[1]);
+        UNROLL for (int i = 0; i < 2; i++) acc[i] = add_fours(acc[2 * i], acc[2 * i + 1]);
+        scores[j / KEYS] = add_halves(acc[0], acc[1]);
       }
       float16 top = most_of_rows(finish_scores(scores, first_key, block, KEYS, b->missing, &lanes[h], mask, mask_stride, softcap, flags));
       top = select(most[h], top, top > most[h]);
@@ -200,20 +207,29 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attention_decode(OP
         float16 acc[FEW_ROWS][COLUMNS];
         UNROLL for (int r = 0; r < FEW_ROWS; r++) UNROLL for (int t = 0; t < COLUMNS; t++)
           acc[r][t] = head_sums[r * HEAD_VECTORS + c / 16 + t] * ((const float *)&rescale)[r];
-        bool whole = c + 16 * COLUMNS <= whole_dv;
-        for (int j = 0; j < block; j++) {
-          if (c == 0 && next->keys > 0) {
-            int at = h * KEY_BLOCK + j;
-            fetch_row(v + next->v[at / HEADS] + at % HEADS * v_head_stride, dv);
-          }
-          __global const T *row = v_head + b->v[j] ;
-          float16 value[COLUMNS];
-          if (whole)
-            UNROLL for (int t = 0; t < COLUMNS; t++) value[t] = load16(row, c + 16 * t);
+        bool whole = c + 16 * COLUMNS <= block_dv;
+        for (int j = 0; j < block; j += 4) {
+          if (next->keys > 0)
+            UNROLL for (int i = 0; i < 4; i++) {
+              int at = h * KEY_BLOCK + j + i;
+              fetch_columns(v + next->v[at / HEADS] + at % HEADS * v_head_stride + c, 16 * COLUMNS);
+            }
+          if (whole && j + 4 <= block)
+            UNROLL for (int i = 0; i < 4; i++) {
+              __global const T *row = v_head + b->v[j + i];
+              float16 value[COLUMNS];
+              UNROLL for (int t = 0; t < COLUMNS; t++) value[t] = load16(row, c + 16 * t);
+              UNROLL for (int r = 0; r < FEW_ROWS; r++) UNROLL for (int t = 0; t < COLUMNS; t++)
+                acc[r][t] = FMA((float16)(p[(j + i) * FEW_ROWS + r]), value[t], acc[r][t]);
+            }
           else
-            UNROLL for (int t = 0; t < COLUMNS; t++) value[t] = load_columns(row, 0, v_stride, c + 16 * t, dv);
-          UNROLL for (int r = 0; r < FEW_ROWS; r++) UNROLL for (int t = 0; t < COLUMNS; t++)
-            acc[r][t] = FMA((float16)(p[j * FEW_ROWS + r]), value[t], acc[r][t]);
+            for (int i = j; i < min(j + 4, block); i++) {
+              int columns = b->missing >> i & 1 ? 0 : dv;
+              float16 value[COLUMNS];
+              UNROLL for (int t = 0; t < COLUMNS; t++) value[t] = load_columns(v_head + b->v[i], 0, v_stride, c + 16 * t, columns);
+              UNROLL for (int r = 0; r < FEW_ROWS; r++) UNROLL for (int t = 0; t < COLUMNS; t++)
+                acc[r][t] = FMA((float16)(p[i * FEW_ROWS + r]), value[t], acc[r][t]);
+            }
         }
         UNROLL for (int r = 0; r < FEW_ROWS; r++) UNROLL for (int t = 0; t < COLUMNS; t++)
           head_sums[r * HEAD_VECTORS + c / 16 + t] = acc[r][t];

@@ -67,16 +67,15 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void attention_prefill(O
     int block = min(KEY_BLOCK, end - first_key);
     ulong missing = 0;
     for (int j = 0; j < block; j++) {
-      long row = row_of(&k_rows, first_key + j);
-      if (row < 0) {
+      // A row that is not there is not read: what lies elsewhere cannot reach the sums.
+      long k_row = row_of(&k_rows, first_key + j), v_row = row_of(&v_rows, first_key + j);
+      int k_columns = k_row < 0 ? 0 : d, v_columns = v_row < 0 ? 0 : dv;
+      if (k_row < 0)
         missing |= 1UL << j;
-        row = 0;
-      }
       for (int x = 0; x < d; x += 16)
-        vstore16(load_columns(k, row, k_stride, x, d), 0, keys + j * HEAD_MAX + x);
-      row = max(row_of(&v_rows, first_key + j), 0L);
+        vstore16(load_columns(k, k_row, k_stride, x, k_columns), 0, keys + j * HEAD_MAX + x);
       for (int c = 0; c < dv; c += 16)
-        vstore16(load_columns(v, row, v_stride, c, dv), 0, values + j * HEAD_MAX + c);
+        vstore16(load_columns(v, v_row, v_stride, c, v_columns), 0, values + j * HEAD_MAX + c);
     }
     for (int i = block * HEAD_MAX; i < (block + TILE - 1) / TILE * TILE * HEAD_MAX; i++)
       keys[i] = 0.0f;

@@ -110,6 +110,90 @@ fn widen_f16(bits: u16) -> f32 {
     f32::from_bits(moved | special | sign)
 }
 
+/// Vectors whose lanes are summed together.
+pub(super) const SUMS: usize = 16;
+
+/// Each vector's sum over its lanes.
+#[inline(always)]
+pub(super) fn sum_lanes<S: Simd>(simd: S, vectors: &[S::f32s; SUMS]) -> [f32; SUMS] {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(v4) = (&simd as &dyn Any).downcast_ref::<V4>() {
+        return transposed_sums(*v4, cast_slice(vectors));
+    }
+    let mut sums = [0.0; SUMS];
+    for (sum, &vector) in sums.iter_mut().zip(vectors) {
+        *sum = simd.reduce_sum_f32s(vector);
+    }
+    sums
+}
+
+/// Sums of lanes of 16 vectors by 15 sums of two vectors, each of which halves the lanes of both: neighbours of four lanes, then pairs of such
+/// fours, then halves of the vector.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn transposed_sums(simd: V4, vectors: &[[f32; 16]]) -> [f32; 16] {
+    let avx = simd.avx512f;
+    let mut sums = [avx._mm512_setzero_ps(); 16];
+    for (sum, &vector) in sums.iter_mut().zip(vectors) {
+        *sum = cast(vector);
+    }
+    for count in [8, 4] {
+        for i in 0..count {
+            let (a, b) = (sums[2 * i], sums[2 * i + 1]);
+            sums[i] = avx._mm512_add_ps(
+                avx._mm512_shuffle_ps::<0b10_00_10_00>(a, b),
+                avx._mm512_shuffle_ps::<0b11_01_11_01>(a, b),
+            );
+        }
+    }
+    // Now vector i holds the sums of vectors 4 i to 4 i + 3, a quarter of them in each four lanes.
+    for i in 0..2 {
+        let (a, b) = (sums[2 * i], sums[2 * i + 1]);
+        sums[i] = avx._mm512_add_ps(
+            avx._mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+            avx._mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
+        );
+    }
+    let (a, b) = (sums[0], sums[1]);
+    cast(avx._mm512_add_ps(
+        avx._mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+        avx._mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
+    ))
+}
+
+/// `exp_nonpositive` of each lane.
+#[inline(always)]
+pub(super) fn exp_lanes<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let constant = |value: f32| simd.splat_f32s(value);
+    let t = simd.mul_add_e_f32s(
+        x,
+        constant(std::f32::consts::LOG2_E),
+        constant(12_582_912.0),
+    );
+    let n = simd.sub_f32s(t, constant(12_582_912.0));
+    let f = simd.mul_add_e_f32s(n, constant(-0.693_145_75), x);
+    let f = simd.mul_add_e_f32s(n, constant(-1.428_606_8e-6), f);
+    let mut y = constant(1.987_569_1e-4);
+    for coefficient in [
+        1.398_2e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        0.5,
+    ] {
+        y = simd.mul_add_e_f32s(y, f, constant(coefficient));
+    }
+    let y = simd.mul_add_e_f32s(y, simd.mul_f32s(f, f), simd.add_f32s(f, constant(1.0)));
+    let power = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(t), simd.splat_u32s(23));
+    let power = simd.add_u32s(power, simd.splat_u32s(0x3f80_0000));
+    let value = simd.mul_f32s(y, simd.transmute_f32s_u32s(power));
+    simd.select_f32s(
+        simd.less_than_f32s(x, constant(-87.33)),
+        constant(0.0),
+        value,
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use pulp::{Arch, Simd, WithSimd};

@@ -13,7 +13,9 @@ fn inputs(seed: u64) -> Vec<f64> {
     let mut state = seed;
     (0..N)
         .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let unit = (state >> 11) as f64 / (1_u64 << 53) as f64;
             (unit * 2.0 - 1.0) * 2f64.powi((state >> 3) as i32 & 15).recip() * 60.0
         })
@@ -27,7 +29,10 @@ fn ulp32(value: f64) -> f64 {
 
 #[test]
 fn single_precision() {
-    let (x, y): (Vec<f32>, Vec<f32>) = (inputs(1).iter().map(|&v| v as f32).collect(), inputs(2).iter().map(|&v| v as f32 / 8.0).collect());
+    let (x, y): (Vec<f32>, Vec<f32>) = (
+        inputs(1).iter().map(|&v| v as f32).collect(),
+        inputs(2).iter().map(|&v| v as f32 / 8.0).collect(),
+    );
     type Function = (&'static str, f64, fn(f64, f64) -> f64);
     let functions: [Function; 13] = [
         ("expf", 1.0, |a, _| a.exp()),
@@ -45,7 +50,10 @@ fn single_precision() {
         ("atan2f", 3.0, f64::atan2),
     ];
     let mut out = vec![0; functions.len() * N * 4];
-    let buffers = [bytes_of(&x, f32::to_le_bytes), bytes_of(&y, f32::to_le_bytes)];
+    let buffers = [
+        bytes_of(&x, f32::to_le_bytes),
+        bytes_of(&y, f32::to_le_bytes),
+    ];
     run("singles", buffers, &mut out);
     for (function, out) in functions.iter().zip(out.chunks(N * 4)) {
         let (name, bound, exact) = function;
@@ -53,7 +61,12 @@ fn single_precision() {
             let exact = exact(f64::from(x[i]), f64::from(y[i]));
             let error = (f64::from(found) - exact).abs() / ulp32(exact);
             // The guide counts in ulp of the rounded result, which may have rounded by half of one.
-            assert!(error <= bound + 0.5, "{name}({}, {}) is {found}, exactly {exact}: {error} ulp", x[i], y[i]);
+            assert!(
+                error <= bound + 0.5,
+                "{name}({}, {}) is {found}, exactly {exact}: {error} ulp",
+                x[i],
+                y[i]
+            );
         }
     }
 }
@@ -70,7 +83,14 @@ fn double_precision() {
         ("sqrt", 0.0, |a, _| a.abs().sqrt()),
     ];
     let mut out = vec![0; functions.len() * N * 8];
-    run("doubles", [bytes_of(&x, f64::to_le_bytes), bytes_of(&y, f64::to_le_bytes)], &mut out);
+    run(
+        "doubles",
+        [
+            bytes_of(&x, f64::to_le_bytes),
+            bytes_of(&y, f64::to_le_bytes),
+        ],
+        &mut out,
+    );
     for ((name, bound, exact), out) in functions.iter().zip(out.chunks(N * 8)) {
         for (i, raw) in out.chunks(8).enumerate() {
             let found = f64::from_le_bytes(raw.try_into().unwrap());
@@ -78,15 +98,32 @@ fn double_precision() {
             let ulp = f64::from_bits(exact.abs().to_bits() + 1) - exact.abs();
             // The host's own functions may err by one.
             let allowed = if *bound == 0.0 { 0.0 } else { bound + 1.0 };
-            assert!((found - exact).abs() <= allowed * ulp, "{name}({}, {}) is {found:e}, here {exact:e}", x[i], y[i]);
+            assert!(
+                (found - exact).abs() <= allowed * ulp,
+                "{name}({}, {}) is {found:e}, here {exact:e}",
+                x[i],
+                y[i]
+            );
         }
     }
 }
 
 #[test]
 fn integers_of_64_bits() {
-    let whole = |seed| inputs(seed).iter().map(|&v| (v * 1e17) as i64 | 1).collect::<Vec<i64>>();
-    let (x, y) = (whole(5), whole(6).iter().enumerate().map(|(i, v)| v >> (i % 60) | 1).collect::<Vec<_>>());
+    let whole = |seed| {
+        inputs(seed)
+            .iter()
+            .map(|&v| (v * 1e17) as i64 | 1)
+            .collect::<Vec<i64>>()
+    };
+    let (x, y) = (
+        whole(5),
+        whole(6)
+            .iter()
+            .enumerate()
+            .map(|(i, v)| v >> (i % 60) | 1)
+            .collect::<Vec<_>>(),
+    );
     let functions: [fn(i64, i64) -> i64; 7] = [
         i64::wrapping_div,
         i64::wrapping_rem,
@@ -97,15 +134,34 @@ fn integers_of_64_bits() {
         |a, b| a.wrapping_mul(b) >> (b & 63),
     ];
     let mut out = vec![0; functions.len() * N * 8];
-    run("integers", [bytes_of(&x, i64::to_le_bytes), bytes_of(&y, i64::to_le_bytes)], &mut out);
+    run(
+        "integers",
+        [
+            bytes_of(&x, i64::to_le_bytes),
+            bytes_of(&y, i64::to_le_bytes),
+        ],
+        &mut out,
+    );
     for (number, (function, out)) in functions.iter().zip(out.chunks(N * 8)).enumerate() {
         for (i, raw) in out.chunks(8).enumerate() {
-            assert_eq!(i64::from_le_bytes(raw.try_into().unwrap()), function(x[i], y[i]), "{number}: {} {}", x[i], y[i]);
+            assert_eq!(
+                i64::from_le_bytes(raw.try_into().unwrap()),
+                function(x[i], y[i]),
+                "{number}: {} {}",
+                x[i],
+                y[i]
+            );
         }
     }
 }
 
 fn run(entry: &str, [mut x, mut y]: [Vec<u8>; 2], out: &mut [u8]) {
-    let mut arguments = [Argument::Memory(&mut x), Argument::Memory(&mut y), Argument::Memory(out), (N as u32).into()];
-    launch_entry(TEXT, entry, Shape::new(1, N as u32), &mut arguments).unwrap_or_else(|report| panic!("{report}"));
+    let mut arguments = [
+        Argument::Memory(&mut x),
+        Argument::Memory(&mut y),
+        Argument::Memory(out),
+        (N as u32).into(),
+    ];
+    launch_entry(TEXT, entry, Shape::new(1, N as u32), &mut arguments)
+        .unwrap_or_else(|report| panic!("{report}"));
 }

@@ -1,6 +1,6 @@
 //! What the cpu device asks of the machine: its size, raw memory, and the matrix product of the `gemm` crate.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 use std::thread::available_parallelism;
 
@@ -71,6 +71,20 @@ pub(super) fn prefetch(bytes: &[u8]) {
     let _ = bytes;
 }
 
+/// The size of a huge page, where there is such a thing; elsewhere it is a mere alignment.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// A core reads memory in huge pages a quarter faster (Zen 4: 30 in place of 23 GB/s). Without them it is the same memory.
+fn ask_for_huge_pages(pointer: NonNull<u8>, size: usize) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: the range is our own allocation, aligned to a page; the advice changes no byte of it, and may be refused.
+    unsafe {
+        libc::madvise(pointer.as_ptr().cast(), size, libc::MADV_HUGEPAGE);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (pointer, size);
+}
+
 /// A range of host memory, freed on drop if it is our own.
 pub(super) struct RawMemory {
     pointer: NonNull<u8>,
@@ -85,13 +99,20 @@ unsafe impl Send for RawMemory {}
 unsafe impl Sync for RawMemory {}
 
 impl RawMemory {
-    /// Zeroed memory. The system commits pages at first touch.
+    /// Zeroed memory, in huge pages where it is large and the system gives them on request.
     pub(super) fn zeroed(bytes: u64) -> Result<RawMemory> {
         let full = || Error::new(ErrorKind::OutOfMemory, format!("{bytes} bytes of host memory"));
         let size = usize::try_from(bytes).map_err(|_| full())?.max(1);
-        let layout = Layout::from_size_align(size, BASE_ALIGNMENT as usize).map_err(|_| full())?;
+        let huge = size >= 2 * HUGE_PAGE;
+        let alignment = if huge { HUGE_PAGE } else { BASE_ALIGNMENT as usize };
+        let layout = Layout::from_size_align(size, alignment).map_err(|_| full())?;
         // SAFETY: the layout's size is at least 1.
-        let pointer = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(full)?;
+        let pointer = NonNull::new(unsafe { alloc(layout) }).ok_or_else(full)?;
+        if huge {
+            ask_for_huge_pages(pointer, size);
+        }
+        // SAFETY: the allocation has this size and is nobody else's yet.
+        unsafe { pointer.write_bytes(0, size) };
         Ok(RawMemory { pointer, bytes, owned: Some(layout) })
     }
 

@@ -3,6 +3,7 @@
 use std::any::TypeId;
 
 use pulp::{Arch, Simd, WithSimd};
+use ropeway_core::native::NativeDevice;
 
 use crate::convert::{self, Widen};
 
@@ -12,12 +13,19 @@ const BLOCK: usize = 1024;
 /// Rows of w that are read side by side.
 const SIDE_BY_SIDE: usize = 4;
 
+/// Elements of a row between two looks ahead.
+const AHEAD: usize = 1024;
+
 /// `sums[i][j] = Σ w(i)[k] · x[j][k]` for few rows of x, which lie one after the other: each row of w is read once. Four rows of w are read
 /// side by side, which is what keeps memory busy, and each of their vectors serves up to four rows of x.
+///
+/// Rows of f16 and bf16 are too short for that: those of the next four are asked for while four are multiplied, unless so many rows of
+/// x make memory wait anyway. (f32 lost by it.)
 ///
 /// # Panics
 /// If x or sums hold no whole rows.
 pub(crate) fn few_rows<'w, T: Widen + bytemuck::Pod>(
+    device: &dyn NativeDevice,
     w: impl Fn(usize) -> &'w [T],
     x: &[f32],
     k: usize,
@@ -25,30 +33,46 @@ pub(crate) fn few_rows<'w, T: Widen + bytemuck::Pod>(
     scratch: &mut Vec<f32>,
 ) {
     match x.len() / k {
-        1 => few_rows_by::<T, 1>(w, x, k, sums, scratch),
-        2 => few_rows_by::<T, 2>(w, x, k, sums, scratch),
-        _ => few_rows_by::<T, 4>(w, x, k, sums, scratch),
+        1 => few_rows_by::<T, 1>(device, w, x, k, sums, scratch),
+        2 => few_rows_by::<T, 2>(device, w, x, k, sums, scratch),
+        _ => few_rows_by::<T, 4>(device, w, x, k, sums, scratch),
     }
 }
 
 fn few_rows_by<'w, T: Widen + bytemuck::Pod, const X: usize>(
+    device: &dyn NativeDevice,
     w: impl Fn(usize) -> &'w [T],
     x: &[f32],
     k: usize,
     sums: &mut [f32],
     scratch: &mut Vec<f32>,
 ) {
-    let x_rows = x.len() / k;
+    let (x_rows, w_rows) = (x.len() / k, sums.len() / (x.len() / k));
+    let look_ahead = size_of::<T>() < 4 && X <= 2;
+    let block = if look_ahead { AHEAD } else { k };
     for (tile, sums) in sums.chunks_mut(SIDE_BY_SIDE * x_rows).enumerate() {
+        let first = tile * SIDE_BY_SIDE;
         // Rows past the last repeat it; nobody looks at their sums.
-        let last = sums.len() / x_rows - 1;
-        let w: [&[T]; SIDE_BY_SIDE] = std::array::from_fn(|i| w(tile * SIDE_BY_SIDE + i.min(last)));
-        for (part, x) in x.chunks(X * k).enumerate() {
-            let count = x.len() / k;
-            let x: [&[f32]; X] = std::array::from_fn(|j| &x[j.min(count - 1) * k..][..k]);
-            let products = dots(w, x, scratch);
-            for (sums, products) in sums.chunks_mut(x_rows).zip(&products) {
-                sums[part * X..][..count].copy_from_slice(&products[..count]);
+        let rows: [&[T]; SIDE_BY_SIDE] = std::array::from_fn(|i| w((first + i).min(w_rows - 1)));
+        for begin in (0..k).step_by(block) {
+            let range = begin..k.min(begin + block);
+            if look_ahead {
+                for next in first + SIDE_BY_SIDE..w_rows.min(first + 2 * SIDE_BY_SIDE) {
+                    device.prefetch(bytemuck::cast_slice(&w(next)[range.clone()]));
+                }
+            }
+            let w = rows.map(|row| &row[range.clone()]);
+            for (part, x) in x.chunks(X * k).enumerate() {
+                let count = x.len() / k;
+                let x: [&[f32]; X] =
+                    std::array::from_fn(|j| &x[j.min(count - 1) * k..][range.clone()]);
+                let products = dots(w, x, scratch);
+                for (sums, products) in sums.chunks_mut(x_rows).zip(&products) {
+                    let sums = &mut sums[part * X..][..count];
+                    for (sum, product) in sums.iter_mut().zip(products) {
+                        *sum = if begin == 0 { *product } else { *sum + product };
+                    }
+                }
             }
         }
     }

@@ -93,7 +93,7 @@ impl Product<'_> {
         if target.rows == 0 || columns == 0 {
             return;
         }
-        if self.run_skinny(d, target) {
+        if self.run_skinny(device, d, target) {
             return;
         }
         if self.run_tiles(device, d, target) {
@@ -122,7 +122,12 @@ impl Product<'_> {
     }
 
     /// Few rows, or few columns: the large operand is read once, as it lies. False if the problem is not of that kind.
-    fn run_skinny<T: Element>(&self, d: &mut [T], target: Target) -> bool {
+    fn run_skinny<T: Element>(
+        &self,
+        device: &dyn NativeDevice,
+        d: &mut [T],
+        target: Target,
+    ) -> bool {
         if matches!(self.a.elements, Elements::I8(_)) || self.k == 0 {
             return false;
         }
@@ -133,6 +138,7 @@ impl Product<'_> {
             false => (self.a, self.b.transposed()),
         };
         let skinny = Skinny {
+            device,
             w,
             w_rows: rows.max(self.n),
             x,

@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use ropeway_core::native::NativeDevice;
+
 use super::Side;
 use super::elements::Elements;
 use crate::convert::Widen;
@@ -16,6 +18,7 @@ const K_STEP: usize = 4;
 
 /// The large operand w, [rows, k], and the small one x, [at most `ROWS`, k].
 pub(super) struct Skinny<'a> {
+    pub(super) device: &'a dyn NativeDevice,
     pub(super) w: Side<'a>,
     pub(super) w_rows: usize,
     pub(super) x: Side<'a>,
@@ -83,7 +86,7 @@ impl Skinny<'_> {
         sums: &mut [f32],
     ) {
         let row = |row: usize| &w[self.w.at + (first + row) * self.w.row..][..self.k];
-        few_rows(row, x, self.k, sums, &mut Vec::new());
+        few_rows(self.device, row, x, self.k, sums, &mut Vec::new());
     }
 
     /// Columns of w that lie side by side: multiples of them are added up, a few k at a time.

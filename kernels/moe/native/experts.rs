@@ -94,14 +94,14 @@ impl<T: Element> Weights<'_, T> {
     }
 
     /// The same for the few dense rows `a` [m, k], a dot product for each element of `d` [n, m].
-    fn dot_products(&self, expert: usize, a: &[f32], d: &mut [f32]) {
+    fn dot_products(&self, device: &dyn NativeDevice, expert: usize, a: &[f32], d: &mut [f32]) {
         let [n, k] = self.shape;
         let m = d.len() / n;
         d.par_chunks_mut(TASK_DOTS * m).enumerate().for_each_init(
             Vec::new,
             |scratch, (block, d)| {
                 let row = |row| self.row(expert, block * TASK_DOTS + row);
-                few_rows(row, a, k, d, scratch);
+                few_rows(device, row, a, k, d, scratch);
             },
         );
     }
@@ -149,14 +149,14 @@ impl<T: Element> Experts<'_, T> {
             self.load(*pair, to);
         }
         let both = at_least(&mut buffers.gate_up, 2 * inter * m, 0.0);
-        self.gate_up.dot_products(task.expert, x, both);
+        self.gate_up.dot_products(self.device, task.expert, x, both);
         let (gate, up) = both.split_at(inter * m);
         let by_column = at_least(&mut buffers.wide, inter * m, 0.0);
         swiglu(gate, up, by_column);
         let h = at_least(&mut buffers.h, inter * m, 0.0);
         transpose(by_column, m, h);
         let down = at_least(&mut buffers.down, hidden * m, 0.0);
-        self.down.dot_products(task.expert, h, down);
+        self.down.dot_products(self.device, task.expert, h, down);
         transpose(down, m, task.rows);
     }
 

@@ -12,7 +12,8 @@
  *   softmax in shared memory  p [KEY_VECTORS * GROUP keys][lane][row of the lane], its maximum over all subgroups
  *   sums    a subgroup takes 4 * SUBGROUP columns and all keys:  o[column][row] += v[key][column] (handed around) * p[key][row]
  *
- * The sums never leave registers (as far as there are any: 128 a lane).
+ * The sums leave registers (as far as there are any: 128 a lane) only at the end, by the same code that shares the scores: every
+ * unrolled access to shared memory takes a driver long to compile.
  *
  * Specialization constants beside those of attention.glsl:
  *   SUBGROUP     8    invocations in a subgroup, the device's: 4, 8 or 16
@@ -37,25 +38,35 @@ const uint COLUMNS = 4 * SUBGROUP;
 const uint KEYS = KEY_VECTORS * SUBGROUP;
 const uint BLOCK = KEY_VECTORS * GROUP;
 const uint PAIRS = ROWS_EACH / 2;
+const uint CHUNKS = COLUMNS / KEYS;
+#define KEYS_UNROLLED 4
 
 layout(local_size_x_id = 5) in;
 
 #if INT_64
-shared uint64_t p[BLOCK * ROWS / 2], tops[SUBGROUPS * ROWS / 2];
+shared uint64_t p[BLOCK * ROWS / 2], tops[SUBGROUPS * ROWS / 2], factors[ROWS / 2];
 #define LOAD_PAIR(array, i) uintBitsToFloat(unpack32(array[i]))
 #define STORE_PAIR(array, i, pair) array[i] = pack64(floatBitsToUint(pair))
 #else
-shared uvec2 p[BLOCK * ROWS / 2], tops[SUBGROUPS * ROWS / 2];
+shared uvec2 p[BLOCK * ROWS / 2], tops[SUBGROUPS * ROWS / 2], factors[ROWS / 2];
 #define LOAD_PAIR(array, i) uintBitsToFloat(array[i])
 #define STORE_PAIR(array, i, pair) array[i] = floatBitsToUint(pair)
 #endif
 shared uvec2 v_row[BLOCK];
 
+/* Four elements of a row from column c on, of which the first is there. */
+vec4 fours_of(uvec2 row, uvec2 stride, int c, int columns)
+{
+  return VECTOR ? load_4(element_at(row, uint(c), DTYPE), DTYPE) : columns_of(row, stride, c, columns, false);
+}
+
 void main()
 {
-  int group = arguments.heads / arguments.kv_heads, kv_head = int(gl_WorkGroupID.x);
+  /* The works of a key head follow each other: its keys and values stay in cache. */
+  uint place = gl_WorkGroupID.y * gl_NumWorkGroups.x + gl_WorkGroupID.x, works = gl_NumWorkGroups.y;
+  int group = arguments.heads / arguments.kv_heads, kv_head = int(place / works);
   Work w;
-  if (!find_work(int(gl_WorkGroupID.y), ROWS, w)) return;
+  if (!find_work(int(place % works), ROWS, w)) return;
   Sequence s = w.s;
   Rows keys = key_rows(s, kv_head), values = value_rows(s, kv_head);
   uint lane = gl_SubgroupInvocationID, subgroup = gl_SubgroupID;
@@ -96,22 +107,37 @@ void main()
     end = min(end, (w.split + 1) * SPLIT_KEYS);
   }
   uint own = subgroup * KEYS * (ROWS / 2) + lane * PAIRS;
-  for (int first_key = first; first_key < end; first_key += int(BLOCK)) {
+  int rounds = (max(end - first, 0) + int(BLOCK) - 1) / int(BLOCK);
+  bool split = s.splits > 1;
+  uvec2 to[ROWS_EACH], to_stride = split ? uvec2(1, 0) : arguments.o_stride;
+  [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) {
+    int row = first_row + int(lane * ROWS_EACH + r), query = row / group, head = row + (kv_head - query) * group;
+    to[r] = uvec2(0);
+    if (row < rows) to[r] = split ? partial_row(s.slot + w.split, kv_head, row) : o_row(s, query, head);
+  }
+  for (int round = 0; round < rounds + int(CHUNKS); round++) {
+    /* The last rounds have no keys: what they pass through shared memory in place of scores are the sums, KEYS columns in each. */
+    bool last = round >= rounds;
+    int chunk = round - rounds, first_key = first + round * int(BLOCK);
     uvec2 k_at[KEY_VECTORS];
     [[unroll]] for (uint i = 0; i < KEY_VECTORS; i++) {
       uint in_block = subgroup * KEYS + i * SUBGROUP + lane;
       int key = min(first_key + int(in_block), end - 1);
-      k_at[i] = row_of(keys, key);
-      if (LAYOUT == 2) v_row[in_block] = row_of(values, key);
+      k_at[i] = uvec2(0);
+      if (!last) {
+        k_at[i] = row_of(keys, key);
+        if (LAYOUT == 2) v_row[in_block] = row_of(values, key);
+      }
     }
     float scores[KEYS * ROWS_EACH];
     [[unroll]] for (uint i = 0; i < KEYS * ROWS_EACH; i++) scores[i] = 0.0;
-    for (int x = 0; x < d; x += 4) {
+    int columns = last ? 0 : d;
+    for (int x = 0; x < columns; x += 4) {
       vec4 q[ROWS_EACH], k[KEY_VECTORS];
-      [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) q[r] = columns_of(q_at[r], q_stride, x, d, VECTOR);
+      [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) q[r] = fours_of(q_at[r], q_stride, x, d);
       [[unroll]] for (uint i = 0; i < KEY_VECTORS; i++) {
         k[i] = vec4(0.0);
-        if (LAYOUT != 2 || !is_absent(k_at[i])) k[i] = columns_of(k_at[i], k_stride, x, d, VECTOR);
+        if (LAYOUT != 2 || !is_absent(k_at[i])) k[i] = fours_of(k_at[i], k_stride, x, d);
       }
       [[unroll]] for (uint j = 0; j < KEYS; j++) {
         vec4 element;
@@ -122,27 +148,37 @@ void main()
     }
 
     float top[ROWS_EACH];
-    [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) top[r] = -INFINITY;
+    uint before[ROWS_EACH], visible[ROWS_EACH];
     int at = first_key + int(subgroup * KEYS);
+    [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) {
+      top[r] = -INFINITY;
+      before[r] = uint(first_seen[r] - at);
+      visible[r] = uint(max(min(last_seen[r], end - 1) + 1 - first_seen[r], 0));
+    }
     [[unroll]] for (uint j = 0; j < KEYS; j++)
       [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2) {
         vec2 pair = vec2(scores[j * ROWS_EACH + r], scores[j * ROWS_EACH + r + 1]) * scale;
         if (!finish) {
           [[unroll]] for (uint i = 0; i < 2; i++) {
-            bool seen = at + int(j) >= first_seen[r + i] && at + int(j) <= min(last_seen[r + i], end - 1);
+            bool seen = j - before[r + i] < visible[r + i];
             pair[i] = seen ? pair[i] : -INFINITY;
             top[r + i] = pair[i] > top[r + i] ? pair[i] : top[r + i];
           }
         }
+        [[unroll]] for (uint c = 0; c < CHUNKS; c++) {
+          uint from = (c * KEYS + j) * ROWS_EACH + r;
+          pair = chunk == int(c) ? vec2(acc[from], acc[from + 1]) : pair;
+        }
         STORE_PAIR(p, own + j * (ROWS / 2) + r / 2, pair);
       }
     if (finish) {
-      for (uint j = 0; j < KEYS; j++) {
+      uint finishing = last ? 0 : KEYS;
+      for (uint j = 0; j < finishing; j++) {
         int key = at + int(j);
         [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2) {
           vec2 pair = LOAD_PAIR(p, own + j * (ROWS / 2) + r / 2);
           [[unroll]] for (uint i = 0; i < 2; i++) {
-            bool seen = key >= first_seen[r + i] && key <= min(last_seen[r + i], end - 1);
+            bool seen = j - before[r + i] < visible[r + i];
             if (LAYOUT == 2) seen = seen && !is_absent(v_row[subgroup * KEYS + j]);
             float bias = 0.0;
             if ((options & MASK) != 0 && seen) bias = load_1(element_at(mask_at[r + i], uint(key), mask_stride, F32), F32);
@@ -155,25 +191,32 @@ void main()
       }
     }
     [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2)
-      STORE_PAIR(tops, subgroup * (ROWS / 2) + lane * PAIRS + r / 2, vec2(top[r], top[r + 1]));
+      STORE_PAIR(tops, subgroup * (ROWS / 2) + lane * PAIRS + r / 2, last ? vec2(sum[r], sum[r + 1]) : vec2(top[r], top[r + 1]));
     barrier();
-    [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) top[r] = most[r];
+    float total[ROWS_EACH];
+    [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) {
+      top[r] = most[r];
+      total[r] = 0.0;
+    }
     for (uint i = 0; i < SUBGROUPS; i++)
       [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2) {
         vec2 pair = LOAD_PAIR(tops, i * (ROWS / 2) + lane * PAIRS + r / 2);
-        top[r] = pair.x > top[r] ? pair.x : top[r];
-        top[r + 1] = pair.y > top[r + 1] ? pair.y : top[r + 1];
+        top[r] = pair.x > top[r] && !last ? pair.x : top[r];
+        top[r + 1] = pair.y > top[r + 1] && !last ? pair.y : top[r + 1];
+        total[r] += pair.x;
+        total[r + 1] += pair.y;
       }
     float base[ROWS_EACH];
     [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) {
       /* Where nothing was seen yet the maximum is -inf, and -inf - -inf would be NaN. */
       base[r] = top[r] == -INFINITY ? 0.0 : top[r];
-      float rescale = exp_nonpositive(most[r] - base[r]);
+      float rescale = last ? 1.0 : exp_nonpositive(most[r] - base[r]);
       most[r] = top[r];
       sum[r] *= rescale;
       [[unroll]] for (uint c = 0; c < COLUMNS; c++) acc[c * ROWS_EACH + r] *= rescale;
     }
-    for (uint j = 0; j < KEYS; j++)
+    uint exponentials = last ? 0 : KEYS;
+    for (uint j = 0; j < exponentials; j++)
       [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2) {
         vec2 pair = LOAD_PAIR(p, own + j * (ROWS / 2) + r / 2);
         pair = vec2(exp_nonpositive(pair.x - base[r]), exp_nonpositive(pair.y - base[r + 1]));
@@ -181,79 +224,79 @@ void main()
         sum[r + 1] += pair.y;
         STORE_PAIR(p, own + j * (ROWS / 2) + r / 2, pair);
       }
+    /* The subgroups share the rows that are finished. */
+    uint pairs = last ? PAIRS : 0;
+    for (uint pair_of = subgroup; pair_of < pairs; pair_of += SUBGROUPS) {
+      vec2 factor;
+      for (uint i = 0; i < 2; i++) {
+        uint r = 2 * pair_of + i;
+        float row_most = most[0], row_total = total[0];
+        [[unroll]] for (uint j = 1; j < ROWS_EACH; j++) {
+          row_most = r == j ? most[j] : row_most;
+          row_total = r == j ? total[j] : row_total;
+        }
+        int row = first_row + int(lane * ROWS_EACH + r), query = min(row, rows - 1) / group, head = min(row, rows - 1) + (kv_head - query) * group;
+        bool has_sink = (flags & SINKS) != 0;
+        float sink = 0.0;
+        if (has_sink) sink = of_head(arguments.sinks, head, arguments.sinks_stride);
+        vec2 finished = finish_row(row_most, row_total, has_sink, sink);
+        if (i == 0) factor.x = finished.x;
+        else factor.y = finished.x;
+        if (row < rows && split) {
+          uvec2 to = element_at(partial_row(s.slot + w.split, kv_head, row), uint(dv), F32);
+          store_1(to, row_most, F32);
+          store_1(element_at(to, 1, F32), row_total, F32);
+        }
+        if (row < rows && !split && (flags & LSE) != 0) store_1(lse_row(s, query, head), finished.y, F32);
+      }
+      STORE_PAIR(factors, lane * PAIRS + pair_of, factor);
+    }
     barrier();
 
-    int block = min(int(BLOCK), end - first_key), c0 = int(gl_LocalInvocationID.x) * 4;
-    uvec2 v_at = row_of(values, LAYOUT == 2 ? 0 : first_key);
-    for (int j = 0; j < block; j += 2) {
-      [[unroll]] for (int t = 0; t < 2; t++) {
-        vec4 v = vec4(0.0);
-        uvec2 from = LAYOUT == 2 ? v_row[j + t] : v_at;
-        if (j + t < block && (LAYOUT != 2 || !is_absent(from))) v = columns_of(from, v_stride, c0, dv, VECTOR);
-        v_at = address_add(v_at, v_row_bytes);
-        float pr[ROWS_EACH];
+    int block = last || dv == 0 ? 0 : min(int(BLOCK), end - first_key), c0 = min(int(gl_LocalInvocationID.x) * 4, VECTOR ? dv - 4 : dv);
+    uvec2 v_at = uvec2(0);
+    if (LAYOUT != 2) v_at = row_of(values, first_key);
+    for (int j = 0; j < block; j += KEYS_UNROLLED) {
+      vec4 v[KEYS_UNROLLED];
+      float pr[KEYS_UNROLLED * ROWS_EACH];
+      [[unroll]] for (int t = 0; t < KEYS_UNROLLED; t++) {
+        /* Past the last key it is that key again, with a probability of zero. */
+        int key = min(j + t, block - 1);
+        uvec2 from = LAYOUT == 2 ? v_row[key] : address_add(v_at, multiply_64(key, v_row_bytes));
+        v[t] = vec4(0.0);
+        if (LAYOUT != 2 || !is_absent(from)) v[t] = fours_of(from, v_stride, c0, dv);
         [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2) {
           vec2 pair = LOAD_PAIR(p, (j + t) * (ROWS / 2) + lane * PAIRS + r / 2);
-          pr[r] = pair.x;
-          pr[r + 1] = pair.y;
-        }
-        [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
-          float element = subgroupShuffle(v[c % 4], c / 4);
-          [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) acc[c * ROWS_EACH + r] += element * pr[r];
+          pr[t * ROWS_EACH + r] = pair.x;
+          pr[t * ROWS_EACH + r + 1] = pair.y;
         }
       }
+      [[unroll]] for (uint c = 0; c < COLUMNS; c++) {
+        float element[KEYS_UNROLLED];
+        [[unroll]] for (int t = 0; t < KEYS_UNROLLED; t++) element[t] = subgroupShuffle(v[t][c % 4], c / 4);
+        [[unroll]] for (uint r = 0; r < ROWS_EACH; r++)
+          [[unroll]] for (int t = 0; t < KEYS_UNROLLED; t++) acc[c * ROWS_EACH + r] += element[t] * pr[t * ROWS_EACH + r];
+      }
     }
-    barrier();
-  }
-
-  [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2)
-    STORE_PAIR(tops, subgroup * (ROWS / 2) + lane * PAIRS + r / 2, vec2(sum[r], sum[r + 1]));
-  barrier();
-  [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) sum[r] = 0.0;
-  for (uint i = 0; i < SUBGROUPS; i++)
+    float factor[ROWS_EACH];
     [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2) {
-      vec2 pair = LOAD_PAIR(tops, i * (ROWS / 2) + lane * PAIRS + r / 2);
-      sum[r] += pair.x;
-      sum[r + 1] += pair.y;
+      vec2 pair = LOAD_PAIR(factors, lane * PAIRS + r / 2);
+      factor[r] = split ? 1.0 : pair.x;
+      factor[r + 1] = split ? 1.0 : pair.y;
     }
-  uvec2 to[ROWS_EACH];
-  float factor[ROWS_EACH];
-  bool split = s.splits > 1;
-  [[unroll]] for (uint r = 0; r < ROWS_EACH; r++) {
-    int row = first_row + int(lane * ROWS_EACH + r), query = min(row, rows - 1) / group, head = min(row, rows - 1) + (kv_head - query) * group;
-    bool has_sink = (flags & SINKS) != 0;
-    float sink = 0.0;
-    if (has_sink) sink = of_head(arguments.sinks, head, arguments.sinks_stride);
-    vec2 last = finish_row(most[r], sum[r], has_sink, sink);
-    factor[r] = split ? 1.0 : last.x;
-    to[r] = uvec2(0);
-    if (row < rows) {
-      if (split) to[r] = partial_row(s.slot + w.split, kv_head, row);
-      else to[r] = o_row(s, query, head);
-    }
-    if (row < rows && subgroup == 0) {
-      if (split) {
-        store_1(element_at(to[r], uint(dv), F32), most[r], F32);
-        store_1(element_at(to[r], uint(dv) + 1, F32), sum[r], F32);
-      } else if ((flags & LSE) != 0) store_1(lse_row(s, query, head), last.y, F32);
-    }
-  }
-  /* The sums pass through shared memory, each lane's own part of it, so that a loop can store them. */
-  uvec2 o_stride = arguments.o_stride;
-  [[unroll]] for (uint c0 = 0; c0 < COLUMNS; c0 += KEYS) {
-    [[unroll]] for (uint c = 0; c < KEYS; c++)
-      [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2)
-        STORE_PAIR(p, own + c * (ROWS / 2) + r / 2, vec2(acc[(c0 + c) * ROWS_EACH + r], acc[(c0 + c) * ROWS_EACH + r + 1]));
-    for (uint c = 0; c < KEYS; c++) {
-      uint column = subgroup * COLUMNS + c0 + c;
+    uint stores = last ? KEYS : 0;
+    for (uint c = 0; c < stores; c++) {
+      uint column = subgroup * COLUMNS + chunk * KEYS + c;
       [[unroll]] for (uint r = 0; r < ROWS_EACH; r += 2) {
         vec2 pair = LOAD_PAIR(p, own + c * (ROWS / 2) + r / 2);
         [[unroll]] for (uint i = 0; i < 2; i++)
           if (column < dv && !is_absent(to[r + i])) {
-            if (split) store_1(element_at(to[r + i], column, F32), pair[i], F32);
-            else store_1(element_at(to[r + i], column, o_stride, DTYPE), pair[i] * factor[r + i], DTYPE);
+            float value = pair[i] * factor[r + i];
+            if (DTYPE == F32 || split) store_1(element_at(to[r + i], column, to_stride, F32), value, F32);
+            else store_1(element_at(to[r + i], column, to_stride, DTYPE), value, DTYPE);
           }
       }
     }
+    barrier();
   }
 }

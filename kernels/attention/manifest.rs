@@ -180,7 +180,8 @@ pub(super) const LANE_ROWS: u64 = 32;
 /// Bytes of local memory of a group of `attention_rows` of this many work-items, and of how many keys a work-item takes at a time.
 pub(super) fn rows_local_memory(group: u64, keys_each: u64, subgroup: u64) -> u64 {
     let keys = group * keys_each;
-    keys * LANE_ROWS * 4 + group / subgroup * LANE_ROWS * 4 + keys * 8
+    // Scores, the subgroups' maxima, what rows are scaled by at the end, and the addresses of values.
+    (keys + group / subgroup + 1) * LANE_ROWS * 4 + keys * 8
 }
 
 /// Few rows against many keys, the columns in the lanes of one subgroup.

@@ -40,7 +40,7 @@ layout(push_constant, scalar) uniform Arguments {
   uvec2 y_stride;
 } arguments;
 
-const uint FOURS_MOST = 8;
+const uint FOURS_MOST = 16;
 const uint RUN = 8; /* divides ROW_GROUP */
 const uint SHARE = ROW_BLOCK / 4 / ROW_GROUP;
 const uint FOURS = SHARE > FOURS_MOST ? FOURS_MOST : SHARE > 1 ? SHARE : 1;

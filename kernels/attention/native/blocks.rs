@@ -2,6 +2,7 @@
 
 use pulp::{Simd, WithSimd};
 
+use super::element::exp_lanes;
 use super::{Element, Part, Partial, Problem, STATUS_BLOCK, TILE};
 
 /// Keys between two rescalings.
@@ -38,7 +39,13 @@ impl<T: Element> WithSimd for Attend<'_, T> {
         let mut first_key = first / KEY_BLOCK * KEY_BLOCK;
         let end = end.min(part.end_key);
         while first_key < end {
-            block.load(problem, &part, first_key, KEY_BLOCK.min(end - first_key));
+            block.load(
+                simd,
+                problem,
+                &part,
+                first_key,
+                KEY_BLOCK.min(end - first_key),
+            );
             if block.missing != 0 {
                 status |= STATUS_BLOCK;
             }
@@ -47,7 +54,7 @@ impl<T: Element> WithSimd for Attend<'_, T> {
                     &rows.queries[group * d_tiles * TILE * lanes..][..d_tiles * TILE * lanes];
                 lane_products(simd, queries, &block, d_tiles, &mut scores);
                 rows.finish_scores(problem, &part, group, &block, &mut scores);
-                rows.exponentials(group, &mut scores[..block.count * lanes]);
+                rows.exponentials(simd, group, &mut scores[..block.count * lanes]);
                 let sums =
                     &mut rows.sums[group * dv_tiles * TILE * lanes..][..dv_tiles * TILE * lanes];
                 add_values_to_lanes(simd, &scores, &block, dv_tiles, &rows.rescale, sums);
@@ -69,8 +76,10 @@ struct Block {
 }
 
 impl Block {
-    fn load<T: Element>(
+    #[inline(always)]
+    fn load<S: Simd, T: Element>(
         &mut self,
+        simd: S,
         problem: &Problem<'_, T>,
         part: &Part,
         first_key: usize,
@@ -83,7 +92,14 @@ impl Block {
             match problem.key_row(&problem.k_strides, part, first_key + j) {
                 Some(at) => {
                     let to = &mut self.keys[j * d_tiles..][..d_tiles];
-                    Problem::pack(problem.k, at, problem.k_strides.column(), problem.d, to);
+                    pack(
+                        simd,
+                        problem.k,
+                        at,
+                        problem.k_strides.column(),
+                        problem.d,
+                        to,
+                    );
                 }
                 None => self.missing |= 1 << j,
             }
@@ -91,13 +107,40 @@ impl Block {
         for j in 0..count {
             let to = &mut self.values[j * dv_tiles..][..dv_tiles];
             match problem.key_row(&problem.v_strides, part, first_key + j) {
-                Some(at) => {
-                    Problem::pack(problem.v, at, problem.v_strides.column(), problem.dv, to)
-                }
+                Some(at) => pack(
+                    simd,
+                    problem.v,
+                    at,
+                    problem.v_strides.column(),
+                    problem.dv,
+                    to,
+                ),
                 None => to.as_flattened_mut().fill(0.0),
             }
         }
     }
+}
+
+/// `Problem::pack`, in registers where rows are whole vectors.
+#[inline(always)]
+fn pack<S: Simd, T: Element>(
+    simd: S,
+    from: &[T],
+    at: usize,
+    stride: usize,
+    columns: usize,
+    to: &mut [[f32; TILE]],
+) {
+    let lanes = S::F32_LANES;
+    if stride != 1 || columns == 0 || !columns.is_multiple_of(lanes) {
+        return Problem::pack(from, at, stride, columns, to);
+    }
+    let (to, padding) = to.as_flattened_mut().split_at_mut(columns);
+    let from = from[at..][..columns].chunks_exact(lanes);
+    for (to, from) in S::as_mut_simd_f32s(to).0.iter_mut().zip(from) {
+        *to = T::vector(simd, from);
+    }
+    padding.fill(0.0);
 }
 
 /// The state of a part's rows, `lanes` of them side by side.
@@ -212,38 +255,37 @@ impl Rows {
 
     /// Turns scores into exponentials relative to the new maximum; leaves in `rescale` what the sums so far are worth.
     #[inline(always)]
-    fn exponentials(&mut self, group: usize, scores: &mut [f32]) {
+    fn exponentials<S: Simd>(&mut self, simd: S, group: usize, scores: &mut [f32]) {
         let lanes = self.lanes;
-        let most = &mut self.most[group * lanes..][..lanes];
-        let sum = &mut self.sum[group * lanes..][..lanes];
-        let mut base = [0.0; 64];
-        let base = &mut base[..lanes];
-        base.copy_from_slice(most);
-        for scores in scores.chunks_exact(lanes) {
-            for (base, &score) in base.iter_mut().zip(scores) {
-                // A NaN score is no maximum: it reaches the result through its exponential.
-                *base = if score > *base { score } else { *base };
+        let most = &mut S::as_mut_simd_f32s(&mut self.most[group * lanes..][..lanes]).0[0];
+        let sum = &mut S::as_mut_simd_f32s(&mut self.sum[group * lanes..][..lanes]).0[0];
+        let rescale = &mut S::as_mut_simd_f32s(&mut self.rescale).0[0];
+        let scores = S::as_mut_simd_f32s(scores).0;
+        // A NaN score is no maximum: it reaches the result through its exponential.
+        let greater = |a, b| simd.select_f32s(simd.greater_than_f32s(b, a), b, a);
+        // Four at a time, which need not wait for each other.
+        let mut tops = [*most; 4];
+        let (fours, rest) = scores.as_chunks::<4>();
+        for four in fours {
+            for (top, &score) in tops.iter_mut().zip(four) {
+                *top = greater(*top, score);
             }
         }
-        for (((base, most), sum), rescale) in base
-            .iter_mut()
-            .zip(most)
-            .zip(sum.iter_mut())
-            .zip(&mut self.rescale)
-        {
-            let top = *base;
-            // Where nothing was seen yet the maximum is -inf, and -inf - -inf would be NaN.
-            *base = if top == f32::NEG_INFINITY { 0.0 } else { top };
-            *rescale = exp_nonpositive(*most - *base);
-            *most = top;
-            *sum *= *rescale;
+        for &score in rest {
+            tops[0] = greater(tops[0], score);
         }
-        for scores in scores.chunks_exact_mut(lanes) {
-            for ((score, &base), sum) in scores.iter_mut().zip(&*base).zip(sum.iter_mut()) {
-                *score = exp_nonpositive(*score - base);
-                *sum += *score;
-            }
+        let top = greater(greater(tops[0], tops[1]), greater(tops[2], tops[3]));
+        // Where nothing was seen yet the maximum is -inf, and -inf - -inf would be NaN.
+        let nothing = simd.equal_f32s(top, simd.splat_f32s(f32::NEG_INFINITY));
+        let base = simd.select_f32s(nothing, simd.splat_f32s(0.0), top);
+        *rescale = exp_lanes(simd, simd.sub_f32s(*most, base));
+        *most = top;
+        let mut total = simd.mul_f32s(*sum, *rescale);
+        for score in scores {
+            *score = exp_lanes(simd, simd.sub_f32s(*score, base));
+            total = simd.add_f32s(total, *score);
         }
+        *sum = total;
     }
 
     /// Rows one after the other, without what pads them.
@@ -262,28 +304,6 @@ impl Rows {
             status,
         }
     }
-}
-
-/// exp of x <= 0 within 2 + 2|x| units in the last place; 0 below the least normal result. NaN stays NaN.
-#[inline(always)]
-pub(super) fn exp_nonpositive(x: f32) -> f32 {
-    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-    let t = x * std::f32::consts::LOG2_E + 12_582_912.0;
-    let n = t - 12_582_912.0;
-    let f = x - n * 0.693_145_75 - n * 1.428_606_8e-6;
-    let mut y = 1.987_569_1e-4;
-    for coefficient in [
-        1.398_2e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        0.5,
-    ] {
-        y = y * f + coefficient;
-    }
-    let y = y * (f * f) + (f + 1.0);
-    let power = f32::from_bits((t.to_bits() << 23).wrapping_add(0x3f80_0000));
-    if x < -87.33 { 0.0 } else { y * power }
 }
 
 /// `scores[key][lane] = Σ_x queries[x][lane] · keys[key][x]`.

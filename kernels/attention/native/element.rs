@@ -161,10 +161,11 @@ fn transposed_sums(simd: V4, vectors: &[[f32; 16]]) -> [f32; 16] {
     ))
 }
 
-/// `exp_nonpositive` of each lane.
+/// exp of x <= 0 in each lane, within 2 + 2|x| units in the last place; 0 below the least normal result. NaN stays NaN.
 #[inline(always)]
 pub(super) fn exp_lanes<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let constant = |value: f32| simd.splat_f32s(value);
+    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
     let t = simd.mul_add_e_f32s(
         x,
         constant(std::f32::consts::LOG2_E),

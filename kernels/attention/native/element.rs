@@ -236,4 +236,68 @@ mod tests {
         let expected: Vec<f32> = brains.iter().map(|brain| brain.to_f32()).collect();
         assert_eq!(Arch::new().dispatch(Widen(&brains)), expected);
     }
+
+    /// The sums of lanes of 16 vectors, and what they must be.
+    struct Sums;
+
+    impl WithSimd for Sums {
+        type Output = ([f32; SUMS], [f32; SUMS]);
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
+            let mut vectors = [simd.splat_f32s(0.0); SUMS];
+            let mut expected = [0.0; SUMS];
+            for (i, (vector, expected)) in vectors.iter_mut().zip(&mut expected).enumerate() {
+                let lanes = S::F32_LANES as f32;
+                let mut wide = [0.0; 16];
+                for (lane, wide) in wide.iter_mut().enumerate().take(S::F32_LANES) {
+                    *wide = (100 * i + lane) as f32;
+                }
+                *vector = S::as_simd_f32s(&wide).0[0];
+                *expected = lanes * (100 * i) as f32 + lanes * (lanes - 1.0) / 2.0;
+            }
+            (sum_lanes(simd, &vectors), expected)
+        }
+    }
+
+    #[test]
+    fn each_vector_has_its_sum() {
+        for (found, expected) in [Arch::new().dispatch(Sums), Arch::Scalar.dispatch(Sums)] {
+            assert_eq!(found, expected);
+        }
+    }
+
+    struct Exp<'a>(&'a [f32]);
+
+    impl WithSimd for Exp<'_> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+            let mut values = self.0.to_vec();
+            for value in S::as_mut_simd_f32s(&mut values).0 {
+                *value = exp_lanes(simd, *value);
+            }
+            values
+        }
+    }
+
+    #[test]
+    fn exponentials_are_near() {
+        let x: Vec<f32> = (0..8192).map(|i| i as f32 * -0.0107).collect();
+        for found in [
+            Arch::new().dispatch(Exp(&x)),
+            Arch::Scalar.dispatch(Exp(&x)),
+        ] {
+            for (&x, found) in x.iter().zip(found) {
+                let exact = f64::from(x).exp();
+                let bound = (2.0 - 2.0 * f64::from(x)) * 2f64.powi(-23) * exact;
+                let error = (f64::from(found) - exact).abs();
+                assert!(error <= bound || x < -87.3 && found == 0.0, "{x}: {found}");
+            }
+        }
+        let special = [f32::NEG_INFINITY, f32::NAN, 0.0, -200.0].repeat(4);
+        let found = Arch::new().dispatch(Exp(&special));
+        assert!(found[0] == 0.0 && found[1].is_nan() && found[2] == 1.0 && found[3] == 0.0);
+    }
 }

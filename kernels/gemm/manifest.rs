@@ -13,6 +13,7 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &SUBGROUP,
     &TILED,
     &GEMV_LANES,
+    &MATRIX,
     &GROUPED_NATIVE,
     &GROUPED_PACKED,
     &GROUPED_SUBGROUP,
@@ -336,6 +337,49 @@ pub(super) static GEMV_LANES: Kernel = Kernel {
     }],
     local_memory: line_of_sums,
 };
+
+/// Matrix units of Vulkan devices: f16 summed in f32. Which of a device's shapes, and how many work-items, the planner says.
+pub(super) static MATRIX: Kernel = Kernel {
+    name: "gemm_matrix",
+    summary: "matrix units (KHR_cooperative_matrix), tiles in local memory, no workspace: products of f16",
+    version: 1,
+    sources: &[Source {
+        language: Language::SpirV,
+        code: Code::Binaries(spirv::MATRIX),
+        requires: &[
+            "cooperativeMatrix",
+            "shaderFloat16",
+            "storageBuffer16BitAccess",
+            "subgroupBasic",
+            "vulkanMemoryModel",
+        ],
+    }],
+    tunables: &[
+        Tunable {
+            name: "MATRICES",
+            values: &[2, 4],
+            default: 4,
+            meaning: "matrices of one subgroup along each side",
+        },
+        Tunable {
+            name: "TILE_K",
+            values: &[32],
+            default: 32,
+            meaning: "k that lie in local memory at once",
+        },
+    ],
+    constraints: &[],
+    local_memory: matrix_tiles,
+};
+
+/// The longest side of a shape that [`MATRIX`] takes.
+pub(super) const MATRIX_SIDE: u32 = 16;
+
+fn matrix_tiles(config: &Config) -> u64 {
+    let side = u64::from(MATRIX_SIDE);
+    let lines = 2 * 2 * config.value("MATRICES") as u64 * side;
+    2 * lines * (config.value("TILE_K") as u64 + 8) + 4 * 4 * 2 * side * side
+}
 
 fn line_fits(config: &Config, info: &DeviceInfo) -> bool {
     let group = config.value("GROUP") as u32;

@@ -15,11 +15,14 @@ use ropeway_core::plan::{
 };
 use ropeway_core::{Error, Result};
 
-use super::manifest::{GEMV, GEMV_LANES, NATIVE, PACKED, SUBGROUP, TILED};
+use super::manifest::{GEMV, GEMV_LANES, MATRIX, NATIVE, PACKED, SUBGROUP, TILED};
 use super::{Activation, Gemm};
 
 mod lanes;
+mod matrix;
 pub(super) mod subgroup;
+#[cfg(all(test, feature = "spec"))]
+mod tests;
 
 /// Columns of a register tile (`NR` in panels.cl).
 pub(super) const NR: u64 = 32;
@@ -50,9 +53,10 @@ pub(super) fn gemm_candidates(op: &Gemm, info: &DeviceInfo) -> Result<Vec<&'stat
         wanted.push(&GEMV);
     }
     wanted.extend(match info.kind {
-        DeviceKind::Cpu => [&SUBGROUP, &GEMV_LANES, &PACKED, &TILED],
-        _ => [&GEMV_LANES, &TILED, &PACKED, &SUBGROUP],
+        DeviceKind::Cpu => [&SUBGROUP, &GEMV_LANES, &MATRIX, &PACKED, &TILED],
+        _ => [&GEMV_LANES, &MATRIX, &TILED, &PACKED, &SUBGROUP],
     });
+    wanted.retain(|kernel| kernel.name != MATRIX.name || matrix::shape(op, info).is_some());
     wanted.retain(|kernel| kernel.name != GEMV_LANES.name || lanes::takes(&problem));
     subgroup::available_for(problem.k, wanted, info)
 }
@@ -176,6 +180,7 @@ pub(super) fn gemm(op: &Gemm, request: &PlanRequest<'_>) -> Result<Plan> {
             subgroup::gemm(&problem, &config, request.info, &mut plan);
         }
         name if name == TILED.name => tiled(&problem, &config, &mut plan),
+        name if name == MATRIX.name => matrix::gemm(&problem, &config, request.info, &mut plan)?,
         name if name == GEMV_LANES.name => lanes::gemv(&problem, &config, &mut plan),
         _ => packed(&problem, &config, prepared, request.info, &mut plan)?,
     }

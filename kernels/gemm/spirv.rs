@@ -35,6 +35,11 @@ pub(super) const GROUPED_TILED_16: &[Binary] = &[
 ];
 
 #[rustfmt::skip]
+pub(super) const MATRIX: &[Binary] = &[
+    Binary { entry: "gemm_matrix", dtypes: &[], constants: &[], code: include_bytes!("spirv/matrix.gemm_matrix.spv") },
+];
+
+#[rustfmt::skip]
 pub(super) const SUBGROUP: &[Binary] = &[
     Binary { entry: "gemm_subgroup", dtypes: &[], constants: &[("INTEGER", 0)], code: include_bytes!("spirv/subgroup.gemm_subgroup.0.spv") },
     Binary { entry: "gemm_subgroup", dtypes: &[], constants: &[("INTEGER", 1)], code: include_bytes!("spirv/subgroup.gemm_subgroup.1.spv") },

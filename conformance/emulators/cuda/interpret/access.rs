@@ -1,6 +1,5 @@
 //! Loads, stores, atomic operations and asynchronous copies, lane by lane, each checked.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::block::State;
@@ -11,7 +10,7 @@ use super::warp::Warp;
 use super::{LANES, float, integer, lanes_of};
 use crate::memory::{Allocation, Lookup, State as Life};
 use crate::ptx::instruction::{
-    Address, AtomicOp, AtomicType, Float, Integer, Op, Order, Predicate, Reg, Space,
+    Address, AtomicOp, AtomicType, Float, Integer, Op, Order, Reg, Space,
 };
 
 /// Generic addresses of shared memory.
@@ -31,41 +30,42 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// The allocation that holds so many bytes at an address of global memory, and where in it they are.
-    fn find(
+    /// The allocation that holds so many bytes at an address of global memory.
+    fn find(&mut self, launch: &Launch<'_>, access: Access) -> Result<Arc<Allocation>, Box<Fault>> {
+        let holds = |entry: &&Arc<Allocation>| holds(entry, access) && entry.state() == Life::Live;
+        if let Some(found) = self.entries.iter().flatten().find(holds) {
+            return Ok(Arc::clone(found));
+        }
+        let found = find_slowly(launch, access)?;
+        self.next = (self.next + 1) % self.entries.len();
+        self.entries[self.next] = Some(Arc::clone(&found));
+        Ok(found)
+    }
+
+    /// Where an access lies in its allocation, which is held on to for the next lane's.
+    #[inline]
+    pub(super) fn place(
         &mut self,
         launch: &Launch<'_>,
+        held: &mut Option<Arc<Allocation>>,
         access: Access,
-    ) -> Result<(&Allocation, usize), Box<Fault>> {
+    ) -> Result<usize, Box<Fault>> {
         let Access {
             address,
             bytes,
             write,
             lane,
         } = access;
-        let holds = |entry: &Option<Arc<Allocation>>| {
-            entry.as_ref().is_some_and(|found| {
-                let offset = address.wrapping_sub(found.base);
-                offset < found.bytes()
-                    && found.bytes() - offset >= u64::from(bytes)
-                    && found.state() == Life::Live
-            })
+        let found = match held {
+            Some(found) if holds(found, access) => found,
+            _ => held.insert(self.find(launch, access)?),
         };
-        let hit = match self.entries.iter().position(holds) {
-            Some(hit) => hit,
-            None => {
-                let found = find_slowly(launch, access)?;
-                self.next = (self.next + 1) % self.entries.len();
-                self.entries[self.next] = Some(found);
-                self.next
-            }
-        };
-        let Some(found) = self.entries[hit].as_deref() else {
-            return Err(Fault::new(Detector::OutOfBounds, lane, "no allocation"));
-        };
-        if address % u64::from(bytes) != 0 {
-            let message = format!("{bytes} bytes at {address:#x}");
-            return Err(Fault::new(Detector::Misaligned, lane, message));
+        if address & u64::from(bytes - 1) != 0 {
+            return Err(Fault::new(
+                Detector::Misaligned,
+                lane,
+                format!("{bytes} bytes at {address:#x}"),
+            ));
         }
         if write && found.read_only {
             return Err(Fault::new(
@@ -74,17 +74,23 @@ impl Cache {
                 format!("write at {address:#x} of constant memory"),
             ));
         }
-        Ok((found, (address - found.base) as usize))
+        Ok((address - found.base) as usize)
     }
+}
+
+#[inline]
+fn holds(found: &Allocation, access: Access) -> bool {
+    let offset = access.address.wrapping_sub(found.base);
+    offset < found.bytes() && found.bytes() - offset >= u64::from(access.bytes)
 }
 
 /// An access to global memory.
 #[derive(Clone, Copy)]
-struct Access {
-    address: u64,
-    bytes: u8,
-    write: bool,
-    lane: u32,
+pub(super) struct Access {
+    pub(super) address: u64,
+    pub(super) bytes: u8,
+    pub(super) write: bool,
+    pub(super) lane: u32,
 }
 
 fn find_slowly(launch: &Launch<'_>, access: Access) -> Result<Arc<Allocation>, Box<Fault>> {
@@ -148,24 +154,8 @@ fn find_slowly(launch: &Launch<'_>, access: Access) -> Result<Arc<Allocation>, B
     }
 }
 
-/// A copy that has been issued and not been waited for.
-#[derive(Clone, Copy, Debug)]
-struct PendingCopy {
-    to: u64,
-    from: u64,
-    bytes: u8,
-    source_bytes: u8,
-}
-
-/// The asynchronous copies of a lane.
-#[derive(Clone, Debug, Default)]
-pub(super) struct LaneCopies {
-    open: Vec<PendingCopy>,
-    groups: VecDeque<Vec<PendingCopy>>,
-}
-
 impl Warp {
-    fn accessor(&self, lane: usize, order: Order) -> Accessor {
+    pub(super) fn accessor(&self, lane: usize, order: Order) -> Accessor {
         Accessor {
             thread: self.number * LANES as u32 + lane as u32,
             pc: self.pc,
@@ -243,10 +233,7 @@ impl Warp {
                 active,
             ),
             Op::CopyCommit => {
-                for lane in lanes_of(active) {
-                    let copies = &mut self.copies[lane];
-                    copies.groups.push_back(std::mem::take(&mut copies.open));
-                }
+                self.commit_copies(active);
                 Ok(())
             }
             Op::CopyWait { left } => self.wait_for_copies(launch, state, *left, active),
@@ -259,7 +246,7 @@ impl Warp {
     }
 
     /// Tells the state space of a generic address, and the address in it.
-    fn resolve(space: Space, address: u64) -> (Space, u64) {
+    pub(super) fn resolve(space: Space, address: u64) -> (Space, u64) {
         let inner = address & !WINDOW_MASK;
         match (space, address & WINDOW_MASK) {
             (Space::Generic, SHARED_WINDOW) => (Space::Shared, inner),
@@ -289,8 +276,24 @@ impl Warp {
             let shift = 64 - 8 * u32::from(bytes);
             ((value << shift) as i64 >> shift) as u64 & (u64::MAX >> (64 - signed))
         };
+        let mut held = None;
+        // What lanes of one address read is the same.
+        let mut before: Option<(u64, usize, usize)> = None;
         for lane in lanes_of(active) {
             let at = base[lane].wrapping_add_signed(address.offset);
+            if let Some((same, first, place)) = before.filter(|(same, ..)| *same == at) {
+                for d in d.iter().flatten() {
+                    let register = &mut self.registers[*d as usize];
+                    register[lane] = register[first];
+                }
+                if place != usize::MAX {
+                    state.shared.read_by_many(place, usize::from(total));
+                    before = Some((same, first, usize::MAX));
+                }
+                continue;
+            }
+            before = None;
+            let whole = at;
             let (space, at) = Self::resolve(space, at);
             match space {
                 Space::Shared => {
@@ -316,6 +319,9 @@ impl Warp {
                             self.registers[*d as usize][lane] = extend(value);
                         }
                     }
+                    if !by.strong {
+                        before = Some((whole, lane, at));
+                    }
                 }
                 Space::Global | Space::Constant | Space::Generic => {
                     if order != Order::Weak {
@@ -328,12 +334,16 @@ impl Warp {
                         write: false,
                         lane: lane as u32,
                     };
-                    let (found, at) = state.cache.find(launch, access)?;
+                    let at = state.cache.place(launch, &mut held, access)?;
+                    let Some(found) = &held else { continue };
                     for (index, d) in d.iter().enumerate() {
                         if let Some(d) = d {
                             let value = found.region.load(at + index * usize::from(bytes), bytes);
                             self.registers[*d as usize][lane] = extend(value);
                         }
+                    }
+                    if order == Order::Weak {
+                        before = Some((whole, lane, usize::MAX));
                     }
                 }
                 Space::Parameter | Space::Local => {
@@ -354,6 +364,9 @@ impl Warp {
                             self.registers[*d as usize][lane] = extend(value);
                         }
                     }
+                    if space == Space::Parameter {
+                        before = Some((whole, lane, usize::MAX));
+                    }
                 }
             }
         }
@@ -372,6 +385,7 @@ impl Warp {
         let base = *self.register(address.base);
         let total = bytes * values.len() as u8;
         let width = usize::from(bytes);
+        let mut held = None;
         for lane in lanes_of(active) {
             let at = base[lane].wrapping_add_signed(address.offset);
             let (space, at) = Self::resolve(space, at);
@@ -415,7 +429,8 @@ impl Warp {
                         write: true,
                         lane: lane as u32,
                     };
-                    let (found, at) = state.cache.find(launch, access)?;
+                    let at = state.cache.place(launch, &mut held, access)?;
+                    let Some(found) = &held else { continue };
                     for (index, register) in values.iter().enumerate() {
                         found.region.store(
                             at + index * width,
@@ -507,7 +522,9 @@ impl Warp {
                         write: true,
                         lane: lane as u32,
                     };
-                    let (found, at) = state.cache.find(launch, access)?;
+                    let mut held = None;
+                    let at = state.cache.place(launch, &mut held, access)?;
+                    let Some(found) = &held else { continue };
                     found.region.update(at, bytes, step)
                 }
                 _ => {
@@ -524,111 +541,6 @@ impl Warp {
         }
         Ok(())
     }
-
-    fn copy(
-        &mut self,
-        launch: &Launch<'_>,
-        state: &mut State,
-        (bytes, source_bytes, ignore): (u8, Option<Reg>, Option<Predicate>),
-        to: Address,
-        from: Address,
-        active: u32,
-    ) -> Result<(), Box<Fault>> {
-        let ignored = ignore.map_or(0, |predicate| self.predicate(predicate));
-        for lane in lanes_of(active) {
-            let (_, to) = Self::resolve(
-                Space::Shared,
-                self.register(to.base)[lane].wrapping_add_signed(to.offset),
-            );
-            let from = self.register(from.base)[lane].wrapping_add_signed(from.offset);
-            let source_bytes = source_bytes.map_or(u64::from(bytes), |register| {
-                self.register(register)[lane] & 0xFFFF_FFFF
-            });
-            if source_bytes > u64::from(bytes) {
-                let message = format!("cp.async of {bytes} bytes from {source_bytes}");
-                return Err(Fault::new(Detector::OutOfBounds, lane as u32, message));
-            }
-            let source_bytes = if ignored >> lane & 1 == 1 {
-                0
-            } else {
-                source_bytes as u8
-            };
-            let copy = PendingCopy {
-                to,
-                from,
-                bytes,
-                source_bytes,
-            };
-            // Where the source is wrong, this is the line to name.
-            copied(launch, state, copy, lane)?;
-            let by = self.accessor(lane, Order::Weak);
-            state
-                .shared
-                .begin_copy(to, usize::from(bytes), by, &state.clocks)?;
-            self.copies[lane].open.push(copy);
-        }
-        Ok(())
-    }
-
-    fn wait_for_copies(
-        &mut self,
-        launch: &Launch<'_>,
-        state: &mut State,
-        left: Option<u32>,
-        active: u32,
-    ) -> Result<(), Box<Fault>> {
-        for lane in lanes_of(active) {
-            let by = self.accessor(lane, Order::Weak);
-            let copies = &mut self.copies[lane];
-            if left.is_none() {
-                copies.groups.push_back(std::mem::take(&mut copies.open));
-            }
-            while copies.groups.len() > left.unwrap_or(0) as usize {
-                for copy in copies.groups.pop_front().unwrap_or_default() {
-                    let data = copied(launch, state, copy, lane)?;
-                    state.shared.end_copy(
-                        copy.to,
-                        &data[..usize::from(copy.bytes)],
-                        by,
-                        &state.clocks,
-                    );
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The bytes that a copy brings: those of its source, then zeros.
-fn copied(
-    launch: &Launch<'_>,
-    state: &mut State,
-    copy: PendingCopy,
-    lane: usize,
-) -> Result<[u8; 16], Box<Fault>> {
-    let mut data = [0; 16];
-    if !copy.from.is_multiple_of(u64::from(copy.bytes)) {
-        let message = format!("cp.async of {} bytes from {:#x}", copy.bytes, copy.from);
-        return Err(Fault::new(Detector::Misaligned, lane as u32, message));
-    }
-    // Byte by byte where the source ends within the copy.
-    let step = if copy.source_bytes == copy.bytes {
-        copy.bytes.min(8)
-    } else {
-        1
-    };
-    for at in (0..copy.source_bytes).step_by(usize::from(step)) {
-        let access = Access {
-            address: copy.from + u64::from(at),
-            bytes: step,
-            write: false,
-            lane: lane as u32,
-        };
-        let (found, offset) = state.cache.find(launch, access)?;
-        let value = found.region.load(offset, step).to_le_bytes();
-        data[usize::from(at)..usize::from(at + step)].copy_from_slice(&value[..usize::from(step)]);
-    }
-    Ok(data)
 }
 
 /// The bytes of one element in a lane's own memory.

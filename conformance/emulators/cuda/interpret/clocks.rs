@@ -43,20 +43,10 @@ impl Clocks {
         }
     }
 
-    /// A warp's own count.
+    /// The counts of all warps up to which a warp is ordered behind them; its own count at its own place.
     #[inline]
-    pub fn now(&self, warp: usize) -> u32 {
-        self.of[warp][warp]
-    }
-
-    /// Whether what another warp did at a count of its own is ordered before what a warp does now.
-    #[inline]
-    pub fn knows(&self, warp: usize, other: usize, count: u32) -> bool {
-        if warp == other {
-            count < self.of[warp][warp]
-        } else {
-            count <= self.of[warp][other]
-        }
+    pub fn known(&self, warp: usize) -> &[u32] {
+        &self.of[warp]
     }
 
     /// Begins a new count: after a synchronisation of a warp's own lanes, or after it has released what it did.

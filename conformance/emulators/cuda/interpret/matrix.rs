@@ -140,7 +140,19 @@ impl Warp {
         if mma.d_type == Element::S32 {
             return self.multiply_integers(mma);
         }
-        let (a, b) = self.fragments(mma, widen(mma.a_type), widen(mma.b_type), 0.0);
+        // The common types without a call for each element.
+        let (a, b) = match (mma.a_type, mma.b_type) {
+            (Element::Bf16, Element::Bf16) => {
+                let widen = |bits: u32| f64::from(f32::from_bits(bits << 16));
+                self.fragments(mma, widen, widen, 0.0)
+            }
+            (Element::F16, Element::F16) => {
+                let table = half_table();
+                let widen = |bits: u32| f64::from(table[bits as usize & 0xFFFF]);
+                self.fragments(mma, widen, widen, 0.0)
+            }
+            (a, b) => self.fragments(mma, widen(a), widen(b), 0.0),
+        };
         let c = |register: usize, lane: usize| self.register(mma.c[register])[lane];
         let k = usize::from(mma.k);
         let mut result = [[0_u64; LANES]; 4];

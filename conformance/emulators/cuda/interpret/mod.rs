@@ -7,7 +7,8 @@
 //! | `warp` | a warp: groups of lanes that stand at one instruction, branches, reconvergence |
 //! | `execute` | what an instruction does to a warp's registers |
 //! | [`integer`], [`float`], [`convert`], [`mod@format`] | arithmetic, lane by lane |
-//! | `access` | loads, stores, atomic operations, asynchronous copies in every state space |
+//! | `access` | loads, stores, atomic operations in every state space |
+//! | `copies` | asynchronous copies |
 //! | `matrix` | `ldmatrix`, `stmatrix`, `mma` |
 //! | [`shared`], [`clocks`] | shared memory and what the sanitizer knows of it |
 //! | [`report`] | what it reports |
@@ -19,6 +20,7 @@ mod access;
 mod block;
 pub mod clocks;
 pub mod convert;
+mod copies;
 mod execute;
 pub mod float;
 pub mod format;

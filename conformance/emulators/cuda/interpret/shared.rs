@@ -3,12 +3,27 @@
 use super::clocks::Clocks;
 use super::report::{Detector, Fault};
 
-/// An access: which thread (0 is none), where in the code, at which count of its warp.
+/// An access: which thread, where in the code, at which count of its warp.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Access {
+    /// The thread's number and 1; 0 is none. With [`MANY`] other lanes of its warp did the same.
     thread: u16,
+    /// The instruction, as far as 16 bits tell.
+    pc: u16,
     count: u32,
-    pc: u32,
+}
+
+/// Marks an access of several lanes of a warp.
+const MANY: u16 = 1 << 15;
+
+impl Access {
+    fn number(self) -> u32 {
+        u32::from(self.thread & !MANY) - 1
+    }
+
+    fn warp(self) -> usize {
+        self.number() as usize / 32
+    }
 }
 
 /// What is known of a byte.
@@ -92,29 +107,42 @@ impl Shared {
             );
             return Err(Fault::new(Detector::OutOfBounds, by.lane(), message));
         }
-        if !address.is_multiple_of(align as u64) {
+        if address & (align as u64 - 1) != 0 {
             let message = format!("{bytes} bytes at {address} of shared memory");
             return Err(Fault::new(Detector::Misaligned, by.lane(), message));
         }
         Ok(address as usize)
     }
 
-    /// Whether an earlier access is ordered before this one.
+    /// Whether an earlier access is ordered before what a thread does that knows these counts of each warp.
     #[inline]
-    fn ordered(earlier: Access, by: Accessor, clocks: &Clocks) -> bool {
-        earlier.thread == 0
-            || u32::from(earlier.thread) == by.thread + 1
-            || clocks.knows(
-                by.warp(),
-                usize::from(earlier.thread - 1) / 32,
-                earlier.count,
-            )
+    fn ordered(earlier: Access, now: Access, known: &[u32]) -> bool {
+        if earlier.thread == 0 || earlier.thread == now.thread {
+            return true;
+        }
+        let warp = earlier.warp();
+        if warp == now.warp() {
+            earlier.count < known[warp]
+        } else {
+            earlier.count <= known[warp]
+        }
     }
 
-    /// Whether the last write is ordered before this access, or needs no order with it.
-    #[inline]
-    fn follows(cell: &Cell, by: Accessor, clocks: &Clocks) -> bool {
-        by.strong && cell.strong || Self::ordered(cell.writer, by, clocks)
+    fn access(by: Accessor, known: &[u32]) -> Access {
+        Access {
+            thread: by.thread as u16 + 1,
+            pc: by.pc.min(u32::from(u16::MAX)) as u16,
+            count: known[by.warp()],
+        }
+    }
+
+    /// Notes that other lanes of a warp read what one of them just did.
+    pub fn read_by_many(&mut self, at: usize, bytes: usize) {
+        if self.watch.races {
+            for cell in &mut self.cells[at..at + bytes] {
+                cell.readers[0].thread |= MANY;
+            }
+        }
     }
 
     /// Notes a read, and whether it may be.
@@ -130,16 +158,15 @@ impl Shared {
         clocks: &Clocks,
     ) -> Result<usize, Box<Fault>> {
         let at = self.range(address, bytes, align, by)?;
-        let access = Access {
-            thread: by.thread as u16 + 1,
-            count: clocks.now(by.warp()),
-            pc: by.pc,
-        };
+        let known = clocks.known(by.warp());
+        let access = Self::access(by, known);
+        // Bytes of one value have one writer, whose order needs one look.
+        let mut looked_at = Access::default();
         for cell in &mut self.cells[at..at + bytes] {
             if cell.pending {
                 let message = format!(
                     "read of shared memory at {address} before cp.async.wait_group of thread {}",
-                    cell.writer.thread - 1
+                    cell.writer.number()
                 );
                 return Err(Fault::new(Detector::AsyncCopy, by.lane(), message));
             }
@@ -150,15 +177,21 @@ impl Shared {
                 return Err(Fault::new(Detector::Uninitialised, by.lane(), message));
             }
             if self.watch.races {
-                if !Self::follows(cell, by, clocks) {
-                    return Err(race("read", "write", address, cell.writer, by));
+                if cell.writer != looked_at {
+                    if !(by.strong && cell.strong || Self::ordered(cell.writer, access, known)) {
+                        return Err(race("read", "write", address, cell.writer, by));
+                    }
+                    looked_at = cell.writer;
                 }
-                if cell.readers[0].thread != access.thread
-                    && (cell.readers[0].thread.wrapping_sub(1)) / 32 != (access.thread - 1) / 32
-                {
-                    cell.readers[1] = cell.readers[0];
-                }
+                let last = cell.readers[0];
                 cell.readers[0] = access;
+                if last.thread != 0 && last.thread != access.thread {
+                    if last.warp() != access.warp() {
+                        cell.readers[1] = last;
+                    } else if last.count == access.count {
+                        cell.readers[0].thread |= MANY;
+                    }
+                }
             }
         }
         Ok(at)
@@ -177,36 +210,34 @@ impl Shared {
         clocks: &Clocks,
     ) -> Result<usize, Box<Fault>> {
         let at = self.range(address, data.len(), align, by)?;
-        let access = Access {
-            thread: by.thread as u16 + 1,
-            count: clocks.now(by.warp()),
-            pc: by.pc,
-        };
+        let known = clocks.known(by.warp());
+        let access = Self::access(by, known);
         for (index, cell) in self.cells[at..at + data.len()].iter_mut().enumerate() {
             if cell.pending {
                 let message = format!(
                     "write of shared memory at {address} before cp.async.wait_group of thread {}",
-                    cell.writer.thread - 1
+                    cell.writer.number()
                 );
                 return Err(Fault::new(Detector::AsyncCopy, by.lane(), message));
             }
             if self.watch.races {
                 // Two writes of one value leave no doubt about the result.
                 let same = cell.initialised && self.data[at + index] == data[index];
-                if !same && !Self::follows(cell, by, clocks) {
+                let follows = by.strong && cell.strong || Self::ordered(cell.writer, access, known);
+                if !same && !follows {
                     return Err(race("write", "write", address, cell.writer, by));
                 }
                 if !by.strong {
                     for reader in cell.readers {
-                        if !same && !Self::ordered(reader, by, clocks) {
+                        if !same && !Self::ordered(reader, access, known) {
                             return Err(race("write", "read", address, reader, by));
                         }
                     }
                     cell.readers = [Access::default(); 2];
                 }
-                cell.writer = access;
                 cell.strong = by.strong;
             }
+            cell.writer = access;
             cell.initialised = true;
         }
         Ok(at)
@@ -253,11 +284,7 @@ impl Shared {
         self.data[at..at + data.len()].copy_from_slice(data);
         for cell in &mut self.cells[at..at + data.len()] {
             cell.pending = false;
-            cell.writer = Access {
-                thread: by.thread as u16 + 1,
-                count: clocks.now(by.warp()),
-                pc: by.pc,
-            };
+            cell.writer = Self::access(by, clocks.known(by.warp()));
         }
     }
 
@@ -281,7 +308,7 @@ impl Shared {
 fn race(now: &str, before: &str, address: u64, earlier: Access, by: Accessor) -> Box<Fault> {
     let message = format!(
         "{now} of shared memory at {address} and a {before} by thread {} (instruction {}) have no order",
-        earlier.thread - 1,
+        earlier.number(),
         earlier.pc
     );
     Fault::new(Detector::Race, by.lane(), message)

@@ -4,8 +4,8 @@
 //! each other (`.sync` instructions, barriers) stand still until those they name have come, so that reconvergence does not decide
 //! about right and wrong. Now and then another group runs first, so that lanes can wait for what others of their warp store.
 
-use super::access::LaneCopies;
 use super::block::State;
+use super::copies::LaneCopies;
 use super::launch::Launch;
 use super::report::{Detector, Fault};
 use super::{LANES, Lanes, block, lanes_of};
@@ -40,6 +40,7 @@ pub(super) struct Warp {
     pub(super) live: u32,
     groups: Vec<Group>,
     pub(super) local: Vec<u8>,
+    /// Asynchronous copies of each lane; empty before the first.
     pub(super) copies: Vec<LaneCopies>,
     /// Where the group that runs stands.
     pub(super) pc: u32,
@@ -71,7 +72,7 @@ impl Warp {
                 wait: Wait::Nothing,
             }],
             local: vec![0xFF; function.local_bytes as usize * LANES],
-            copies: vec![LaneCopies::default(); LANES],
+            copies: Vec::new(),
             pc: 0,
             last: 0,
         }

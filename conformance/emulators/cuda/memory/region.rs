@@ -66,7 +66,7 @@ impl Region {
             offset
                 .checked_add(bytes)
                 .is_some_and(|end| end <= self.bytes)
-                && offset.is_multiple_of(bytes),
+                && offset & (bytes - 1) == 0,
             "{bytes} bytes at {offset} of {}",
             self.bytes
         );

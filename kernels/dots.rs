@@ -19,8 +19,8 @@ const AHEAD: usize = 1024;
 /// `sums[i][j] = Σ w(i)[k] · x[j][k]` for few rows of x, which lie one after the other: each row of w is read once. Four rows of w are read
 /// side by side, which is what keeps memory busy, and each of their vectors serves up to four rows of x.
 ///
-/// Rows of f16 and bf16 are too short for that: those of the next four are asked for while four are multiplied, unless so many rows of
-/// x make memory wait anyway. (f32 lost by it.)
+/// Rows of f16 and bf16, and short ones of f32, are too few bytes for that: those of the next four are asked for while four are multiplied,
+/// unless so many rows of x make memory wait anyway. (Long rows of f32 lost by it.)
 ///
 /// # Panics
 /// If x or sums hold no whole rows.
@@ -48,7 +48,7 @@ fn few_rows_by<'w, T: Widen + bytemuck::Pod, const X: usize>(
     scratch: &mut Vec<f32>,
 ) {
     let (x_rows, w_rows) = (x.len() / k, sums.len() / (x.len() / k));
-    let look_ahead = size_of::<T>() < 4 && X <= 2;
+    let look_ahead = X <= 2 && (size_of::<T>() < 4 || k <= AHEAD);
     let block = if look_ahead { AHEAD } else { k };
     for (tile, sums) in sums.chunks_mut(SIDE_BY_SIDE * x_rows).enumerate() {
         let first = tile * SIDE_BY_SIDE;

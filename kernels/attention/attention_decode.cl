@@ -59,7 +59,8 @@ float16 add_fours(float16 a, float16 b) {
 }
 
 float16 add_halves(float16 a, float16 b) {
-  return (float16)(a.lo, b.lo) + (float16)(a.hi, b.hi);
+  const uint16 low = (uint16)(0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+  return shuffle2(a, b, low) + shuffle2(a, b, low + 8u);
 }
 
 // Each row's greatest lane, in all lanes of the row.

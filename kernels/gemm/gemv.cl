@@ -48,18 +48,14 @@
 #endif
 #define W_BYTES (W_DTYPE == F32 ? 4 : W_DTYPE == I8 ? 1 : 2)
 
+/* Whole vectors to the end: oclgrind takes what is cut out of a vector's upper half for uninitialised. */
 inline sum_t sum_lanes(sum16_t v)
 {
-#if A_DTYPE == I8
-  int8 a = v.lo + v.hi;
-  int4 b = a.lo + a.hi;
-  int2 c = b.lo + b.hi;
-#else
-  float8 a = v.lo + v.hi;
-  float4 b = a.lo + a.hi;
-  float2 c = b.lo + b.hi;
-#endif
-  return c.lo + c.hi;
+  const uint16 lane = (uint16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  v += shuffle(v, lane ^ 8u);
+  v += shuffle(v, lane ^ 4u);
+  v += shuffle(v, lane ^ 2u);
+  return v.s0 + v.s1;
 }
 
 /* A range of k of all rows of x in f32, [k / 16][X_ROWS] float16, zero past the end: one forward stream, whatever the strides of x. */

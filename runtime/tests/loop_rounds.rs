@@ -50,15 +50,30 @@ fn does_not_reach(op: &dyn Op) {
 
 #[test]
 fn long_products_are_not_offered_where_loops_are_ended() {
-    let product = |k| Gemm::builder(f32s(&[3, k]), f32s(&[k, 5])).build().unwrap();
-    does_not_reach(&product(65_000));
-    ends(&product(65_100), "k 65100");
+    // A kernel that takes a k a round ends first, one with tiles in local memory at twice its length.
+    let kernel = |op: &dyn Op| {
+        let plan = op.plan(&PlanRequest::new(&device(Some(65_535)))).unwrap();
+        plan.modules[0].kernel.name
+    };
+    let product = |k| {
+        Gemm::builder(f32s(&[9, k]), f32s(&[k, 10]))
+            .build()
+            .unwrap()
+    };
+    assert_eq!(kernel(&product(65_000)), "gemm_subgroup");
+    assert_eq!(kernel(&product(65_100)), "gemm_tiled");
+    ends(&product(131_100), "k 131100");
     let grouped = |k| {
         let (a, b) = (f32s(&[3, k]), f32s(&[2, 5, k]));
         GroupedGemm::builder(a, b, i32s(&[3])).build().unwrap()
     };
-    does_not_reach(&grouped(65_000));
-    ends(&grouped(65_100), "k 65100");
+    assert_eq!(kernel(&grouped(65_000)), "grouped_subgroup");
+    assert_eq!(kernel(&grouped(65_100)), "grouped_tiled");
+    ends(&grouped(131_100), "k 131100");
+    // Few rows: lanes share them.
+    let skinny = |k| Gemm::builder(f32s(&[3, k]), f32s(&[k, 5])).build().unwrap();
+    assert_eq!(kernel(&skinny(131_100)), "gemv_lanes");
+    ends(&skinny(524_400), "k 524400");
 }
 
 #[test]

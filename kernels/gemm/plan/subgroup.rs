@@ -8,7 +8,7 @@ use ropeway_core::plan::{Arg, Expr, Launch, Plan};
 
 use super::super::Activation;
 use super::super::grouped::GroupedProduct;
-use super::super::manifest::{GROUPED_SUBGROUP, GROUPED_TILED, SUBGROUP, TILED};
+use super::super::manifest::{GEMV_LANES, GROUPED_SUBGROUP, GROUPED_TILED, SUBGROUP, TILED};
 use super::{Problem, SKINNY, activation_code, available, module};
 
 /// Rounds of loops beside the one over k, generously.
@@ -22,11 +22,13 @@ pub(in super::super) fn available_for(
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
     let most = info.limits.loop_rounds.unwrap_or(u64::MAX);
-    // A tile in shared memory takes at least two k a round.
-    for (rounds, kernels) in [
-        (k, [SUBGROUP.name, GROUPED_SUBGROUP.name]),
-        (k / 2, [TILED.name, GROUPED_TILED.name]),
-    ] {
+    // A tile in shared memory takes at least two k a round, lanes that share a row at least eight.
+    let rounds_of: [(u64, &[&str]); 3] = [
+        (k, &[SUBGROUP.name, GROUPED_SUBGROUP.name]),
+        (k / 2, &[TILED.name, GROUPED_TILED.name]),
+        (k / 8, &[GEMV_LANES.name]),
+    ];
+    for (rounds, kernels) in rounds_of {
         if rounds.saturating_add(OTHER_ROUNDS) > most {
             wanted.retain(|kernel| !kernels.contains(&kernel.name));
         }

@@ -398,7 +398,9 @@ fn memory_runs_out_and_comes_back() {
 fn peers_and_pinned_memory() {
     on_emulator("peers_and_pinned_memory", &[("DEVICES", "2")], |_| {
         let (first, second) = (CudaContext::new(0).unwrap(), CudaContext::new(1).unwrap());
-        let (on_first, on_second) = (first.default_stream(), second.default_stream());
+        // Not the default streams: cudarc names both of them 0 and leaves the first context current, so that the copy would run in the
+        // wrong one, unordered with the allocation that it writes to.
+        let (on_first, on_second) = (first.new_stream().unwrap(), second.new_stream().unwrap());
         let data = on_first.clone_htod(&noise(1000, 9)).unwrap();
         on_first.synchronize().unwrap();
         let mut copy = on_second.alloc_zeros::<f32>(1000).unwrap();

@@ -209,10 +209,10 @@ SETTINGS
 synchronization=VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT
 gpu_assisted=VK_VALIDATION_FEATURE_ENABLE_GPU_ASSISTED_EXT
 
-# The backend's own tests on a driver.
+# The backend's own tests on a driver. The whole workspace is named so that nothing is built again with other features.
 vulkan_tests() (
     export VK_DRIVER_FILES=$1
-    cargo test -p ropeway-backends --release -j "$JOBS" --lib --test vulkan -- vulkan
+    cargo test --workspace --release -j "$JOBS" --lib --test vulkan -- vulkan
 )
 
 # Lanes of a subgroup are the vector width by 32.

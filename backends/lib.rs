@@ -4,7 +4,7 @@
 
 pub mod cache;
 pub mod loop_graph;
-#[cfg(any(feature = "opencl", feature = "vulkan"))]
+#[cfg(any(feature = "cuda", feature = "opencl", feature = "vulkan"))]
 mod lost;
 
 use ropeway_core::device::Driver;
@@ -30,6 +30,7 @@ macro_rules! drivers {
 drivers! {
     "cpu" cpu::CpuDriver,
     "null" null::NullDriver,
+    "cuda" cuda::CudaDriver,
     "opencl" opencl::OpenClDriver,
     "vulkan" vulkan::VulkanDriver,
 }

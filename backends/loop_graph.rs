@@ -35,6 +35,12 @@ impl LoopGraph {
         plans.clone()
     }
 
+    /// Binds the plans as they were bound before.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn restore(&self, before: Vec<BoundPlan>) {
+        *self.plans.lock().unwrap_or_else(PoisonError::into_inner) = before;
+    }
+
     /// Enqueues every plan.
     ///
     /// # Errors

@@ -64,6 +64,11 @@ static KERNEL: Kernel = Kernel {
             requires: &[],
         },
         Source {
+            language: Language::CudaC,
+            code: Code::Text(&[("roofline.cu", include_str!("roofline.cu"))]),
+            requires: &[],
+        },
+        Source {
             language: Language::SpirV,
             code: Code::Binaries(spirv::ROOFLINE_64),
             requires: &["shaderInt64"],

@@ -12,8 +12,7 @@ use serde_json::{Value, json};
 use super::print_line;
 
 /// Backends of the design that this version does not contain, so that nothing was probed for them.
-const NOT_IN_THIS_VERSION: [(&str, &str); 2] =
-    [("cuda", "NVIDIA GPUs"), ("ascend", "Huawei Ascend NPUs")];
+const NOT_IN_THIS_VERSION: [(&str, &str); 1] = [("ascend", "Huawei Ascend NPUs")];
 
 /// How to say it.
 #[derive(Args, Debug)]

@@ -36,6 +36,11 @@ pub(super) static PROBE: Kernel = Kernel {
             requires: &[],
         },
         Source {
+            language: Language::CudaC,
+            code: Code::Text(&[("probe.cu", include_str!("probe.cu"))]),
+            requires: &[],
+        },
+        Source {
             language: Language::SpirV,
             code: Code::Binaries(super::spirv::PROBE),
             requires: &[],

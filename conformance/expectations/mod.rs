@@ -16,6 +16,7 @@ use crate::verdict::Verdict;
 const SHIPPED: &[(&str, &str)] = &[
     ("cpu", include_str!("cpu.toml")),
     ("null", include_str!("null.toml")),
+    ("cuda", include_str!("cuda.toml")),
     ("opencl", include_str!("opencl.toml")),
     ("vulkan", include_str!("vulkan.toml")),
 ];

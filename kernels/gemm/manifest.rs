@@ -5,6 +5,10 @@ use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, T
 
 use super::{native, spirv};
 
+mod cuda;
+
+pub(super) use cuda::SIMT;
+
 /// The kernels of this folder.
 pub(super) const KERNELS: &[&Kernel] = &[
     &NATIVE,
@@ -14,6 +18,7 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &TILED,
     &GEMV_LANES,
     &MATRIX,
+    &SIMT,
     &GROUPED_NATIVE,
     &GROUPED_PACKED,
     &GROUPED_SUBGROUP,
@@ -23,6 +28,9 @@ pub(super) const KERNELS: &[&Kernel] = &[
 const ELEMENTS: (&str, &str) = ("elements.cl", include_str!("elements.cl"));
 const ROUTING: (&str, &str) = ("routing.cl", include_str!("routing.cl"));
 const TILED_TEXT: (&str, &str) = ("gemm_tiled.cl", include_str!("gemm_tiled.cl"));
+const CUDA_ELEMENTS: (&str, &str) = ("elements.cu", include_str!("elements.cu"));
+const CUDA_ROUTING: (&str, &str) = ("routing.cu", include_str!("routing.cu"));
+const TILED_CUDA: (&str, &str) = ("gemm_tiled.cu", include_str!("gemm_tiled.cu"));
 const PANELS: (&str, &str) = ("panels.cl", include_str!("panels.cl"));
 
 /// The cpu device's product.
@@ -253,6 +261,11 @@ pub(super) static TILED: Kernel = Kernel {
             requires: &[],
         },
         Source {
+            language: Language::CudaC,
+            code: Code::Text(&[CUDA_ELEMENTS, TILED_CUDA]),
+            requires: &[],
+        },
+        Source {
             language: Language::SpirV,
             code: Code::Binaries(spirv::TILED_DOT),
             requires: &["shaderIntegerDotProduct", "storageBuffer16BitAccess"],
@@ -282,6 +295,11 @@ pub(super) static GROUPED_TILED: Kernel = Kernel {
         Source {
             language: Language::OpenClC,
             code: Code::Text(&[ELEMENTS, ROUTING, TILED_TEXT]),
+            requires: &[],
+        },
+        Source {
+            language: Language::CudaC,
+            code: Code::Text(&[CUDA_ELEMENTS, CUDA_ROUTING, TILED_CUDA]),
             requires: &[],
         },
         Source {

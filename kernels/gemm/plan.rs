@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use ropeway_core::dtype::DType;
 use ropeway_core::info::{DeviceInfo, DeviceKind};
-use ropeway_core::kernel::{Config, Kernel, ModuleKey};
+use ropeway_core::kernel::{Config, Kernel, Language, ModuleKey};
 use ropeway_core::memory::TensorDesc;
 use ropeway_core::op::{PlanRequest, TuneKey};
 use ropeway_core::plan::{
@@ -15,9 +15,10 @@ use ropeway_core::plan::{
 };
 use ropeway_core::{Error, Result};
 
-use super::manifest::{GEMV, GEMV_LANES, MATRIX, NATIVE, PACKED, SUBGROUP, TILED};
+use super::manifest::{GEMV, GEMV_LANES, MATRIX, NATIVE, PACKED, SIMT, SUBGROUP, TILED};
 use super::{Activation, Gemm};
 
+mod cuda;
 mod lanes;
 mod matrix;
 pub(super) mod subgroup;
@@ -47,6 +48,9 @@ pub(super) use super::grouped::{
 
 pub(super) fn gemm_candidates(op: &Gemm, info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
     supported_dtypes(op.a.dtype, op.b.dtype, op.d.dtype)?;
+    if info.languages.contains(&Language::CudaC) {
+        return available(&cuda::gemm_candidates(&Problem::new(op), info), info);
+    }
     let mut wanted: Vec<&'static Kernel> = vec![&NATIVE];
     let problem = Problem::new(op);
     if problem.skinny().is_some() {
@@ -179,7 +183,9 @@ pub(super) fn gemm(op: &Gemm, request: &PlanRequest<'_>) -> Result<Plan> {
         name if name == SUBGROUP.name => {
             subgroup::gemm(&problem, &config, request.info, &mut plan);
         }
-        name if name == TILED.name => tiled(&problem, &config, &mut plan),
+        name if name == TILED.name || name == SIMT.name => {
+            tiled(&problem, kernel, &config, &mut plan);
+        }
         name if name == MATRIX.name => matrix::gemm(&problem, &config, request.info, &mut plan)?,
         name if name == GEMV_LANES.name => lanes::gemv(&problem, &config, &mut plan),
         _ => packed(&problem, &config, prepared, request.info, &mut plan)?,
@@ -707,11 +713,11 @@ fn native(problem: &Problem<'_>, config: &Config, plan: &mut Plan) {
     }
 }
 
-fn tiled(problem: &Problem<'_>, config: &Config, plan: &mut Plan) {
+fn tiled(problem: &Problem<'_>, kernel: &'static Kernel, config: &Config, plan: &mut Plan) {
     let module = plan.module({
         let mut config = config.clone();
         config.set("INTEGER", (problem.op.a.dtype == DType::I8).into());
-        problem.module(&TILED, &config)
+        problem.module(kernel, &config)
     });
     let [outer, inner] = problem.launch_batch();
     let [group, tile] = tile_of(config);

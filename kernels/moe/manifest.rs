@@ -9,6 +9,7 @@ use super::{native, spirv};
 pub(super) const KERNELS: &[&Kernel] = &[
     &MOE_ROUTE,
     &MOE_ROUTE_LANES,
+    &MOE_ROUTE_WARP,
     &MOE_ROUTE_GROUP,
     &EXPERT_ROWS,
     &EXPERT_ROWS_LANES,
@@ -36,6 +37,25 @@ fn value(config: &Config, name: &str) -> u64 {
 
 const ROUTE_CL: Code = Code::Text(&[("route.cl", include_str!("route.cl"))]);
 const ROWS_CL: Code = Code::Text(&[("rows.cl", include_str!("rows.cl"))]);
+
+/// `redux.sync` and the conversion to bf16 begin with this architecture.
+const ROUTE_CU: Source = Source {
+    language: Language::CudaC,
+    code: Code::Text(&[("route.cu", include_str!("route.cu"))]),
+    requires: &["sm_80"],
+};
+const ROWS_CU: Source = Source {
+    language: Language::CudaC,
+    code: Code::Text(&[("rows.cu", include_str!("rows.cu"))]),
+    requires: &["sm_80"],
+};
+
+/// What a CUDA kernel may declare of shared memory; more would have to be asked for at each launch.
+const CUDA_SHARED_MEMORY: u64 = 48 << 10;
+
+fn takes_cuda(info: &DeviceInfo) -> bool {
+    info.languages.first() == Some(&Language::CudaC)
+}
 
 /// `moe_route`, one work-item (or task) a token.
 pub(super) static MOE_ROUTE: Kernel = Kernel {
@@ -95,6 +115,35 @@ pub(super) static MOE_ROUTE_LANES: Kernel = Kernel {
     local_memory: |_| 0,
 };
 
+/// The most experts that `moe_route_warp` chooses for a token, and the most it chooses among.
+pub(super) const WARP_TOPK: u64 = 32;
+const WARP_EXPERTS: u64 = 512;
+
+/// `moe_route`, one warp a token.
+pub(super) static MOE_ROUTE_WARP: Kernel = Kernel {
+    name: "moe_route_warp",
+    summary: "routing of at most 32 among at most 512 experts a token with one warp a token, keys in registers, for CUDA",
+    version: 1,
+    sources: &[ROUTE_CU],
+    tunables: &[Tunable {
+        name: "ROUTE_GROUP",
+        values: &[32, 64, 128, 256],
+        default: 128,
+        meaning: "threads of a block, 32 a token",
+    }],
+    constraints: &[
+        Constraint {
+            rule: "at most 512 experts, whose scores the lanes of a warp keep in registers",
+            holds: |config, _| capacity(config) <= WARP_EXPERTS,
+        },
+        Constraint {
+            rule: "ROUTE_GROUP <= max work-group size",
+            holds: |config, info| group_fits(config, info, "ROUTE_GROUP"),
+        },
+    ],
+    local_memory: |config| value(config, "ROUTE_GROUP") / 32 * 8 * capacity(config),
+};
+
 /// `moe_route`, one work-group a token.
 pub(super) static MOE_ROUTE_GROUP: Kernel = Kernel {
     name: "moe_route_group",
@@ -116,6 +165,7 @@ pub(super) static MOE_ROUTE_GROUP: Kernel = Kernel {
             code: Code::Binaries(spirv::ROUTE),
             requires: &[],
         },
+        ROUTE_CU,
     ],
     tunables: &[Tunable {
         name: "ROUTE_GROUP",
@@ -123,12 +173,24 @@ pub(super) static MOE_ROUTE_GROUP: Kernel = Kernel {
         default: 64,
         meaning: "work-items that share a token",
     }],
-    constraints: &[Constraint {
-        rule: "ROUTE_GROUP <= max work-group size",
-        holds: |config, info| group_fits(config, info, "ROUTE_GROUP"),
-    }],
-    local_memory: |config| 12 * capacity(config) + 8 * value(config, "ROUTE_GROUP"),
+    constraints: &[
+        Constraint {
+            rule: "ROUTE_GROUP <= max work-group size",
+            holds: |config, info| group_fits(config, info, "ROUTE_GROUP"),
+        },
+        Constraint {
+            rule: "at most 48 KiB of shared memory in CUDA",
+            holds: |config, info| {
+                !takes_cuda(info) || route_group_memory(config) <= CUDA_SHARED_MEMORY
+            },
+        },
+    ],
+    local_memory: route_group_memory,
 };
+
+fn route_group_memory(config: &Config) -> u64 {
+    12 * capacity(config) + 8 * value(config, "ROUTE_GROUP")
+}
 
 const fn permute_tile(default: i64) -> Tunable {
     Tunable {
@@ -250,6 +312,7 @@ pub(super) static EXPERT_ROWS_GROUP: Kernel = Kernel {
         },
         ROWS_SPIRV[0],
         ROWS_SPIRV[1],
+        ROWS_CU,
     ],
     tunables: &[
         Tunable {
@@ -269,13 +332,13 @@ pub(super) static EXPERT_ROWS_GROUP: Kernel = Kernel {
             name: "ROW_VECTOR",
             values: &[4, 8],
             default: 4,
-            meaning: "elements a work-item moves at once",
+            meaning: "elements a work-item moves at once; in CUDA, accesses of 16 bytes",
         },
         Tunable {
             name: "ROW_UNROLL",
             values: &[1, 2],
             default: 1,
-            meaning: "vectors that a work-item moves or sums at once",
+            meaning: "vectors (in CUDA: times ROW_VECTOR accesses) that a work-item moves or sums at once",
         },
         Tunable {
             name: "ROW_BLOCK",
@@ -284,12 +347,18 @@ pub(super) static EXPERT_ROWS_GROUP: Kernel = Kernel {
             meaning: "columns of a block",
         },
     ],
-    constraints: &[Constraint {
-        rule: "PERMUTE_GROUP and ROW_GROUP <= max work-group size",
-        holds: |config, info| {
-            group_fits(config, info, "PERMUTE_GROUP") && group_fits(config, info, "ROW_GROUP")
+    constraints: &[
+        Constraint {
+            rule: "PERMUTE_GROUP and ROW_GROUP <= max work-group size",
+            holds: |config, info| {
+                group_fits(config, info, "PERMUTE_GROUP") && group_fits(config, info, "ROW_GROUP")
+            },
         },
-    }],
+        Constraint {
+            rule: "at most 8192 experts in CUDA, whose counters take 32 KiB of shared memory",
+            holds: |config, info| !takes_cuda(info) || capacity(config) <= 8192,
+        },
+    ],
     local_memory: rows_local_memory,
 };
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ropeway_core::dtype::DType;
 use ropeway_core::info::{DeviceInfo, DeviceKind};
-use ropeway_core::kernel::{Config, Kernel, ModuleKey};
+use ropeway_core::kernel::{Config, Kernel, Language, ModuleKey};
 use ropeway_core::op::Op;
 use ropeway_core::plan::{
     Arg, Determinism, Expr, Extent, Form, Launch, OperandRule, Plan, StrideRule, Symbol,
@@ -16,6 +16,8 @@ use super::manifest::experts_capacity;
 mod ffn;
 mod route;
 mod rows;
+#[cfg(all(test, feature = "spec"))]
+mod tests;
 
 pub(super) use ffn::{moe_ffn, moe_ffn_candidates};
 pub(super) use route::{moe_route, moe_route_candidates};
@@ -24,7 +26,7 @@ pub(super) use rows::{
 };
 
 /// Those of `kernels` that the device takes and whose counters over `experts` fit it, wide work-items first on CPUs,
-/// groups of narrow ones first elsewhere.
+/// warps, then groups of narrow ones, first elsewhere.
 fn fitting(
     op: &dyn Op,
     info: &DeviceInfo,
@@ -39,23 +41,26 @@ fn fitting(
         }
     }
     let mut lack = Error::unsupported("no kernel");
+    let mut misfit = None;
     let mut found = Vec::new();
     for &kernel in kernels {
         let mut config = kernel.default_config();
         config.set("EXPERTS_CAPACITY", experts_capacity(experts));
-        match kernel
-            .source_for(info)
-            .and_then(|_| kernel.validate(&config, info))
-        {
-            Ok(()) => found.push(kernel),
-            Err(error) => lack = Error::unsupported(error.context()),
+        match (kernel.source_for(info), kernel.validate(&config, info)) {
+            (Ok(_), Ok(())) => found.push(kernel),
+            // Says more than that another kernel has no source for the device.
+            (Ok(_), Err(error)) => misfit = Some(Error::unsupported(error.context())),
+            (Err(error), _) => lack = Error::unsupported(error.context()),
         }
     }
     if info.kind != DeviceKind::Cpu {
-        found.sort_by_key(|kernel| !kernel.name.ends_with("_group"));
+        found.sort_by_key(|kernel| {
+            let warps = kernel.name.ends_with("_warp");
+            (!warps, !kernel.name.ends_with("_group"))
+        });
     }
     if found.is_empty() {
-        return Err(lack);
+        return Err(misfit.unwrap_or(lack));
     }
     Ok(found)
 }
@@ -190,6 +195,15 @@ fn u32(value: impl Into<Expr>) -> Arg {
 
 fn u64(value: impl Into<Expr>) -> Arg {
     Arg::U64(value.into())
+}
+
+/// The grid of `blocks` work-groups for each of `tokens`. CUDA's second dimension ends at 65535: there both share the first, and
+/// kernels count groups through.
+fn grid_over_tokens(blocks: u64, tokens: Expr, info: &DeviceInfo) -> [Expr; 3] {
+    match info.languages.first() {
+        Some(Language::CudaC) => one_dimension(tokens * blocks),
+        _ => [blocks.into(), tokens, 1.into()],
+    }
 }
 
 fn one_dimension(groups: impl Into<Expr>) -> [Expr; 3] {

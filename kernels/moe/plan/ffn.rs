@@ -170,7 +170,8 @@ pub(in crate::moe) fn moe_ffn(op: &MoeFfn, request: &PlanRequest<'_>) -> Result<
 
     let by_steps = is_by_steps(kernel);
     let route = route_kernels(op, request.info, experts, &op.routing)?;
-    let in_groups = kernel.name == EXPERT_ROWS_GROUP.name;
+    // On a CPU the name asks for groups throughout; elsewhere the first kernel is the one for its kind.
+    let in_groups = kernel.name == EXPERT_ROWS_GROUP.name && request.info.kind == DeviceKind::Cpu;
     let named = |kernel: &&&'static Kernel| in_groups && kernel.name == MOE_ROUTE_GROUP.name;
     let route = *route.iter().find(named).unwrap_or(&route[0]);
     append_route(
@@ -232,6 +233,7 @@ pub(in crate::moe) fn moe_ffn(op: &MoeFfn, request: &PlanRequest<'_>) -> Result<
         sizes,
         &rows,
         DType::F32,
+        request.info,
     );
     Ok(plan)
 }
@@ -251,6 +253,7 @@ fn rows_module(
 }
 
 /// Adds the weighted sum of `rows` [tokens · topk, hidden] into y.
+#[allow(clippy::too_many_arguments)]
 fn append_sum(
     plan: &mut Plan,
     key: ModuleKey,
@@ -259,6 +262,7 @@ fn append_sum(
     sizes: Sizes,
     rows: &Range<u64>,
     dtype: DType,
+    info: &DeviceInfo,
 ) {
     let topk = routed.ids.topk;
     append_combine(
@@ -274,6 +278,7 @@ fn append_sum(
         operands.y,
         topk,
         sizes.hidden,
+        info,
     );
 }
 
@@ -440,6 +445,7 @@ fn append_steps(
         read(&routed.expert_offsets),
         [workspace(&scattered, dtype, true), u64(hidden)],
         hidden,
+        request.info,
     );
     let product = |a, k: u64, b: Bound, d, n: u64, activation| GroupedProduct {
         a: workspace(a, dtype, false),
@@ -481,6 +487,15 @@ fn append_steps(
         let (kernel, config) = grouped::choose(&product, &products)?;
         grouped::append(plan, kernel, &config, request.info, &product)?;
     }
-    append_sum(plan, key, routed, operands, sizes, &rows, dtype);
+    append_sum(
+        plan,
+        key,
+        routed,
+        operands,
+        sizes,
+        &rows,
+        dtype,
+        request.info,
+    );
     Ok(())
 }

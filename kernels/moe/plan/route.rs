@@ -12,9 +12,13 @@ use super::{
     plan_over_tokens, u32, u64,
 };
 use crate::moe::manifest::{
-    LANES_GROUPS, LANES_TOPK, MOE_ROUTE, MOE_ROUTE_GROUP, MOE_ROUTE_LANES, experts_capacity,
+    LANES_GROUPS, LANES_TOPK, MOE_ROUTE, MOE_ROUTE_GROUP, MOE_ROUTE_LANES, MOE_ROUTE_WARP,
+    WARP_TOPK, experts_capacity,
 };
 use crate::moe::{MoeRoute, Routing, Score};
+
+/// Threads of a warp.
+const WARP: u32 = 32;
 
 pub(in crate::moe) fn moe_route_candidates(
     op: &MoeRoute,
@@ -32,15 +36,14 @@ pub(super) fn route_kernels(
     routing: &Routing,
 ) -> Result<Vec<&'static Kernel>> {
     let few = routing.topk.max(routing.topk_groups) <= LANES_TOPK && routing.groups <= LANES_GROUPS;
-    match few {
-        true => fitting(
-            op,
-            info,
-            experts,
-            &[&MOE_ROUTE, &MOE_ROUTE_LANES, &MOE_ROUTE_GROUP],
-        ),
-        false => fitting(op, info, experts, &[&MOE_ROUTE, &MOE_ROUTE_GROUP]),
+    let mut kernels = vec![&MOE_ROUTE, &MOE_ROUTE_GROUP];
+    if routing.topk <= WARP_TOPK {
+        kernels.insert(1, &MOE_ROUTE_WARP);
     }
+    if few {
+        kernels.insert(1, &MOE_ROUTE_LANES);
+    }
+    fitting(op, info, experts, &kernels)
 }
 
 pub(in crate::moe) fn moe_route(op: &MoeRoute, request: &PlanRequest<'_>) -> Result<Plan> {
@@ -118,6 +121,10 @@ pub(super) fn append_route(
     let (entry, groups) = match key.kernel.name {
         "moe_route_group" => ("moe_route_group", tokens),
         "moe_route_lanes" => ("moe_route_lanes", tokens.div_ceil(u64::from(group[0]))),
+        "moe_route_warp" => (
+            "moe_route_warp",
+            tokens.div_ceil(u64::from(group[0] / WARP)),
+        ),
         _ => ("moe_route", tokens),
     };
     if key.kernel.name == MOE_ROUTE_LANES.name {

@@ -10,8 +10,8 @@ use ropeway_core::op::{Op, PlanRequest, TuneKey};
 use ropeway_core::plan::{Arg, Determinism, Expr, Extent, Plan};
 
 use super::{
-    Bound, bind, bytes, countable, fitting, group, launch, need_dense_rows, one_dimension, pairs,
-    per_token, plan_over_tokens, u32, workspace,
+    Bound, bind, bytes, countable, fitting, grid_over_tokens, group, launch, need_dense_rows,
+    one_dimension, pairs, per_token, plan_over_tokens, u32, workspace,
 };
 use crate::moe::manifest::{
     EXPERT_ROWS, EXPERT_ROWS_GROUP, EXPERT_ROWS_LANES, EXPERT_ROWS_NATIVE, experts_capacity,
@@ -240,6 +240,7 @@ pub(in crate::moe) fn expert_scatter(
         expert_offsets.arg(),
         [rows.arg(), rows.stride(0)],
         hidden,
+        request.info,
     );
     Ok(plan)
 }
@@ -255,6 +256,7 @@ pub(super) fn append_copy_rows(
     expert_offsets: Arg,
     [rows, row_stride]: [Arg; 2],
     hidden: u64,
+    info: &DeviceInfo,
 ) {
     let block = key.config.value("ROW_BLOCK") as u64;
     let group = group(&key.config, "ROW_GROUP");
@@ -271,7 +273,7 @@ pub(super) fn append_copy_rows(
         x.stride(1),
         row_stride,
     ];
-    let grid = [hidden.div_ceil(block).into(), ids.tokens.clone(), 1.into()];
+    let grid = grid_over_tokens(hidden.div_ceil(block), ids.tokens.clone(), info);
     launch(plan, key, "expert_copy_rows", grid, group, args);
 }
 
@@ -375,6 +377,7 @@ pub(in crate::moe) fn expert_gather(op: &ExpertGather, request: &PlanRequest<'_>
         y,
         topk,
         hidden,
+        request.info,
     );
     Ok(plan)
 }
@@ -390,6 +393,7 @@ pub(super) fn append_combine(
     y: Bound,
     topk: u64,
     hidden: u64,
+    info: &DeviceInfo,
 ) {
     let [rows, row_stride, column_stride] = rows;
     let [weights, token_stride, slot_stride] = topk_weights;
@@ -408,7 +412,7 @@ pub(super) fn append_combine(
         y.stride(0),
     ];
     let block = key.config.get("ROW_BLOCK").unwrap_or(2048) as u64;
-    let grid = [hidden.div_ceil(block).into(), y.extent(0), 1.into()];
+    let grid = grid_over_tokens(hidden.div_ceil(block), y.extent(0), info);
     let group = group(&key.config, "ROW_GROUP");
     launch(plan, key, "expert_combine", grid, group, args);
 }

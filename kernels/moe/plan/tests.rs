@@ -1,0 +1,199 @@
+//! What the planners give a CUDA device: read off plans, since planning needs no device.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use ropeway_core::ErrorKind::Unsupported;
+use ropeway_core::info::{DTypeSupport, DeviceInfo, DeviceKind, Execution, Limits};
+use ropeway_core::kernel::Language;
+use ropeway_core::memory::{DeviceId, Memory};
+use ropeway_core::op::{Op, OpKind, Operand, PlanRequest};
+use ropeway_core::plan::Plan;
+use ropeway_core::{Buffer, DType, Result};
+use serde_json::{Value, json};
+
+use crate::moe::{ExpertGatherKind, ExpertScatterKind, MoeRouteKind};
+use crate::signatures::{parse, refused};
+use DType::{BF16, F16, F32, I32};
+
+type Tensor<'a> = (&'a str, DType, &'a [u64]);
+
+/// An A100, as the CUDA backend describes it.
+fn a100() -> DeviceInfo {
+    let both = DTypeSupport {
+        storage: true,
+        arithmetic: true,
+    };
+    DeviceInfo {
+        backend: "cuda",
+        ordinal: 0,
+        name: "an A100".into(),
+        vendor: "NVIDIA".into(),
+        platform: "CUDA".into(),
+        kind: DeviceKind::Gpu,
+        execution: Execution::Hardware,
+        architecture: "sm_80".into(),
+        driver_version: String::new(),
+        compiler_version: String::new(),
+        memory: 40 << 30,
+        unified_memory: false,
+        compute_units: 108,
+        cache: 40 << 20,
+        vector_width: 1,
+        subgroup_sizes: vec![32],
+        matrix_shapes: Vec::new(),
+        dtypes: [both; DType::ALL.len()],
+        features: ["sm_70", "sm_72", "sm_75", "sm_80"]
+            .map(str::to_owned)
+            .to_vec(),
+        languages: vec![Language::CudaC],
+        limits: Limits {
+            max_buffer: 40 << 30,
+            base_alignment: 256,
+            local_memory: 163 << 10,
+            max_group_size: 1024,
+            max_group: [1024, 1024, 64],
+            max_grid: [i32::MAX as u64, 65_535, 65_535],
+            loop_rounds: None,
+        },
+        keeps_denormals: true,
+    }
+}
+
+/// Memory that is only measured.
+struct Unbacked(DeviceId);
+
+impl Memory for Unbacked {
+    fn size(&self) -> u64 {
+        1 << 50
+    }
+
+    fn device(&self) -> DeviceId {
+        self.0
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+fn plan_of(kind: &dyn OpKind, tensors: &[Tensor<'_>], attrs: Value) -> Result<(Plan, Vec<String>)> {
+    let info = a100();
+    let op = parse(kind, tensors, attrs)?;
+    let plan = Op::plan(&*op, &PlanRequest::new(&info))?;
+    let buffer = Buffer::new(Arc::new(Unbacked(DeviceId::unique())));
+    let view = |operand: Operand| buffer.view(operand.desc, 0);
+    let views: Vec<_> = op.operands().into_iter().map(view).collect::<Result<_>>()?;
+    let mut launches = Vec::new();
+    for launch in &plan.launches {
+        let key = &plan.modules[launch.module];
+        let source = key.kernel.source_for(&info)?;
+        assert_eq!(source.language, Language::CudaC, "{plan}");
+        let threads: u32 = launch.group.iter().product();
+        assert!(
+            (1..=info.limits.max_group_size).contains(&threads),
+            "{plan}"
+        );
+        let grid = [0, 1, 2].map(|axis| launch.grid[axis].evaluate(&views) as u64);
+        for (blocks, most) in grid.into_iter().zip(info.limits.max_grid) {
+            assert!(blocks <= most, "{grid:?} of {} in {plan}", launch.entry);
+        }
+        let [x, y, z] = grid;
+        launches.push(format!("{} {} {x}x{y}x{z}", key.kernel.name, launch.entry));
+    }
+    Ok((plan, launches))
+}
+
+fn launches(kind: &dyn OpKind, tensors: &[Tensor<'_>], attrs: Value) -> Vec<String> {
+    plan_of(kind, tensors, attrs).expect("a kernel takes it").1
+}
+
+#[test]
+fn a_warp_routes_a_token_of_few_experts() {
+    let route = |experts: u64, topk: u64, dtype| {
+        let attrs = json!({"topk": topk});
+        launches(&MoeRouteKind, &[("logits", dtype, &[10, experts])], attrs).join(", ")
+    };
+    // Four warps a block.
+    assert_eq!(route(64, 8, F32), "moe_route_warp moe_route_warp 3x1x1");
+    assert_eq!(route(512, 32, BF16), "moe_route_warp moe_route_warp 3x1x1");
+    assert_eq!(
+        route(512, 33, F16),
+        "moe_route_group moe_route_group 10x1x1"
+    );
+    assert_eq!(route(513, 8, F32), "moe_route_group moe_route_group 10x1x1");
+}
+
+#[test]
+fn more_experts_than_shared_memory_holds_are_refused() {
+    let logits: Tensor<'_> = ("logits", F32, &[10, 4096]);
+    let routed = plan_of(&MoeRouteKind, &[logits], json!({"topk": 8}));
+    refused(routed, Unsupported, &["moe_route_group", "48 KiB"]);
+    let tensors: [Tensor<'_>; 2] = [("x", F16, &[5, 8]), ("topk_ids", I32, &[5, 2])];
+    let scattered = plan_of(&ExpertScatterKind, &tensors, json!({"experts": 8193}));
+    refused(scattered, Unsupported, &["8192 experts"]);
+}
+
+fn scatter(tokens: u64, topk: u64, hidden: u64) -> Vec<String> {
+    let tensors: [Tensor<'_>; 2] = [
+        ("x", BF16, &[tokens, hidden]),
+        ("topk_ids", I32, &[tokens, topk]),
+    ];
+    launches(&ExpertScatterKind, &tensors, json!({"experts": 128}))
+}
+
+#[test]
+fn ids_take_one_launch_or_three() {
+    assert_eq!(
+        scatter(512, 8, 5000),
+        [
+            "expert_rows_group expert_permute 1x1x1",
+            "expert_rows_group expert_copy_rows 1536x1x1"
+        ]
+    );
+    assert_eq!(
+        scatter(513, 8, 5000),
+        [
+            "expert_rows_group expert_count 5x1x1",
+            "expert_rows_group expert_scan 1x1x1",
+            "expert_rows_group expert_place 5x1x1",
+            "expert_rows_group expert_copy_rows 1539x1x1"
+        ]
+    );
+}
+
+/// CUDA's second dimension of the grid ends at 65535.
+#[test]
+fn tokens_may_be_more_than_a_grid_has_rows() {
+    let tokens = 100_000;
+    assert_eq!(
+        scatter(tokens, 2, 64)[3],
+        "expert_rows_group expert_copy_rows 100000x1x1"
+    );
+    let tensors: [Tensor<'_>; 3] = [
+        ("rows", F16, &[2 * tokens, 2049]),
+        ("source", I32, &[2 * tokens]),
+        ("topk_weights", F32, &[tokens, 2]),
+    ];
+    assert_eq!(
+        launches(&ExpertGatherKind, &tensors, json!({})),
+        [
+            "expert_rows_group expert_clear_inverse 196x1x1",
+            "expert_rows_group expert_invert 196x1x1",
+            "expert_rows_group expert_combine 200000x1x1"
+        ]
+    );
+}
+
+#[test]
+fn an_older_gpu_lacks_what_the_kernels_need() {
+    let mut info = a100();
+    info.features.retain(|feature| feature != "sm_80");
+    let logits: Tensor<'_> = ("logits", F32, &[10, 64]);
+    let op = parse(&MoeRouteKind, &[logits], json!({"topk": 8})).expect("a sound problem");
+    refused(
+        Op::plan(&*op, &PlanRequest::new(&info)),
+        Unsupported,
+        &["sm_80"],
+    );
+}

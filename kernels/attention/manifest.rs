@@ -17,6 +17,7 @@ pub(super) const KERNELS: &[&Kernel] = &[
 ];
 
 const SHARED_CL: (&str, &str) = ("attention.cl", include_str!("attention.cl"));
+const SHARED_CU: (&str, &str) = ("attention.cu", include_str!("attention.cu"));
 
 const SPLIT_KEYS: Tunable = Tunable {
     name: "SPLIT_KEYS",
@@ -94,6 +95,14 @@ pub(super) static ATTENTION_TILED: Kernel = Kernel {
             code: Code::Text(&[
                 SHARED_CL,
                 ("attention_tiled.cl", include_str!("attention_tiled.cl")),
+            ]),
+            requires: &[],
+        },
+        Source {
+            language: Language::CudaC,
+            code: Code::Text(&[
+                SHARED_CU,
+                ("attention_tiled.cu", include_str!("attention_tiled.cu")),
             ]),
             requires: &[],
         },
@@ -230,6 +239,14 @@ pub(super) static ATTENTION_MERGE: Kernel = Kernel {
             code: Code::Text(&[
                 SHARED_CL,
                 ("attention_merge.cl", include_str!("attention_merge.cl")),
+            ]),
+            requires: &[],
+        },
+        Source {
+            language: Language::CudaC,
+            code: Code::Text(&[
+                SHARED_CU,
+                ("attention_merge.cu", include_str!("attention_merge.cu")),
             ]),
             requires: &[],
         },

@@ -5,7 +5,7 @@
 
 use ropeway_core::dtype::DType;
 use ropeway_core::info::{DeviceInfo, DeviceKind};
-use ropeway_core::kernel::{Config, Kernel, ModuleKey};
+use ropeway_core::kernel::{Config, Kernel, Language, ModuleKey};
 use ropeway_core::memory::TensorDesc;
 use ropeway_core::op::{Op, PlanRequest, TuneKey};
 use ropeway_core::plan::{Arg, Expr, Launch, OperandRule, Plan, StrideRule};
@@ -580,7 +580,7 @@ fn finish(
         launch(&mut plan, decode, "attention_decode", grid, 1, args());
     }
     if tiled {
-        let grid = [kv_heads.clone(), works(TILED_ROWS), 1.into()];
+        let grid = over_heads(info, kv_heads.clone(), works(TILED_ROWS));
         launch(&mut plan, key, "attention_tiled", grid, TILED_GROUP, args());
     } else if key.kernel.name == ATTENTION_ROWS.name {
         let group = problem.head_max() / 4;
@@ -599,15 +599,20 @@ fn finish(
             config: Config::default(),
         };
         problem.complete(&mut merge.config, split_keys);
-        let grid = [
-            kv_heads,
-            sizes.sequences.clone() * division.split_rows,
-            1.into(),
-        ];
+        let rows = sizes.sequences.clone() * division.split_rows;
+        let grid = over_heads(info, kv_heads, rows);
         let group = if tiled || in_lanes { TILED_GROUP } else { 1 };
         launch(&mut plan, merge, "attention_merge", grid, group, args());
     }
     Ok(plan)
+}
+
+/// A grid over key heads and what may be many. CUDA has 65,535 groups along the second dimension, so there they are the first.
+fn over_heads(info: &DeviceInfo, kv_heads: Expr, many: Expr) -> [Expr; 3] {
+    match info.languages.first() {
+        Some(Language::CudaC) => [many, kv_heads, 1.into()],
+        _ => [kv_heads, many, 1.into()],
+    }
 }
 
 /// Of four elements, loaded at once, each operand's first must be bound at a whole vector.

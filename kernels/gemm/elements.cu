@@ -21,6 +21,7 @@
 #define I32 4
 #ifndef A_DTYPE
 #define A_DTYPE F32
+#define A_DTYPE_IS_DEFAULT
 #endif
 #ifndef B_DTYPE
 #define B_DTYPE A_DTYPE

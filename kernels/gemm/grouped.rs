@@ -6,14 +6,16 @@
 use ropeway_core::Result;
 use ropeway_core::dtype::DType;
 use ropeway_core::info::{DeviceInfo, DeviceKind};
-use ropeway_core::kernel::{Config, Kernel};
+use ropeway_core::kernel::{Config, Kernel, Language};
 use ropeway_core::op::{PlanRequest, TuneKey};
 use ropeway_core::plan::{Arg, Determinism, Expr, Launch, Plan, Symbol};
 
-use super::manifest::{GROUPED_NATIVE, GROUPED_PACKED, GROUPED_SUBGROUP, GROUPED_TILED};
+use super::manifest::{
+    GROUPED_MMA, GROUPED_MMA_SMALL, GROUPED_NATIVE, GROUPED_PACKED, GROUPED_SUBGROUP, GROUPED_TILED,
+};
 use super::plan::{
-    activation_code, b_panels, f32_bytes, module, plain_rule, subgroup, supported_dtypes, tile_of,
-    workspace,
+    activation_code, available, b_panels, cuda, f32_bytes, mma, module, plain_rule, subgroup,
+    supported_dtypes, tile_of, workspace,
 };
 use super::{Activation, GroupedGemm, MaskedGroupedGemm};
 
@@ -60,6 +62,9 @@ pub(crate) fn candidates(
 ) -> Result<Vec<&'static Kernel>> {
     let [a, b, d] = dtypes;
     supported_dtypes(a, b, d)?;
+    if info.languages.contains(&Language::CudaC) {
+        return available(&cuda::grouped_candidates(dtypes), info);
+    }
     let wanted: Vec<&'static Kernel> = match info.kind {
         DeviceKind::Cpu => vec![
             &GROUPED_NATIVE,
@@ -93,7 +98,9 @@ pub(crate) fn choose(
             ("k", product.k),
         ],
     };
-    request.choose(&key, &candidates(product.dtypes, product.k, request.info)?)
+    let mut wanted = candidates(product.dtypes, product.k, request.info)?;
+    cuda::order_by_rows(&mut wanted, product);
+    request.choose(&key, &wanted)
 }
 
 /// Adds the launches of a grouped product to a plan.
@@ -112,6 +119,10 @@ pub(crate) fn append(
         append_native(plan, config, product);
         return Ok(());
     }
+    if [GROUPED_MMA.name, GROUPED_MMA_SMALL.name].contains(&kernel.name) {
+        mma::append_grouped(plan, kernel, config, product);
+        return Ok(());
+    }
     if kernel.name == GROUPED_TILED.name {
         append_tiled(plan, config, product);
         return Ok(());
@@ -121,7 +132,7 @@ pub(crate) fn append(
 
 impl GroupedProduct {
     /// rows, experts, capacity, masked
-    fn sizes(&self) -> [Expr; 4] {
+    pub(super) fn sizes(&self) -> [Expr; 4] {
         [
             self.rows.clone(),
             self.experts.into(),

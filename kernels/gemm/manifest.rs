@@ -7,7 +7,7 @@ use super::{native, spirv};
 
 mod cuda;
 
-pub(super) use cuda::SIMT;
+pub(super) use cuda::{GROUPED_MMA, GROUPED_MMA_SMALL, MMA, MMA_SMALL, SIMT, mma_threads, stages};
 
 /// The kernels of this folder.
 pub(super) const KERNELS: &[&Kernel] = &[
@@ -19,10 +19,14 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &GEMV_LANES,
     &MATRIX,
     &SIMT,
+    &MMA,
+    &MMA_SMALL,
     &GROUPED_NATIVE,
     &GROUPED_PACKED,
     &GROUPED_SUBGROUP,
     &GROUPED_TILED,
+    &GROUPED_MMA,
+    &GROUPED_MMA_SMALL,
 ];
 
 const ELEMENTS: (&str, &str) = ("elements.cl", include_str!("elements.cl"));
@@ -325,6 +329,14 @@ pub(super) static GEMV_LANES: Kernel = Kernel {
     version: 1,
     sources: &[
         Source {
+            language: Language::CudaC,
+            code: Code::Text(&[
+                CUDA_ELEMENTS,
+                ("gemv_lanes.cu", include_str!("gemv_lanes.cu")),
+            ]),
+            requires: &[],
+        },
+        Source {
             language: Language::SpirV,
             code: Code::Binaries(spirv::GEMV_LANES_16),
             requires: &["storageBuffer16BitAccess"],
@@ -349,10 +361,16 @@ pub(super) static GEMV_LANES: Kernel = Kernel {
             meaning: "work-items that share a row of the large operand; half as many where its rows lie side by side",
         },
     ],
-    constraints: &[Constraint {
-        rule: "GROUP <= max work-group size, along the first dimension too",
-        holds: line_fits,
-    }],
+    constraints: &[
+        Constraint {
+            rule: "GROUP <= max work-group size, along the first dimension too",
+            holds: line_fits,
+        },
+        Constraint {
+            rule: "LANES <= 32 in CUDA: a team lies in a warp",
+            holds: team_lies_in_a_warp,
+        },
+    ],
     local_memory: line_of_sums,
 };
 
@@ -402,6 +420,10 @@ fn matrix_tiles(config: &Config) -> u64 {
 fn line_fits(config: &Config, info: &DeviceInfo) -> bool {
     let group = config.value("GROUP") as u32;
     group <= info.limits.max_group_size && group <= info.limits.max_group[0]
+}
+
+fn team_lies_in_a_warp(config: &Config, info: &DeviceInfo) -> bool {
+    config.value("LANES") <= 32 || !info.languages.contains(&Language::CudaC)
 }
 
 fn line_of_sums(config: &Config) -> u64 {

@@ -15,12 +15,15 @@ use ropeway_core::plan::{
 };
 use ropeway_core::{Error, Result};
 
-use super::manifest::{GEMV, GEMV_LANES, MATRIX, NATIVE, PACKED, SIMT, SUBGROUP, TILED};
+use super::manifest::{
+    GEMV, GEMV_LANES, MATRIX, MMA, MMA_SMALL, NATIVE, PACKED, SIMT, SUBGROUP, TILED,
+};
 use super::{Activation, Gemm};
 
-mod cuda;
+pub(super) mod cuda;
 mod lanes;
 mod matrix;
+pub(super) mod mma;
 pub(super) mod subgroup;
 #[cfg(all(test, feature = "spec"))]
 mod tests;
@@ -186,8 +189,11 @@ pub(super) fn gemm(op: &Gemm, request: &PlanRequest<'_>) -> Result<Plan> {
         name if name == TILED.name || name == SIMT.name => {
             tiled(&problem, kernel, &config, &mut plan);
         }
+        name if name == MMA.name || name == MMA_SMALL.name => {
+            mma::gemm(&problem, kernel, &config, request.info, &mut plan)?;
+        }
         name if name == MATRIX.name => matrix::gemm(&problem, &config, request.info, &mut plan)?,
-        name if name == GEMV_LANES.name => lanes::gemv(&problem, &config, &mut plan),
+        name if name == GEMV_LANES.name => lanes::gemv(&problem, &config, request.info, &mut plan),
         _ => packed(&problem, &config, prepared, request.info, &mut plan)?,
     }
     Ok(plan)

@@ -1,8 +1,9 @@
 //! The kernels that exist in CUDA C only.
 
-use ropeway_core::kernel::{Code, Config, Kernel, Language, Source, Tunable};
+use ropeway_core::info::DeviceInfo;
+use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
-use super::{CUDA_ELEMENTS, TILED_CONSTRAINTS, TILED_CUDA};
+use super::{CUDA_ELEMENTS, CUDA_ROUTING, TILED_CONSTRAINTS, TILED_CUDA};
 
 /// As [`super::TILED`], with tiles of 128 x 128.
 pub(in super::super) static SIMT: Kernel = Kernel {
@@ -42,4 +43,170 @@ pub(in super::super) static SIMT: Kernel = Kernel {
 fn tiles_twice(config: &Config) -> u64 {
     let side = (config.value("GROUP") * config.value("PER_ITEM")) as u64 + 4;
     2 * 2 * 4 * side * config.value("TILE_K") as u64
+}
+
+const MMA_TEXT: (&str, &str) = ("mma.cu", include_str!("../mma.cu"));
+
+/// sm_80 has `cp.async`, and `mma.sync` of bf16 and of 32 i8.
+const MMA_FEATURES: &[&str] = &["sm_80"];
+
+const GEMM_MMA_SOURCES: &[Source] = &[Source {
+    language: Language::CudaC,
+    code: Code::Text(&[
+        CUDA_ELEMENTS,
+        MMA_TEXT,
+        ("gemm_mma.cu", include_str!("../gemm_mma.cu")),
+    ]),
+    requires: MMA_FEATURES,
+}];
+
+const GROUPED_MMA_SOURCES: &[Source] = &[Source {
+    language: Language::CudaC,
+    code: Code::Text(&[
+        CUDA_ELEMENTS,
+        CUDA_ROUTING,
+        MMA_TEXT,
+        ("grouped_mma.cu", include_str!("../grouped_mma.cu")),
+    ]),
+    requires: MMA_FEATURES,
+}];
+
+/// The tunables of mma.cu with these defaults: BLOCK_M, BLOCK_N, BLOCK_K, WARPS_M, WARPS_N, STAGES.
+const fn mma_tunables(defaults: [i64; 6]) -> [Tunable; 6] {
+    let [block_m, block_n, block_k, warps_m, warps_n, stages] = defaults;
+    const fn tunable(
+        name: &'static str,
+        values: &'static [i64],
+        default: i64,
+        meaning: &'static str,
+    ) -> Tunable {
+        Tunable {
+            name,
+            values,
+            default,
+            meaning,
+        }
+    }
+    [
+        tunable(
+            "BLOCK_M",
+            &[16, 32, 64, 128, 256],
+            block_m,
+            "rows of a tile",
+        ),
+        tunable("BLOCK_N", &[64, 128, 256], block_n, "columns of a tile"),
+        tunable(
+            "BLOCK_K",
+            &[32, 64],
+            block_k,
+            "k in a stage of shared memory, in units of two bytes",
+        ),
+        tunable("WARPS_M", &[1, 2, 4], warps_m, "warps along a tile's rows"),
+        tunable(
+            "WARPS_N",
+            &[1, 2, 4],
+            warps_n,
+            "warps along a tile's columns",
+        ),
+        tunable(
+            "STAGES",
+            &[2, 3, 4, 5],
+            stages,
+            "stages of shared memory: all but one are on their way",
+        ),
+    ]
+}
+
+const MMA_CONSTRAINTS: &[Constraint] = &[
+    Constraint {
+        rule: "a warp's rows and columns are multiples of 16",
+        holds: warps_are_whole,
+    },
+    Constraint {
+        rule: "sums of a thread + 4 * its chunks of a stage <= 160, which registers hold",
+        holds: registers_suffice,
+    },
+    Constraint {
+        rule: "32 * WARPS_M * WARPS_N <= max work-group size",
+        holds: warps_fit,
+    },
+];
+
+/// Matrix units: tiles of 128 x 128.
+pub(in super::super) static MMA: Kernel = Kernel {
+    name: "gemm_mma",
+    summary: "matrix units (mma.sync), a ring of stages filled by cp.async: products of f16, bf16 and i8 with many tiles",
+    version: 1,
+    sources: GEMM_MMA_SOURCES,
+    tunables: &mma_tunables([128, 128, 32, 2, 2, 4]),
+    constraints: MMA_CONSTRAINTS,
+    local_memory: stages,
+};
+
+/// As [`MMA`], in tiles of 64 x 64.
+pub(in super::super) static MMA_SMALL: Kernel = Kernel {
+    name: "gemm_mma_small",
+    summary: "as gemm_mma in tiles of 64 x 64, and k split where even those are few: products with few rows or columns",
+    version: 1,
+    sources: GEMM_MMA_SOURCES,
+    tunables: &mma_tunables([64, 64, 64, 2, 2, 4]),
+    constraints: MMA_CONSTRAINTS,
+    local_memory: stages,
+};
+
+/// As [`MMA`], for grouped products.
+pub(in super::super) static GROUPED_MMA: Kernel = Kernel {
+    name: "grouped_mma",
+    summary: "matrix units (mma.sync), rows found on the device, tiles of 128 x 128: experts with many rows in f16 and bf16",
+    version: 1,
+    sources: GROUPED_MMA_SOURCES,
+    tunables: &mma_tunables([128, 128, 32, 2, 2, 4]),
+    constraints: MMA_CONSTRAINTS,
+    local_memory: stages,
+};
+
+/// As [`GROUPED_MMA`], in tiles of 16 x 128.
+pub(in super::super) static GROUPED_MMA_SMALL: Kernel = Kernel {
+    name: "grouped_mma_small",
+    summary: "as grouped_mma in tiles of 16 x 128: experts with few rows",
+    version: 1,
+    sources: GROUPED_MMA_SOURCES,
+    tunables: &mma_tunables([16, 128, 64, 1, 4, 4]),
+    constraints: MMA_CONSTRAINTS,
+    local_memory: stages,
+};
+
+fn warp_tile(config: &Config) -> [i64; 2] {
+    [
+        config.value("BLOCK_M") / config.value("WARPS_M"),
+        config.value("BLOCK_N") / config.value("WARPS_N"),
+    ]
+}
+
+/// Threads of a block of mma.cu.
+pub(in super::super) fn mma_threads(config: &Config) -> i64 {
+    32 * config.value("WARPS_M") * config.value("WARPS_N")
+}
+
+fn warps_are_whole(config: &Config, _: &DeviceInfo) -> bool {
+    warp_tile(config).iter().all(|side| side % 16 == 0)
+}
+
+fn registers_suffice(config: &Config, _: &DeviceInfo) -> bool {
+    let [rows, columns] = warp_tile(config);
+    let chunks = (config.value("BLOCK_M") + config.value("BLOCK_N")) * config.value("BLOCK_K") / 8;
+    rows * columns / 32 + 4 * (chunks as u64).div_ceil(mma_threads(config) as u64) as i64 <= 160
+}
+
+fn warps_fit(config: &Config, info: &DeviceInfo) -> bool {
+    let threads = mma_threads(config) as u32;
+    threads <= info.limits.max_group_size && threads <= info.limits.max_group[0]
+}
+
+/// The stages of mma.cu, or what its sums need on their way to d, if that is more.
+pub(in super::super) fn stages(config: &Config) -> u64 {
+    let stage = 2 * (config.value("BLOCK_M") + config.value("BLOCK_N")) * config.value("BLOCK_K");
+    let [_, columns] = warp_tile(config);
+    let sums = mma_threads(config) / 32 * 16 * (columns + 8) * 4;
+    (config.value("STAGES") * stage).max(sums) as u64
 }

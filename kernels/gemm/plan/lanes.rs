@@ -1,7 +1,8 @@
 //! The launches of `gemv_lanes`: the large operand w read once, by neighbouring lanes.
 
 use ropeway_core::dtype::DType;
-use ropeway_core::kernel::Config;
+use ropeway_core::info::DeviceInfo;
+use ropeway_core::kernel::{Config, Language};
 use ropeway_core::plan::{Arg, Expr, Launch, Plan};
 
 use super::super::Activation;
@@ -10,6 +11,8 @@ use super::{Problem, SKINNY, Side, activation_code, module};
 
 /// Most sums of one invocation where its lanes lie along k, unless more rows of x are computed together.
 const SUMS: u64 = 8;
+/// The same on CUDA devices, which have registers for more.
+const CUDA_SUMS: u64 = 32;
 /// Elements of one load.
 const FOUR: u64 = 4;
 
@@ -18,28 +21,50 @@ pub(super) fn takes(problem: &Problem<'_>) -> bool {
     problem.m_max <= SKINNY || few_columns(problem)
 }
 
+/// Rows of x, which are computed together.
+pub(super) fn x_rows_max(problem: &Problem<'_>) -> u64 {
+    match problem.m_max > SKINNY {
+        true => problem.n,
+        false => problem.m_max,
+    }
+}
+
+/// Strides of w along k and from row to row.
+fn w_strides(problem: &Problem<'_>) -> [u64; 2] {
+    let [a_row, a_k, b_k, b_column] = problem.element_strides();
+    match problem.m_max > SKINNY {
+        true => [a_k, a_row],
+        false => [b_k, b_column],
+    }
+}
+
+/// Rows of w that lie side by side are read across; whatever the views' strides are then, both ways are right.
+pub(super) fn is_along_k(problem: &Problem<'_>) -> bool {
+    let [w_k, w_row] = w_strides(problem);
+    w_k == 1 || w_row != 1
+}
+
 /// Whether w is a. The halves of d's columns under swiglu cannot be rows of x.
 fn few_columns(problem: &Problem<'_>) -> bool {
     problem.n <= SKINNY && problem.op.activation != Activation::Swiglu
 }
 
 /// The plan of a product with few rows, or with few columns: that of the transposed problem.
-pub(super) fn gemv(problem: &Problem<'_>, config: &Config, plan: &mut Plan) {
+pub(super) fn gemv(problem: &Problem<'_>, config: &Config, info: &DeviceInfo, plan: &mut Plan) {
     let op = problem.op;
     let swapped = problem.m_max > SKINNY;
     let swiglu = op.activation == Activation::Swiglu;
-    let [a_row, a_k, b_k, b_column] = problem.element_strides();
+    let x_max = x_rows_max(problem);
     let n = Expr::from(problem.n);
     let bias = Arg::U64(problem.bias_stride());
     let zero = Arg::U64(Expr::Const(0));
-    let (w, x, w_rows, x_rows, x_max, [w_k, w_row], dtypes, bias_strides) = match swapped {
+    let (w, x, w_rows, x_rows, w_rows_max, dtypes, bias_strides) = match swapped {
         false => (
             problem.b.swapped(),
             problem.a.clone(),
             n,
             problem.m.clone(),
-            problem.m_max,
-            [b_k, b_column],
+            problem.n,
             [op.a.dtype, op.b.dtype],
             [zero, bias],
         ),
@@ -48,8 +73,7 @@ pub(super) fn gemv(problem: &Problem<'_>, config: &Config, plan: &mut Plan) {
             problem.b.swapped(),
             problem.m.clone(),
             n,
-            problem.n,
-            [a_k, a_row],
+            problem.m_max,
             [op.b.dtype, op.a.dtype],
             [bias, zero],
         ),
@@ -57,15 +81,26 @@ pub(super) fn gemv(problem: &Problem<'_>, config: &Config, plan: &mut Plan) {
     let group = config.value("GROUP") as u64;
     let x_rows_together = x_max.max(1).next_power_of_two();
     let parts = if swiglu { 2 } else { 1 };
-    // Rows of w that lie side by side are read across; whatever the views' strides are then, both ways are right.
-    let along_k = w_k == 1 || w_row != 1;
-    let (lanes, rows, outputs) = match (along_k, config.value("LANES") as u64) {
-        (true, lanes) => {
-            let rows = (SUMS / (parts * x_rows_together)).clamp(1, FOUR);
-            (lanes, rows, group / lanes * rows)
+    let along_k = is_along_k(problem);
+    let lanes = config.value("LANES") as u64 / if along_k { 1 } else { 2 };
+    let sums = parts * x_rows_together;
+    let rows = match (along_k, info.languages.contains(&Language::CudaC)) {
+        (true, false) => (SUMS / sums).clamp(1, FOUR),
+        (false, false) => FOUR,
+        (true, true) => {
+            // A thread's loads of x are shared by its rows; blocks shall be two a multiprocessor at least.
+            let most = (CUDA_SUMS / sums).clamp(1, FOUR);
+            let blocks = 2 * u64::from(info.compute_units);
+            let enough = w_rows_max / parts / (group / lanes * blocks).max(1);
+            let fewest = if x_rows_together > 2 { 2 } else { 1 };
+            let rows = enough.max(fewest).min(most);
+            1 << rows.ilog2()
         }
-        (false, lanes) => (lanes / 2, FOUR, lanes / 2 * FOUR),
+        // 16 bytes of two-byte elements.
+        (false, true) if dtypes[1].size() == Some(2) && sums <= SUMS => 2 * FOUR,
+        (false, true) => FOUR,
     };
+    let outputs = rows * if along_k { group / lanes } else { lanes };
     let mut config = config.clone();
     config
         .set("LANES", lanes as i64)

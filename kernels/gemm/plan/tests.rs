@@ -9,6 +9,8 @@ use serde_json::json;
 
 use crate::signatures::parse;
 
+mod cuda;
+
 const SHAPE: MatrixShape = MatrixShape {
     m: 16,
     n: 8,

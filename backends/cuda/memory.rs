@@ -29,21 +29,43 @@ pub(super) struct CudaMemory {
     pub(super) shared: Arc<Shared>,
     size: u64,
     origin: Origin,
+    /// Whether it is the caller's, and so in the books.
+    counted: bool,
 }
 
 impl CudaMemory {
-    fn buffer(shared: &Arc<Shared>, address: u64, size: u64, origin: Origin) -> Buffer {
+    fn buffer(
+        shared: &Arc<Shared>,
+        address: u64,
+        size: u64,
+        origin: Origin,
+        counted: bool,
+    ) -> Buffer {
+        if counted {
+            shared.used.fetch_add(size, Ordering::AcqRel);
+        }
         Buffer::new(Arc::new(CudaMemory {
             address,
             kept_in: AtomicU64::new(0),
             shared: shared.clone(),
             size,
             origin,
+            counted,
         }))
     }
 
-    /// Takes memory. What is finished elsewhere is given back first if there is too little.
+    /// Takes memory for the caller.
     pub(super) fn alloc(shared: &Arc<Shared>, bytes: u64) -> Result<Buffer> {
+        CudaMemory::take(shared, bytes, true)
+    }
+
+    /// Takes memory for what the backend itself needs.
+    pub(super) fn alloc_own(shared: &Arc<Shared>, bytes: u64) -> Result<Buffer> {
+        CudaMemory::take(shared, bytes, false)
+    }
+
+    /// What is finished elsewhere is given back first if there is too little.
+    fn take(shared: &Arc<Shared>, bytes: u64, counted: bool) -> Result<Buffer> {
         if bytes > shared.info.limits.max_buffer {
             let most = shared.info.limits.max_buffer;
             return Err(Error::new(
@@ -61,12 +83,11 @@ impl CudaMemory {
             taken => taken,
         };
         let address = taken.map_err(|error| shared.note(error).within(format!("{bytes} bytes")))?;
-        shared.used.fetch_add(bytes, Ordering::AcqRel);
         let origin = match shared.has_pools {
             true => Origin::Pool,
             false => Origin::Driver,
         };
-        Ok(CudaMemory::buffer(shared, address, bytes, origin))
+        Ok(CudaMemory::buffer(shared, address, bytes, origin, counted))
     }
 
     pub(super) fn import(
@@ -75,7 +96,7 @@ impl CudaMemory {
         bytes: u64,
         owner: Option<Owner>,
     ) -> Buffer {
-        CudaMemory::buffer(shared, address, bytes, Origin::Foreign(owner))
+        CudaMemory::buffer(shared, address, bytes, Origin::Foreign(owner), false)
     }
 }
 
@@ -95,10 +116,12 @@ impl Memory for CudaMemory {
 
 impl Drop for CudaMemory {
     fn drop(&mut self) {
+        if self.counted {
+            self.shared.used.fetch_sub(self.size, Ordering::AcqRel);
+        }
         if matches!(self.origin, Origin::Foreign(_)) {
             return;
         }
-        self.shared.used.fetch_sub(self.size, Ordering::AcqRel);
         // A lost context has no memory to give back.
         if self.shared.enter().is_err() {
             return;

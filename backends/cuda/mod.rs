@@ -87,7 +87,7 @@ fn find() -> Result<Vec<DeviceInfo>, Unavailable> {
 }
 
 /// The GPU of this number in CUDA's order.
-pub(self) fn handle(ordinal: usize) -> Result<cu::CUdevice> {
+fn handle(ordinal: usize) -> Result<cu::CUdevice> {
     let mut device = 0;
     // SAFETY: the pointer is valid.
     unsafe { run!(cuDeviceGet(&raw mut device, ordinal as c_int)) }?;

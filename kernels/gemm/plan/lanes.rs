@@ -13,6 +13,8 @@ use super::{Problem, SKINNY, Side, activation_code, module};
 const SUMS: u64 = 8;
 /// The same on CUDA devices, which have registers for more.
 const CUDA_SUMS: u64 = 32;
+/// Fewest threads that read neighbouring rows: 128 bytes, or 64.
+const LEAST_LANES: u64 = 8;
 /// Elements of one load.
 const FOUR: u64 = 4;
 
@@ -82,23 +84,17 @@ pub(super) fn gemv(problem: &Problem<'_>, config: &Config, info: &DeviceInfo, pl
     let x_rows_together = x_max.max(1).next_power_of_two();
     let parts = if swiglu { 2 } else { 1 };
     let along_k = is_along_k(problem);
-    let lanes = config.value("LANES") as u64 / if along_k { 1 } else { 2 };
-    let sums = parts * x_rows_together;
-    let rows = match (along_k, info.languages.contains(&Language::CudaC)) {
-        (true, false) => (SUMS / sums).clamp(1, FOUR),
-        (false, false) => FOUR,
-        (true, true) => {
-            // A thread's loads of x are shared by its rows; blocks shall be two a multiprocessor at least.
-            let most = (CUDA_SUMS / sums).clamp(1, FOUR);
-            let blocks = 2 * u64::from(info.compute_units);
-            let enough = w_rows_max / parts / (group / lanes * blocks).max(1);
-            let fewest = if x_rows_together > 2 { 2 } else { 1 };
-            let rows = enough.max(fewest).min(most);
-            1 << rows.ilog2()
-        }
-        // 16 bytes of two-byte elements.
-        (false, true) if dtypes[1].size() == Some(2) && sums <= SUMS => 2 * FOUR,
-        (false, true) => FOUR,
+    let wide = Wide {
+        along_k,
+        group,
+        lanes: config.value("LANES") as u64 / if along_k { 1 } else { 2 },
+        sums: parts * x_rows_together,
+        d_rows: w_rows_max / parts,
+        two_bytes: dtypes[1].size() == Some(2),
+    };
+    let [lanes, rows] = match info.languages.contains(&Language::CudaC) {
+        true => wide.on_cuda(u64::from(info.compute_units)),
+        false => wide.elsewhere(),
     };
     let outputs = rows * if along_k { group / lanes } else { lanes };
     let mut config = config.clone();
@@ -170,5 +166,52 @@ pub(super) fn gemv(problem: &Problem<'_>, config: &Config, info: &DeviceInfo, pl
             local_memory: 0,
             args,
         });
+    }
+}
+
+/// What decides how the threads of a block share w.
+struct Wide {
+    along_k: bool,
+    /// Threads of a block.
+    group: u64,
+    /// Threads of a team, as tuned.
+    lanes: u64,
+    /// Sums that each row of a thread needs.
+    sums: u64,
+    /// Rows of w, or gates.
+    d_rows: u64,
+    two_bytes: bool,
+}
+
+impl Wide {
+    /// Lanes of a team, and rows of w in a thread.
+    fn elsewhere(&self) -> [u64; 2] {
+        let rows = match self.along_k {
+            true => (SUMS / self.sums).clamp(1, FOUR),
+            false => FOUR,
+        };
+        [self.lanes, rows]
+    }
+
+    /// As [`Wide::elsewhere`], with two blocks a multiprocessor if there are rows enough.
+    fn on_cuda(&self, compute_units: u64) -> [u64; 2] {
+        let blocks = 2 * compute_units.max(1);
+        if self.along_k {
+            // A thread's loads of x are shared by its rows.
+            let fewest = if self.sums > 2 { 2 } else { 1 };
+            let most = (CUDA_SUMS / self.sums).clamp(1, FOUR);
+            let teams = self.group / self.lanes * blocks;
+            let rows = (self.d_rows / teams).max(fewest).min(most);
+            return [self.lanes, 1 << rows.ilog2()];
+        }
+        let rows = match self.two_bytes && self.sums <= SUMS {
+            true => 2 * FOUR,
+            false => FOUR,
+        };
+        let mut lanes = self.lanes;
+        while lanes > LEAST_LANES && self.d_rows.div_ceil(lanes * rows) < blocks {
+            lanes /= 2;
+        }
+        [lanes, rows]
     }
 }

@@ -103,6 +103,19 @@ fn weights_that_lie_across_k_go_to_the_kernel_that_splits_k() {
 }
 
 #[test]
+fn decoding_gives_two_blocks_a_multiprocessor_where_rows_suffice() {
+    let blocks = |extents, dtypes, weights| {
+        let plan = product(&sm_80(), extents, dtypes, weights);
+        assert_eq!(kernel_of(&plan), "gemv_lanes");
+        plan.launches[0].grid[0].evaluate(&[])
+    };
+    // Two rows a thread along k, four rows of eight lanes across it.
+    assert_eq!(blocks([1, 4096, 4096], [BF16; 2], true), 4096 / 16);
+    assert_eq!(blocks([1, 4096, 4096], [F32; 2], false), 4096 / 32);
+    assert_eq!(blocks([1, 65_536, 4096], [F32; 2], false), 65_536 / 64);
+}
+
+#[test]
 fn k_is_split_where_tiles_are_few_and_added_up_in_order() {
     let plan = product(&sm_80(), [16, 1024, 4096], [BF16; 2], true);
     let entries: Vec<_> = plan.launches.iter().map(|launch| launch.entry).collect();

@@ -123,7 +123,7 @@ const MMA_CONSTRAINTS: &[Constraint] = &[
         holds: warps_are_whole,
     },
     Constraint {
-        rule: "sums of a thread + 4 * its chunks of a stage <= 160, which registers hold",
+        rule: "sums of a thread + 4 * its chunks of a stage + 96 <= min(256, 65536 / threads), the registers that it has",
         holds: registers_suffice,
     },
     Constraint {
@@ -176,6 +176,11 @@ pub(in super::super) static GROUPED_MMA_SMALL: Kernel = Kernel {
     local_memory: stages,
 };
 
+/// Registers of a multiprocessor.
+const REGISTERS: i64 = 65_536;
+/// Registers of a thread beside its sums and chunks, as ptxas gives them.
+const OTHER_REGISTERS: i64 = 96;
+
 fn warp_tile(config: &Config) -> [i64; 2] {
     [
         config.value("BLOCK_M") / config.value("WARPS_M"),
@@ -194,8 +199,10 @@ fn warps_are_whole(config: &Config, _: &DeviceInfo) -> bool {
 
 fn registers_suffice(config: &Config, _: &DeviceInfo) -> bool {
     let [rows, columns] = warp_tile(config);
-    let chunks = (config.value("BLOCK_M") + config.value("BLOCK_N")) * config.value("BLOCK_K") / 8;
-    rows * columns / 32 + 4 * (chunks as u64).div_ceil(mma_threads(config) as u64) as i64 <= 160
+    let threads = mma_threads(config);
+    let stage = (config.value("BLOCK_M") + config.value("BLOCK_N")) * config.value("BLOCK_K") / 8;
+    let chunks = (stage as u64).div_ceil(threads as u64) as i64;
+    rows * columns / 32 + 4 * chunks + OTHER_REGISTERS <= 256.min(REGISTERS / threads)
 }
 
 fn warps_fit(config: &Config, info: &DeviceInfo) -> bool {

@@ -39,8 +39,12 @@
 /* Rows of a tile in shared memory lie this far apart: aligned for four, and off each other's banks. */
 #define PITCH (TILE + 4)
 #define BUFFER (TILE_K * PITCH)
-/* Blocks that shall fit beside each other in the registers of a multiprocessor. */
-#define BLOCKS (PER_ITEM == 8 && !GROUPED ? 2 : 1)
+/* With 64 sums a thread ptxas finds 128 registers by itself, two blocks a multiprocessor, where they suffice: asked for them, it spills. */
+#if PER_ITEM == 8 && !GROUPED && A_DTYPE != I8
+#define BOUNDS __launch_bounds__(ITEMS)
+#else
+#define BOUNDS __launch_bounds__(ITEMS, 1)
+#endif
 /* Two of each where 48 KiB hold them: one is filled while the other is read. */
 #define BUFFERS (2 * 2 * 4 * BUFFER <= 48 * 1024 ? 2 : 1)
 /* Fours of a tile, and those of one thread. */
@@ -236,7 +240,7 @@ __device__ __forceinline__ void store_tile(sum_t sums[PER_ITEM][PER_ITEM], sum_t
 }
 
 #if !GROUPED
-extern "C" __global__ void __launch_bounds__(ITEMS, BLOCKS)
+extern "C" __global__ void BOUNDS
 gemm_tiled(const void* a, u64 a_offset, const void* b, u64 b_offset, const void* c, u64 c_offset, const void* bias, u64 bias_offset, void* d,
            u64 d_offset, u32 m, u32 n, u32 k, u32 batch_inner, float alpha, float beta, u32 has, u32 activation,
            u64 a_row, u64 a_col, u64 a_batch_outer, u64 a_batch_inner, u64 b_row, u64 b_col, u64 b_batch_outer, u64 b_batch_inner,
@@ -261,7 +265,7 @@ gemm_tiled(const void* a, u64 a_offset, const void* b, u64 b_offset, const void*
   });
 }
 #else
-extern "C" __global__ void __launch_bounds__(ITEMS, BLOCKS)
+extern "C" __global__ void BOUNDS
 grouped_tiled(const void* a, u64 a_offset, const void* b, u64 b_offset, const int* routing, u64 routing_offset, void* d, u64 d_offset,
               u32* status, u64 status_offset, u32 rows, u32 experts, u32 capacity, u32 masked, u32 n, u32 k, u32 activation,
               u64 a_expert, u64 a_row, u64 a_col, u64 b_expert, u64 b_row, u64 b_col, u64 d_expert, u64 d_row, u64 d_col)

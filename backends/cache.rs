@@ -93,6 +93,15 @@ impl Cache {
         }
     }
 
+    /// Keeps a binary that somebody counts on.
+    ///
+    /// # Errors
+    /// `File` if it cannot be written.
+    pub fn keep(&self, key: &Key, binary: &[u8]) -> Result<()> {
+        let written = self.write(key, binary);
+        written.map_err(|error| error.within(self.directory.display()))
+    }
+
     /// Puts the file of this key out of the way, because of `why` (also for a driver that refuses a binary).
     pub fn set_aside(&self, key: &Key, why: &Error) {
         let path = self.path(key);

@@ -18,7 +18,7 @@
 use std::collections::BTreeMap;
 
 use ropeway_core::memory::TensorDesc;
-use ropeway_core::op::{Op, Signature};
+use ropeway_core::op::{Op, OpKind, Signature};
 use ropeway_core::request::{HostTensor, Operands, Request};
 use ropeway_core::spec::Random;
 use ropeway_core::{DType, Error, ErrorKind, Result};
@@ -113,20 +113,26 @@ impl Workload {
         self.request_of(dtype, |_| true)
     }
 
-    /// The request with the content of those tensors only whose dtype is `wanted`.
-    fn request_of(
-        &self,
-        dtype: &str,
-        wanted: impl Fn(DType) -> bool,
-    ) -> Result<(Request, Box<dyn Op>)> {
-        let kind =
-            ropeway_kernels::op(&self.op).ok_or_else(|| self.wrong("op", &self.op, "an op"))?;
-        let mut inputs = Operands::new();
+    /// The op in one dtype, with nothing made of what its tensors hold.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming what cannot be read, or as the op checks it.
+    pub fn op(&self, dtype: &str) -> Result<Box<dyn Op>> {
+        let signature = self.signature(dtype)?;
+        let parsed = self.kind()?.parse(&signature);
+        parsed.map_err(|error| error.within(&self.name))
+    }
+
+    fn kind(&self) -> Result<&'static dyn OpKind> {
+        ropeway_kernels::op(&self.op).ok_or_else(|| self.wrong("op", &self.op, "an op"))
+    }
+
+    fn signature(&self, dtype: &str) -> Result<Signature> {
         let mut signature = Signature {
             attrs: self.attrs.clone(),
             ..Signature::default()
         };
-        for (index, (name, text)) in self.tensors.iter().enumerate() {
+        for (name, text) in &self.tensors {
             let mut words = text.split_whitespace();
             let word = match words.next() {
                 Some("T") => dtype,
@@ -140,11 +146,26 @@ impl Workload {
                 .collect::<Result<Vec<u64>>>()?;
             let desc = TensorDesc::contiguous(element, &shape)?;
             signature.tensors.insert(name.clone(), desc);
-            if wanted(element) {
+        }
+        Ok(signature)
+    }
+
+    /// The request with the content of those tensors only whose dtype is `wanted`.
+    fn request_of(
+        &self,
+        dtype: &str,
+        wanted: impl Fn(DType) -> bool,
+    ) -> Result<(Request, Box<dyn Op>)> {
+        let kind = self.kind()?;
+        let signature = self.signature(dtype)?;
+        let mut inputs = Operands::new();
+        for (index, (name, desc)) in signature.tensors.iter().enumerate() {
+            if wanted(desc.dtype) {
                 let fill = self.fill.get(name).map(String::as_str);
                 let mut random = Random::new(index as u64);
-                let values = self.values(name, element, &shape, fill, &mut random)?;
-                inputs.insert(name.clone(), repeat(element, &shape, &values)?);
+                let shape = desc.layout.shape();
+                let values = self.values(name, desc.dtype, shape, fill, &mut random)?;
+                inputs.insert(name.clone(), repeat(desc.dtype, shape, &values)?);
             }
         }
         let op = kind

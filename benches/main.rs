@@ -29,7 +29,7 @@ enum Command {
     Bench(cmd::bench::Bench),
     /// Judge every device and every op against the f64 reference.
     Check(cmd::check::Check),
-    /// Compile the kernels whose binaries are committed (for those who change them).
+    /// Compile kernels beforehand: for machines without NVRTC, or (for those who change kernels) the SPIR-V that is committed.
     Compile(cmd::compile::Compile),
     /// List the devices that opened, and why the rest did not.
     Devices(cmd::devices::Devices),

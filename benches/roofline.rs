@@ -105,6 +105,14 @@ struct Shape {
     group: u32,
 }
 
+/// The kernel that a device is measured with.
+pub fn module(info: &DeviceInfo) -> ModuleKey {
+    ModuleKey {
+        kernel: &KERNEL,
+        config: Shape::of(info).config,
+    }
+}
+
 impl Shape {
     fn of(info: &DeviceInfo) -> Shape {
         // A processor wants streams. Its threads are work-items where the language has the vectors that it is made of, else groups.

@@ -94,6 +94,11 @@ impl Case {
     pub fn group(&self) -> &str {
         self.id.split('/').next().unwrap_or_default()
     }
+
+    /// What it asks for, if it is a case of an op that can be read; nothing is made of its data.
+    pub fn op(&self) -> Option<Box<dyn Op>> {
+        op(&self.body)
+    }
 }
 
 /// Every case of a device that a selection names, device tests first.
@@ -170,8 +175,8 @@ pub fn select(info: &DeviceInfo, selection: &Selection) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// Operations and bytes of an op case that can be read.
-fn work(body: &Body) -> Option<f64> {
+/// The op of an op case that can be read.
+fn op(body: &Body) -> Option<Box<dyn Op>> {
     let (kind, recipe) = match body {
         Body::Fixed { recipe, .. } => (ropeway_kernels::op(&recipe.op)?, Recipe::clone(recipe)),
         Body::Generated { kind, seed, .. } => {
@@ -179,7 +184,12 @@ fn work(body: &Body) -> Option<f64> {
         }
         Body::Device(_) | Body::Saved(_) => return None,
     };
-    let cost = kind.parse(&signature(&recipe).ok()?).ok()?.cost();
+    kind.parse(&signature(&recipe).ok()?).ok()
+}
+
+/// Operations and bytes of an op case that can be read.
+fn work(body: &Body) -> Option<f64> {
+    let cost = op(body)?.cost();
     Some(cost.flops + cost.bytes)
 }
 

@@ -10,6 +10,7 @@ use ropeway_core::device::{Function, FunctionInfo, Module, OpenOptions};
 use ropeway_core::kernel::{Code, Config, Language, Source};
 use ropeway_core::{Error, Result};
 
+use super::binaries::{self, Binaries, Target};
 use super::device::Shared;
 use super::nvrtc::{self, Output};
 use super::sys::{RawFunction, RawModule};
@@ -20,6 +21,7 @@ const FREE_SHARED_MEMORY: u32 = 48 << 10;
 
 /// Compiles for one device, or finds what was compiled before.
 pub(super) struct Compiler {
+    binaries: Binaries,
     cache: Option<Cache>,
     /// The driver takes no machine code that NVRTC makes: the GPU is newer than NVRTC, or an emulated one. It compiles PTX itself.
     takes_ptx_only: AtomicBool,
@@ -33,6 +35,7 @@ impl Compiler {
             None
         });
         Compiler {
+            binaries: Binaries::open(options),
             cache,
             takes_ptx_only: AtomicBool::new(false),
         }
@@ -49,45 +52,81 @@ impl Compiler {
             return Err(Error::unsupported(found));
         };
         let text = text(pieces);
-        let module = match self.target(shared)? {
-            (architecture, Output::Cubin) => {
-                match self.load(shared, &text, config, &architecture, Output::Cubin) {
-                    Err(error) if refuses_binaries(&error) => {
-                        self.takes_ptx_only.store(true, Ordering::Relaxed);
-                        let (architecture, output) = self.target(shared)?;
-                        self.load(shared, &text, config, &architecture, output)
-                    }
-                    loaded => loaded,
-                }
-            }
-            (architecture, output) => self.load(shared, &text, config, &architecture, output),
-        }?;
+        let module = match self.compiled_beforehand(shared, &text, config)? {
+            Some(module) => module,
+            None => self.compile_now(shared, &text, config)?,
+        };
         Ok(Arc::new(CudaModule {
             shared: shared.clone(),
             module: shared.keep(module),
         }))
     }
 
-    /// What to compile for: the device's own architecture, or PTX of the newest one before it that NVRTC knows.
-    fn target(&self, shared: &Shared) -> Result<(String, Output)> {
-        let own = &shared.info.architecture;
-        let number: u32 = own.trim_start_matches("sm_").parse().unwrap_or_default();
-        // Without NVRTC a kept binary of the device's own architecture may do.
-        let known = match nvrtc::version() {
-            Some(_) => nvrtc::architectures()?,
-            None => vec![number],
-        };
-        if known.contains(&number) && !self.takes_ptx_only.load(Ordering::Relaxed) {
-            // What only this architecture has (9.0: wgmma) is behind the `a`.
-            let suffix = if number >= 90 { "a" } else { "" };
-            return Ok((format!("{own}{suffix}"), Output::Cubin));
+    /// The module of this source among those that were compiled beforehand.
+    fn compiled_beforehand(
+        &self,
+        shared: &Shared,
+        text: &str,
+        config: &Config,
+    ) -> Result<Option<RawModule>> {
+        let own = Target::own(capability(shared));
+        let mut targets = binaries::loadable(capability(shared));
+        if self.takes_ptx_only.load(Ordering::Relaxed) {
+            targets.retain(|target| !target.is_machine_code());
         }
-        let newest = known.into_iter().filter(|known| *known <= number).max();
+        let has_nvrtc = nvrtc::version().is_some();
+        if has_nvrtc {
+            // It compiles for this very architecture, which is better than what any other's code can be.
+            targets.retain(|target| *target == own);
+        }
+        let mut failure = None;
+        let loaded = self.binaries.load(text, config, &targets, |target, error| {
+            let error = shared.note(error);
+            // A lost device says nothing of the binary.
+            shared.alive()?;
+            if !refuses_binaries(&error) {
+                let error = error.within(format!("loading a kernel that was compiled for {target}"));
+                tracing::warn!(%error, "a kernel that was compiled beforehand is not used");
+                failure = Some(error);
+            } else if target == own {
+                self.takes_ptx_only.store(true, Ordering::Relaxed);
+            }
+            Ok(())
+        })?;
+        match (loaded, failure) {
+            (None, Some(error)) if !has_nvrtc => Err(error),
+            (loaded, _) => Ok(loaded),
+        }
+    }
+
+    fn compile_now(&self, shared: &Shared, text: &str, config: &Config) -> Result<RawModule> {
+        let version = nvrtc::version().ok_or_else(nvrtc::missing)?;
+        let compile = || {
+            let (architecture, output) = self.target(shared, &version)?;
+            let loaded = self.load(shared, text, config, &version, &architecture, output);
+            Ok::<_, Error>((loaded, output))
+        };
+        match compile()? {
+            (Err(error), Output::Cubin) if refuses_binaries(&error) => {
+                self.takes_ptx_only.store(true, Ordering::Relaxed);
+                compile()?.0
+            }
+            (loaded, _) => loaded,
+        }
+    }
+
+    /// What to compile for: the device's own architecture, or PTX of the newest one before it that NVRTC knows.
+    fn target(&self, shared: &Shared, version: &str) -> Result<(String, Output)> {
+        let own = capability(shared);
+        let known = nvrtc::architectures()?;
+        if known.contains(&own) && !self.takes_ptx_only.load(Ordering::Relaxed) {
+            return Ok((Target::own(own).to_string(), Output::Cubin));
+        }
+        let newest = known.into_iter().filter(|known| *known <= own).max();
         match newest {
             Some(newest) => Ok((format!("compute_{newest}"), Output::Ptx)),
             None => Err(Error::unsupported(format!(
-                "{own}: NVRTC {} compiles for newer architectures only",
-                nvrtc::version().unwrap_or_default()
+                "sm_{own}: NVRTC {version} compiles for newer architectures only"
             ))),
         }
     }
@@ -98,12 +137,12 @@ impl Compiler {
         shared: &Shared,
         text: &str,
         config: &Config,
+        version: &str,
         architecture: &str,
         output: Output,
     ) -> Result<RawModule> {
         let options = options(config, architecture);
-        let version = nvrtc::version().unwrap_or_default();
-        let key = Key::new(&[text, &options.join(" "), &version, "cuda"]);
+        let key = Key::new(&[text, &options.join(" "), version, "cuda"]);
         if let Some(cache) = &self.cache
             && let Some(binary) = cache.load(&key)
         {
@@ -127,6 +166,12 @@ impl Compiler {
     }
 }
 
+/// The device's compute capability, 80 for 8.0.
+fn capability(shared: &Shared) -> u32 {
+    let number = shared.info.architecture.trim_start_matches("sm_");
+    number.parse().unwrap_or_default()
+}
+
 /// The driver cannot run this machine code, which says nothing against the source.
 fn refuses_binaries(error: &Error) -> bool {
     let code = error.code();
@@ -134,7 +179,7 @@ fn refuses_binaries(error: &Error) -> bool {
 }
 
 /// One file for the compiler; its messages name the pieces and count their lines.
-fn text(pieces: &[(&str, &str)]) -> String {
+pub(super) fn text(pieces: &[(&str, &str)]) -> String {
     let mut all = String::new();
     for (name, piece) in pieces {
         writeln!(all, "#line 1 \"{name}\"\n{piece}").expect("a string takes any text");
@@ -142,7 +187,7 @@ fn text(pieces: &[(&str, &str)]) -> String {
     all
 }
 
-fn options(config: &Config, architecture: &str) -> Vec<String> {
+pub(super) fn options(config: &Config, architecture: &str) -> Vec<String> {
     let mut options = vec![
         format!("--gpu-architecture={architecture}"),
         "--std=c++17".to_owned(),

@@ -8,7 +8,9 @@
 //! gave) and [`import_queue`](ropeway_core::device::Device::import_queue) any `CUstream` or `cudaStream_t` of it but the
 //! legacy default stream 0, also one that is being captured. Calls leave the primary context current on the calling thread.
 
+mod binaries;
 mod compile;
+mod described;
 mod device;
 mod graph;
 mod memory;
@@ -26,6 +28,9 @@ use ropeway_core::info::{
 };
 use ropeway_core::kernel::Language;
 use ropeway_core::{DType, Error, Result};
+
+pub use self::binaries::{Target, precompile};
+pub use self::described::described;
 
 use self::device::CudaDevice;
 use self::sys::run;
@@ -131,6 +136,21 @@ fn matrix_shapes(capability: u32) -> Vec<MatrixShape> {
     ]
 }
 
+/// How a device of a compute capability works with each dtype.
+fn dtypes(capability: u32) -> [DTypeSupport; DType::ALL.len()] {
+    DType::ALL.map(|dtype| match dtype {
+        DType::F32 | DType::F16 | DType::I8 | DType::I32 | DType::U8 => DTypeSupport {
+            storage: true,
+            arithmetic: true,
+        },
+        DType::BF16 => DTypeSupport {
+            storage: true,
+            arithmetic: capability >= 80,
+        },
+        _ => DTypeSupport::default(),
+    })
+}
+
 fn describe(ordinal: c_int, version: c_int) -> Result<DeviceInfo> {
     use cu::CUdevice_attribute as A;
     let device = handle(ordinal as usize)?;
@@ -175,17 +195,7 @@ fn describe(ordinal: c_int, version: c_int) -> Result<DeviceInfo> {
         vector_width: 1,
         subgroup_sizes: vec![attribute(A::CU_DEVICE_ATTRIBUTE_WARP_SIZE)?],
         matrix_shapes: matrix_shapes(capability),
-        dtypes: DType::ALL.map(|dtype| match dtype {
-            DType::F32 | DType::F16 | DType::I8 | DType::I32 | DType::U8 => DTypeSupport {
-                storage: true,
-                arithmetic: true,
-            },
-            DType::BF16 => DTypeSupport {
-                storage: true,
-                arithmetic: capability >= 80,
-            },
-            _ => DTypeSupport::default(),
-        }),
+        dtypes: dtypes(capability),
         features: capabilities(capability),
         languages: vec![Language::CudaC],
         limits: Limits {

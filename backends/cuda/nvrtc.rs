@@ -52,7 +52,8 @@ pub(super) fn version() -> Option<String> {
 pub(super) fn missing() -> Error {
     Error::unsupported(
         "compiling CUDA kernels without NVRTC: no libnvrtc could be loaded; install it (Debian: apt-get install libnvrtc12; \
-         or pip install nvidia-cuda-nvrtc-cu12) and put its directory on the loader's path",
+         or pip install nvidia-cuda-nvrtc-cu12) and put its directory on the loader's path, or name a directory of kernels that \
+         `ropeway compile --language cuda` made for this GPU in ROPEWAY_BINARIES_DIR",
     )
 }
 
@@ -72,7 +73,7 @@ pub(super) fn architectures() -> Result<Vec<u32>> {
 }
 
 /// What is wanted of a source.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Output {
     /// Machine code of one architecture.
     Cubin,

@@ -4,6 +4,8 @@
 #![cfg(feature = "cuda")]
 #![allow(unsafe_code)]
 
+#[path = "cuda/beforehand.rs"]
+mod beforehand;
 mod counting;
 mod on_device;
 
@@ -31,6 +33,7 @@ const TESTS: &[(&str, Test)] = tests![
     shared_memory_beyond_48_kib_is_allowed,
     a_source_that_does_not_compile_says_why,
     compiled_kernels_are_kept,
+    kernels_compiled_beforehand_need_no_nvrtc,
     status_word_is_reported_once,
     objects_may_be_dropped_under_way,
     uploads_beyond_the_staging_wait,
@@ -62,6 +65,7 @@ fn child(what: &str) {
             Err(reason) => println!("{reason}"),
         },
         "lose" => lose(),
+        "beforehand" => beforehand::child(),
         other => panic!("{other}"),
     }
 }
@@ -231,6 +235,7 @@ fn compiled_kernels_are_kept(device: &Arc<dyn Device>) -> Outcome {
     let directory = tempfile::tempdir()?;
     let options = OpenOptions {
         cache_dir: Some(directory.path().to_owned()),
+        ..OpenOptions::default()
     };
     let ordinal = device.info().ordinal;
     let files = || -> std::io::Result<usize> { Ok(std::fs::read_dir(directory.path())?.count()) };
@@ -245,6 +250,10 @@ fn compiled_kernels_are_kept(device: &Arc<dyn Device>) -> Outcome {
     launch(&*queue, &add, 1, 64, &[operand(&x), Argument::U32(0)])?;
     assert_eq!(words(&*queue, &x)?, [1; 64]);
     Ok(())
+}
+
+fn kernels_compiled_beforehand_need_no_nvrtc(device: &Arc<dyn Device>) -> Outcome {
+    beforehand::need_no_nvrtc(device)
 }
 
 fn status_word_is_reported_once(device: &Arc<dyn Device>) -> Outcome {
@@ -532,6 +541,7 @@ impl Faults {
 fn program(ordinal: usize, cache: &std::path::Path) -> ropeway_core::Result<Vec<u32>> {
     let options = OpenOptions {
         cache_dir: Some(cache.to_owned()),
+        ..OpenOptions::default()
     };
     let device = CudaDriver.open(ordinal, &options)?;
     let queue = device.create_queue(QueueKind::Compute)?;

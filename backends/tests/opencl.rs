@@ -855,6 +855,7 @@ fn cache_child(directory: &std::path::Path) {
     let run = || {
         let options = OpenOptions {
             cache_dir: Some(directory.to_owned()),
+            ..OpenOptions::default()
         };
         let device = OpenClDriver.open(0, &options).expect("a device");
         launch_gets_its_arguments(&device).expect("sound results");

@@ -13,9 +13,11 @@ use serde_json::{Value, json};
 use super::print_line;
 
 /// Variables that change what Ropeway or the drivers it loads do.
-const VARIABLES: [&str; 22] = [
+const VARIABLES: [&str; 24] = [
+    "ROPEWAY_BINARIES_DIR",
     "ROPEWAY_CACHE_DIR",
     "ROPEWAY_DATA_DIR",
+    "CUDA_VISIBLE_DEVICES",
     "OPENCL_DYLIB_PATH",
     "OCL_ICD_VENDORS",
     "OPENCL_VENDOR_PATH",
@@ -39,7 +41,9 @@ const VARIABLES: [&str; 22] = [
 ];
 
 /// Parts of the names of the libraries whose place is worth knowing once they are loaded.
-const LIBRARIES: [&str; 12] = [
+const LIBRARIES: [&str; 14] = [
+    "libcuda",
+    "nvrtc",
     "OpenCL",
     "pocl",
     "oclgrind",

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use ropeway_core::device::Device;
 use ropeway_core::info::Execution;
+use ropeway_core::kernel::Kernel;
 use ropeway_core::{Error, ErrorKind, Result};
 
 use crate::verdict::{Pass, Verdict};
@@ -91,6 +92,11 @@ const fn test(
         needs_data,
         run,
     }
+}
+
+/// The kernel that they launch, with no configuration.
+pub fn kernel() -> &'static Kernel {
+    &probe::PROBE
 }
 
 /// All of them.

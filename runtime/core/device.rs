@@ -139,6 +139,9 @@ impl From<Unavailable> for Error {
 pub struct OpenOptions {
     /// Where compiled kernels are kept between runs; `None` keeps nothing.
     pub cache_dir: Option<PathBuf>,
+    /// Kernels that were compiled beforehand (`ropeway compile --language cuda`), for machines without the vendor's compiler. As they are run
+    /// as they are, the directory and all above it must belong to this user or root, and be writable for nobody else.
+    pub binaries_dir: Option<PathBuf>,
 }
 
 /// One vendor interface: finds and opens devices.

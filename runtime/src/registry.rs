@@ -23,12 +23,13 @@ pub struct Registry {
 }
 
 impl Default for Registry {
-    /// The built-in drivers; compiled kernels are kept in [`cache_dir`].
+    /// The built-in drivers. Compiled kernels are kept in [`cache_dir`]; those that were compiled beforehand lie in `$ROPEWAY_BINARIES_DIR`.
     fn default() -> Registry {
         Registry {
             drivers: ropeway_backends::drivers(),
             options: OpenOptions {
                 cache_dir: cache_dir(),
+                binaries_dir: std::env::var_os("ROPEWAY_BINARIES_DIR").map(PathBuf::from),
             },
         }
     }

@@ -38,17 +38,24 @@ fn value(config: &Config, name: &str) -> u64 {
 const ROUTE_CL: Code = Code::Text(&[("route.cl", include_str!("route.cl"))]);
 const ROWS_CL: Code = Code::Text(&[("rows.cl", include_str!("rows.cl"))]);
 
-/// `redux.sync` and the conversion to bf16 begin with this architecture.
-const ROUTE_CU: Source = Source {
-    language: Language::CudaC,
-    code: Code::Text(&[("route.cu", include_str!("route.cu"))]),
-    requires: &["sm_80"],
-};
-const ROWS_CU: Source = Source {
-    language: Language::CudaC,
-    code: Code::Text(&[("rows.cu", include_str!("rows.cu"))]),
-    requires: &["sm_80"],
-};
+const ROUTE_WARP_CU: Code = Code::Text(&[
+    ("route.cu", include_str!("route.cu")),
+    ("route_warp.cu", include_str!("route_warp.cu")),
+]);
+const ROUTE_GROUP_CU: Code = Code::Text(&[
+    ("route.cu", include_str!("route.cu")),
+    ("route_group.cu", include_str!("route_group.cu")),
+]);
+const ROWS_CU: Code = Code::Text(&[("rows.cu", include_str!("rows.cu"))]);
+
+/// `redux.sync` and the conversion to bf16 begin with 8.0.
+const fn cuda(code: Code) -> Source {
+    Source {
+        language: Language::CudaC,
+        code,
+        requires: &["sm_80"],
+    }
+}
 
 /// What a CUDA kernel may declare of shared memory; more would have to be asked for at each launch.
 const CUDA_SHARED_MEMORY: u64 = 48 << 10;
@@ -124,7 +131,7 @@ pub(super) static MOE_ROUTE_WARP: Kernel = Kernel {
     name: "moe_route_warp",
     summary: "routing of at most 32 among at most 512 experts a token with one warp a token, keys in registers, for CUDA",
     version: 1,
-    sources: &[ROUTE_CU],
+    sources: &[cuda(ROUTE_WARP_CU)],
     tunables: &[Tunable {
         name: "ROUTE_GROUP",
         values: &[32, 64, 128, 256],
@@ -165,7 +172,7 @@ pub(super) static MOE_ROUTE_GROUP: Kernel = Kernel {
             code: Code::Binaries(spirv::ROUTE),
             requires: &[],
         },
-        ROUTE_CU,
+        cuda(ROUTE_GROUP_CU),
     ],
     tunables: &[Tunable {
         name: "ROUTE_GROUP",
@@ -312,7 +319,7 @@ pub(super) static EXPERT_ROWS_GROUP: Kernel = Kernel {
         },
         ROWS_SPIRV[0],
         ROWS_SPIRV[1],
-        ROWS_CU,
+        cuda(ROWS_CU),
     ],
     tunables: &[
         Tunable {

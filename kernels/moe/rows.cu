@@ -144,14 +144,14 @@ static __device__ __forceinline__ void count_experts(unsigned int* counters, con
   if (warp < PLACERS) {
     unsigned int* const counts = counters + warp * EXPERTS_CAPACITY;
     for (unsigned int e = lane; e < experts; e += 32) counts[e] = 0;
-    __syncwarp();
+    __syncwarp(); // the counters are zero
     const unsigned int first = begin + warp * run, last = min(first + run, end);
     for (unsigned int batch = first; batch < last; batch += 32) {
       const unsigned int i = batch + lane;
       const int e = i < last ? expert_of(topk_ids, i, topk, experts, token_stride, slot_stride, status) : -1;
       const unsigned int same = __match_any_sync(WHOLE_WARP, e);
       if (e >= 0 && same >> lane == 1) counts[e] += __popc(same); // the last lane that has it
-      __syncwarp();
+      __syncwarp(); // before the next batch is counted
     }
   }
   __syncthreads();
@@ -176,7 +176,7 @@ static __device__ __forceinline__ unsigned int scan_experts(unsigned int* counte
       if (lane >= d) sum += lower;
     }
     if (lane == 31) warp_sums[warp] = sum;
-    __syncthreads();
+    __syncthreads(); // every warp's sum is there
     unsigned int row = rows + sum - count;
     for (unsigned int w = 0; w < WARPS; w++) {
       if (w < warp) row += warp_sums[w];
@@ -218,7 +218,7 @@ static __device__ __forceinline__ void place_ids(unsigned int* counters, const i
     if (i < last) inverse[i] = row;
     __syncwarp(); // all lanes have read their counters
     if (e >= 0 && same >> lane == 1) next_row[e] = row + 1;
-    __syncwarp();
+    __syncwarp(); // before the next batch reads them
   }
 }
 
@@ -414,7 +414,7 @@ expert_invert_few(const int* source, unsigned long long source_offset, int* inve
                   unsigned int* status, unsigned long long status_offset, unsigned int ids, unsigned long long source_stride)
 {
   for (unsigned int i = threadIdx.x; i < ids; i += PERMUTE_GROUP) inverse[inverse_offset + i] = -1;
-  __syncthreads();
+  __syncthreads(); // cleared before one is claimed
   invert(source + source_offset, inverse + inverse_offset, status + status_offset, 0, ids, ids, source_stride);
 }
 

@@ -12,7 +12,7 @@ use ropeway_core::plan::Plan;
 use ropeway_core::{Buffer, DType, Result};
 use serde_json::{Value, json};
 
-use crate::moe::{ExpertGatherKind, ExpertScatterKind, MoeRouteKind};
+use crate::moe::{ExpertGatherKind, ExpertScatterKind, MoeFfnKind, MoeRouteKind};
 use crate::signatures::{parse, refused};
 use DType::{BF16, F16, F32, I32};
 
@@ -183,6 +183,36 @@ fn tokens_may_be_more_than_a_grid_has_rows() {
             "expert_rows_group expert_combine 200000x1x1"
         ]
     );
+}
+
+/// Nothing is left to the host between the steps: the plan is launches alone, all of them with CUDA kernels.
+#[test]
+fn a_layer_goes_by_steps() {
+    for dtype in [F32, F16, BF16] {
+        let tensors: [Tensor<'_>; 5] = [
+            ("x", dtype, &[64, 2048]),
+            ("logits", F32, &[64, 128]),
+            ("bias", F32, &[128]),
+            ("w_gate_up", dtype, &[128, 2 * 768, 2048]),
+            ("w_down", dtype, &[128, 2048, 768]),
+        ];
+        let attrs = json!({"topk": 8, "renormalize": true});
+        let found = launches(&MoeFfnKind, &tensors, attrs);
+        let (steps, products): (Vec<&str>, Vec<&str>) = found
+            .iter()
+            .map(String::as_str)
+            .partition(|launch| !launch.starts_with("grouped_"));
+        assert_eq!(
+            steps,
+            [
+                "moe_route_warp moe_route_warp 16x1x1",
+                "expert_rows_group expert_permute 1x1x1",
+                "expert_rows_group expert_copy_rows 64x1x1",
+                "expert_rows_group expert_combine 64x1x1"
+            ]
+        );
+        assert_eq!(products.len(), 2, "{found:?}");
+    }
 }
 
 #[test]

@@ -1,0 +1,171 @@
+//! Every shipped CUDA kernel, compiled without a GPU: to machine code for each architecture, by each NVRTC that is there, without
+//! spills, and with the instructions it was written for. Without NVRTC every test shows as ignored, with the reason.
+//!
+//!     ROPEWAY_NVRTC=…/libnvrtc.so.12:…/libnvrtc.so.13 ROPEWAY_NVDISASM=…/nvdisasm cargo test -p ropeway-backends --test cubins
+#![cfg(feature = "cuda")]
+#![allow(unsafe_code)]
+
+mod nvrtc;
+mod plans;
+mod report;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use ropeway_core::kernel::ModuleKey;
+
+use nvrtc::Nvrtc;
+use plans::{ARCHITECTURES, Architecture, Launched};
+use report::Disassembler;
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let mut trials = detectors();
+    let disassembler = Disassembler::find();
+    if let Err(reason) = &disassembler {
+        trials.push(skipped("instructions", reason));
+    }
+    for architecture in ARCHITECTURES {
+        let name = format!("{}::every_kernel_is_planned", architecture.name);
+        let planned = move || match plans::unplanned(&architecture.info()) {
+            missing if missing.is_empty() => Ok(()),
+            missing => Err(format!("add problems for {missing:?} to problems.toml").into()),
+        };
+        trials.push(Trial::test(name, planned));
+    }
+    match nvrtc::find() {
+        Err(reason) => trials.push(skipped("kernels", &reason)),
+        Ok(found) => {
+            for (at, nvrtc) in found.iter().enumerate() {
+                trials.push(spills_are_seen(nvrtc.clone()));
+                // The code of one version is read, that of the first.
+                let disassembler = disassembler.as_ref().ok().filter(|_| at == 0);
+                for architecture in ARCHITECTURES {
+                    trials.extend(kernels(nvrtc, architecture, disassembler));
+                }
+            }
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// A test that shows as ignored; its name says why.
+fn skipped(name: &str, reason: &str) -> Trial {
+    Trial::test(format!("{name} ({reason})"), || Ok(())).with_ignored_flag(true)
+}
+
+/// A test for each module that plans use.
+fn kernels(
+    nvrtc: &Arc<Nvrtc>,
+    architecture: Architecture,
+    disassembler: Option<&Disassembler>,
+) -> Vec<Trial> {
+    plans::modules(&architecture.info())
+        .into_values()
+        .map(|(key, launches)| {
+            let (nvrtc, disassembler) = (nvrtc.clone(), disassembler.cloned());
+            let name = format!(
+                "{}::{}::{} {}",
+                nvrtc.version, architecture.name, key.kernel.name, key.config
+            );
+            Trial::test(name, move || {
+                check(&nvrtc, architecture, disassembler.as_ref(), &key, &launches)
+            })
+        })
+        .collect()
+}
+
+fn check(
+    nvrtc: &Nvrtc,
+    architecture: Architecture,
+    disassembler: Option<&Disassembler>,
+    key: &ModuleKey,
+    launches: &BTreeSet<Launched>,
+) -> Result<(), Failed> {
+    let (text, options) = plans::source(key, architecture);
+    let compiled = nvrtc.compile(&text, &options)?;
+    report::check_usage(&compiled.log, launches, &architecture.info())?;
+    let wanted = report::wanted(key);
+    // Reading takes as long as compiling: what is no matrix instruction is looked for once.
+    let once = architecture.name == ARCHITECTURES[0].name;
+    if let Some(disassembler) = disassembler
+        && (once || wanted != ["FFMA"])
+    {
+        let text = disassembler.text(&compiled.cubin)?;
+        report::check_instructions(&text, &wanted)?;
+    }
+    Ok(())
+}
+
+/// A kernel that spills is refused, so that none that is shipped does.
+fn spills_are_seen(nvrtc: Arc<Nvrtc>) -> Trial {
+    const SPILLS: &str =
+        "extern \"C\" __global__ void __launch_bounds__(1024, 2) spills(float* x) {
+        float v[96];
+        for (int i = 0; i < 96; i++) v[i] = x[i * 1024 + threadIdx.x];
+        for (int r = 0; r < 3; r++)
+            for (int i = 0; i < 96; i++) v[i] = v[i] * v[(i + 31) % 96] + v[(i + 7) % 96];
+        for (int i = 0; i < 96; i++) x[i * 1024 + threadIdx.x] = v[i];
+    }";
+    Trial::test(format!("{}::spills_are_seen", nvrtc.version), move || {
+        let options = ["--gpu-architecture=sm_80".to_owned()];
+        let compiled = nvrtc.compile(SPILLS, &options)?;
+        let info = ARCHITECTURES[0].info();
+        match report::check_usage(&compiled.log, [], &info) {
+            Err(report) if report.contains("spills uses local memory") => Ok(()),
+            other => Err(format!("{other:?}:\n{}", compiled.log).into()),
+        }
+    })
+}
+
+/// What is looked for is found in text that has it, and missed in text that has not.
+fn detectors() -> Vec<Trial> {
+    let code = "        /*0010*/   HMMA.16816.F32 R4, R8, R12, R4 ;\n".repeat(16);
+    let holds = move |more: &str, wanted: &[&str]| {
+        report::check_instructions(&format!("{code}{more}"), wanted)
+    };
+    let instructions = move || {
+        holds("LDSM.16.M88.4 R8, [R2] ;", &["HMMA", "LDSM"])?;
+        for (more, wanted, word) in [
+            ("", "IMMA", "IMMA is not in"),
+            ("", "LDSM", "LDSM is not in"),
+            ("STL [R1], R0 ;", "HMMA", "STL is in"),
+            ("@P0 LDL.64 R2, [R1] ;", "HMMA", "LDL is in"),
+        ] {
+            match holds(more, &[wanted]) {
+                Err(report) if report.contains(word) => {}
+                other => return Err(format!("{more:?}, {wanted}: {other:?}").into()),
+            }
+        }
+        Ok(())
+    };
+    let launches = || {
+        let log = "ptxas info    : Compiling entry function 'wide' for 'sm_80'\n\
+                   ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
+                   ptxas info    : Used 168 registers, used 1 barriers, 40960 bytes smem, 488 bytes cmem[0]\n";
+        let launch = |entry, threads, shared_memory| Launched {
+            entry,
+            threads,
+            shared_memory,
+        };
+        let info = ARCHITECTURES[1].info();
+        let check = |launched| report::check_usage(log, [&launched], &info);
+        check(launch("wide", 384, 59 << 10))?;
+        for (launched, word) in [
+            (launch("wide", 416, 0), "registers"),
+            (launch("wide", 32, (59 << 10) + 1), "shared memory"),
+            (launch("narrow", 32, 0), "not in the code"),
+        ] {
+            match check(launched) {
+                Err(report) if report.contains(word) => {}
+                other => return Err(format!("{launched:?}: {other:?}").into()),
+            }
+        }
+        Ok(())
+    };
+    vec![
+        Trial::test("detectors::instructions", instructions),
+        Trial::test("detectors::launches", launches),
+    ]
+}

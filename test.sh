@@ -372,6 +372,7 @@ if nvrtc=$(nvrtc_directory); then
         cargo test --workspace --release -j "$JOBS" --lib --test cuda -- cuda
     step "check on the emulated CUDA driver" on_emulated_cuda \
         "$TARGET/release/ropeway" check --device cuda --full --cases 500 --seed 1
+    step "faults planted in CUDA kernels" on_emulated_cuda cargo test --workspace --release -j "$JOBS" --test cuda_faults
     if [ -n "${ROPEWAY_MINILM:-}" ]; then
         step "MiniLM on the emulated CUDA driver" on_emulated_cuda "$TARGET/release/examples/minilm" --device cuda "A short sentence"
     fi

@@ -203,6 +203,25 @@ on_emulated_cuda() (
     exit $status
 )
 
+# The suite on small cases where there is no NVRTC, by kernels that were compiled beforehand.
+without_nvrtc() (
+    local binaries found status
+    binaries=$(mktemp -d)
+    LD_LIBRARY_PATH=$nvrtc "$TARGET/release/ropeway" compile --language cuda --cases --arch compute_80 --output "$binaries/kernels" || exit 1
+    # A directory that holds no library.
+    export nvrtc=$binaries ROPEWAY_BINARIES_DIR=$binaries/kernels
+    found=$(on_emulated_cuda "$TARGET/release/ropeway" doctor)
+    if grep -q 'compiler no NVRTC' <<<"$found"; then
+        on_emulated_cuda "$TARGET/release/ropeway" check --device cuda --max-work 50000
+        status=$?
+    else
+        echo "not run: NVRTC is where the loader always looks"
+        status=0
+    fi
+    rm -rf "$binaries"
+    exit $status
+)
+
 # Runs the suite on small cases under oclgrind, which watches every access. Its wrapper does not catch libraries that are loaded at
 # run time (another driver would run in silence), so it is named as the only driver, and the platform's name is asserted.
 #
@@ -373,6 +392,7 @@ if nvrtc=$(nvrtc_directory); then
     step "check on the emulated CUDA driver" on_emulated_cuda \
         "$TARGET/release/ropeway" check --device cuda --full --cases 500 --seed 1
     step "faults planted in CUDA kernels" on_emulated_cuda cargo test --workspace --release -j "$JOBS" --test cuda_faults
+    step "check without NVRTC on the emulated CUDA driver" without_nvrtc
     if [ -n "${ROPEWAY_MINILM:-}" ]; then
         step "MiniLM on the emulated CUDA driver" on_emulated_cuda "$TARGET/release/examples/minilm" --device cuda "A short sentence"
     fi

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use ropeway_core::info::{DTypeSupport, DeviceInfo, DeviceKind, Execution, Limits, MatrixShape};
-use ropeway_core::kernel::{Code, Config, Kernel, Language, ModuleKey};
+use ropeway_backends::cuda::described;
+use ropeway_core::info::DeviceInfo;
+use ropeway_core::kernel::{Code, Config, Kernel, ModuleKey};
 use ropeway_core::memory::TensorDesc;
 use ropeway_core::op::{Op, PlanRequest, Signature};
 use ropeway_core::{DType, ErrorKind};
@@ -17,8 +18,6 @@ pub struct Architecture {
     /// What NVRTC calls it.
     pub name: &'static str,
     capability: u32,
-    /// Bytes of shared memory that a block may ask for.
-    shared_memory: u64,
 }
 
 /// The architectures that kernels are compiled for: Ampere, Ada, Hopper, Blackwell.
@@ -26,88 +25,26 @@ pub const ARCHITECTURES: [Architecture; 4] = [
     Architecture {
         name: "sm_80",
         capability: 80,
-        shared_memory: 163 << 10,
     },
     Architecture {
         name: "sm_89",
         capability: 89,
-        shared_memory: 99 << 10,
     },
     Architecture {
         name: "sm_90a",
         capability: 90,
-        shared_memory: 227 << 10,
     },
     Architecture {
         name: "sm_120",
         capability: 120,
-        shared_memory: 99 << 10,
     },
 ];
 
 impl Architecture {
-    /// The device as the backend describes it.
+    /// The largest device of it, as the backend describes it.
     pub fn info(&self) -> DeviceInfo {
-        let known = [70, 72, 75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121];
-        let mut features: Vec<String> = known
-            .into_iter()
-            .filter(|known| *known <= self.capability)
-            .map(|known| format!("sm_{known}"))
-            .collect();
-        if self.capability == 90 {
-            features.push("sm_90a".into());
-        }
-        features.sort_unstable();
-        let shape = |k, input, accumulator| MatrixShape {
-            m: 16,
-            n: 8,
-            k,
-            input,
-            accumulator,
-        };
-        let both = DTypeSupport {
-            storage: true,
-            arithmetic: true,
-        };
-        DeviceInfo {
-            backend: "cuda",
-            ordinal: 0,
-            name: self.name.into(),
-            vendor: "NVIDIA".into(),
-            platform: "CUDA".into(),
-            kind: DeviceKind::Gpu,
-            execution: Execution::Hardware,
-            architecture: format!("sm_{}", self.capability),
-            driver_version: String::new(),
-            compiler_version: String::new(),
-            memory: 40 << 30,
-            unified_memory: false,
-            compute_units: 108,
-            cache: 40 << 20,
-            vector_width: 1,
-            subgroup_sizes: vec![32],
-            matrix_shapes: vec![
-                shape(16, DType::F16, DType::F32),
-                shape(16, DType::BF16, DType::F32),
-                shape(32, DType::I8, DType::I32),
-            ],
-            dtypes: DType::ALL.map(|dtype| match dtype {
-                DType::F8E4M3 | DType::F8E5M2 => DTypeSupport::default(),
-                _ => both,
-            }),
-            features,
-            languages: vec![Language::CudaC],
-            limits: Limits {
-                max_buffer: 40 << 30,
-                base_alignment: 256,
-                local_memory: self.shared_memory,
-                max_group_size: 1024,
-                max_group: [1024, 1024, 64],
-                max_grid: [i32::MAX as u64, 65_535, 65_535],
-                loop_rounds: None,
-            },
-            keeps_denormals: true,
-        }
+        let devices = described(self.capability).expect("a known capability");
+        devices.into_iter().next_back().expect("a device")
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::json;
 
 const BEGIN: &str = "<!-- ops and dtypes: kept by benches/tests/readme.rs -->";
 const END: &str = "<!-- end -->";
-const BACKENDS: [&str; 3] = ["cpu", "opencl", "vulkan"];
+const BACKENDS: [&str; 4] = ["cpu", "cuda", "opencl", "vulkan"];
 
 /// A small problem of every op: tensors with dtype (`A` and `B`: those being asked for) and extents, and attributes.
 const PROBLEMS: [(&str, &str, &str); 10] = [
@@ -117,6 +117,13 @@ fn the_readme_lists_what_can_be_planned() {
     let devices: Vec<Option<DeviceInfo>> = BACKENDS
         .iter()
         .map(|backend| {
+            if *backend == "cuda" {
+                // By its description: a GPU is rarely there to be asked.
+                return ropeway_backends::cuda::described(80)
+                    .ok()?
+                    .into_iter()
+                    .next();
+            }
             let probes = Registry::default().probe();
             let probe = probes.into_iter().find(|probe| probe.backend == *backend)?;
             probe.devices.ok()?.into_iter().next()

@@ -1,6 +1,6 @@
 //! NVRTC, NVIDIA's run-time compiler: loaded where it is there.
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -34,7 +34,8 @@ pub(super) fn version() -> Option<String> {
         }
         let whole = REQUIRED.iter().all(|symbol| {
             // SAFETY: the library is there; the pointer is only compared.
-            unsafe { rtc::culib().get::<*const std::ffi::c_void>(symbol.as_bytes()) }.is_ok()
+            let found = unsafe { rtc::culib().get::<*const c_void>(symbol.as_bytes()) };
+            found.is_ok_and(|function| !function.is_null())
         });
         if !whole {
             tracing::warn!("a libnvrtc was found that lacks functions (before 11.2); it is not used");

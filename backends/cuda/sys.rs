@@ -67,10 +67,11 @@ const REQUIRED: &[&str] = &[
     "cuStreamWaitEvent",
 ];
 
-/// Whether the driver library has a function.
+/// Whether the driver library has a function. (One that is there by name only, at address 0, is none.)
 pub(super) fn has(symbol: &str) -> bool {
     // SAFETY: called after the library was found; the pointer is only compared.
-    unsafe { cu::culib().get::<*const c_void>(symbol.as_bytes()) }.is_ok()
+    let found = unsafe { cu::culib().get::<*const c_void>(symbol.as_bytes()) };
+    found.is_ok_and(|function| !function.is_null())
 }
 
 /// Whether the library is a double of the vendor's: the emulated driver exports functions of its own.

@@ -708,6 +708,13 @@ fn libraries_without_functions_are_named(device: &Arc<dyn Device>) -> Outcome {
     };
     let said = probe("int cuInit(unsigned flags) { return 0; }\n")?;
     assert!(said.contains("has no function cu"), "{said}");
+    // All of them by name, at address 0.
+    let nulls = REQUIRED_BY_THE_BACKEND
+        .iter()
+        .map(|name| format!("__asm__(\".globl {name}\\n.set {name}, 0\");\n"))
+        .collect::<String>();
+    let said = probe(&nulls)?;
+    assert!(said.contains("has no function cu"), "{said}");
     // All functions by name; each fails, but for the version, which is old.
     let all = REQUIRED_BY_THE_BACKEND
         .iter()

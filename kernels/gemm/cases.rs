@@ -51,9 +51,6 @@ fn shapes() -> Vec<Product> {
         Product::new("tiles", 80, 200, 320)
             .dtype(F16)
             .trans(false, true),
-        Product::new("tiles", 72, 136, 512)
-            .dtype(I8)
-            .trans(false, true),
         // Lengths at which one dropped product must not pass.
         Product::new("deep", 8, 24, 1024).trans(false, true),
         Product::new("deep", 5, 33, 16384).trans(false, true),
@@ -95,6 +92,13 @@ fn exact() -> Vec<Product> {
     );
     // Several blocks in every direction, none of them full.
     cases.push(Product::new("exact_blocks", 261, 530, 601).data(SMALL));
+    // Rows that whole vectors begin and end, over several tiles and slices of k.
+    cases.push(
+        Product::new("exact_tiles", 72, 136, 512)
+            .dtype(I8)
+            .trans(false, true)
+            .data(SMALL),
+    );
     // Sums beyond 2^11 and 2^8: the output must be rounded to nearest even, not cut.
     cases.push(
         Product::new("exact_rounded", 19, 23, 200)

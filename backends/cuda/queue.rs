@@ -74,6 +74,16 @@ struct Books {
     epoch: u64,
 }
 
+impl Books {
+    /// Notes that work has got this word. A graph's launches have one of their own.
+    fn use_status(&mut self, word: &Arc<StatusWord>) {
+        let known = |other: &Arc<StatusWord>| Arc::ptr_eq(other, word);
+        if !self.status_used.iter().any(known) {
+            self.status_used.push(word.clone());
+        }
+    }
+}
+
 enum Kept {
     Buffer(Buffer),
     Graph(#[allow(dead_code, reason = "held, never read")] Arc<Captured>),
@@ -522,10 +532,7 @@ impl Queue for CudaQueue {
                     parameters.word(0)?;
                 }
                 Argument::Status => {
-                    if books.status_used.is_empty() {
-                        let word = self.status.clone();
-                        books.status_used.push(word);
-                    }
+                    books.use_status(&self.status);
                     parameters.word(self.status.address)?;
                     parameters.word(0)?;
                 }
@@ -628,10 +635,7 @@ impl Queue for CudaQueue {
         self.raw
             .replay(&captured.exec)
             .map_err(|error| self.note(error))?;
-        let known = |word: &Arc<StatusWord>| Arc::ptr_eq(word, &captured.status);
-        if !books.status_used.iter().any(known) {
-            books.status_used.push(captured.status.clone());
-        }
+        books.use_status(&captured.status);
         books.kept.push(Kept::Graph(captured));
         self.close(books)
     }

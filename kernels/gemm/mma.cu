@@ -1,4 +1,4 @@
-/* Tiles of d on matrix units, for gemm_mma.cu and grouped_mma.cu: f16 and bf16 by mma.sync.m16n8k16, i8 by m16n8k32, summed in f32 and i32.
+/* Tiles of d on matrix units, for gemm_mma.cu and grouped_mma.cu, made of what matrix.cu has: f16 and bf16 by mma.sync.m16n8k16, i8 by m16n8k32, summed in f32 and i32.
  *
  *   BLOCK_K of a and b at a time come to a ring of STAGES stages in shared memory by cp.async, while those before are multiplied:
  *
@@ -77,34 +77,6 @@
 #define STAGE_BYTES ((BLOCK_M + BLOCK_N) * BLOCK_K * 2)
 /* Columns of d that come of a warp. */
 #define OUTPUTS (SWIGLU ? WARP_N / 2 : WARP_N)
-
-__device__ __forceinline__ u32 shared_address(const void* pointer) { return (u32)__cvta_generic_to_shared(pointer); }
-
-/* 16 bytes to shared memory, of which the first `bytes` exist; the rest are zero. */
-__device__ __forceinline__ void copy_chunk(u32 to, const void* from, u32 bytes)
-{
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-/* Waits until at most `MOST` groups of copies are under way. */
-template <int MOST>
-__device__ __forceinline__ void wait_for_copies()
-{
-  asm volatile("cp.async.wait_group %0;" ::"n"(MOST) : "memory");
-}
-
-template <int TRANSPOSED>
-__device__ __forceinline__ void load_matrices(u32 matrices[4], u32 from)
-{
-  if (TRANSPOSED)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3]) : "r"(from) : "memory");
-  else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3]) : "r"(from) : "memory");
-}
 
 #if A_DTYPE == I8
 #define MMA "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32"

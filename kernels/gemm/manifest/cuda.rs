@@ -45,6 +45,7 @@ fn tiles_twice(config: &Config) -> u64 {
     2 * 2 * 4 * side * config.value("TILE_K") as u64
 }
 
+const MATRIX: (&str, &str) = ("matrix.cu", include_str!("../../matrix.cu"));
 const MMA_TEXT: (&str, &str) = ("mma.cu", include_str!("../mma.cu"));
 
 /// sm_80 has `cp.async`, and `mma.sync` of bf16 and of 32 i8.
@@ -54,6 +55,7 @@ const GEMM_MMA_SOURCES: &[Source] = &[Source {
     language: Language::CudaC,
     code: Code::Text(&[
         CUDA_ELEMENTS,
+        MATRIX,
         MMA_TEXT,
         ("gemm_mma.cu", include_str!("../gemm_mma.cu")),
     ]),
@@ -65,6 +67,7 @@ const GROUPED_MMA_SOURCES: &[Source] = &[Source {
     code: Code::Text(&[
         CUDA_ELEMENTS,
         CUDA_ROUTING,
+        MATRIX,
         MMA_TEXT,
         ("grouped_mma.cu", include_str!("../grouped_mma.cu")),
     ]),

@@ -5,6 +5,8 @@
 
 pub mod attention;
 mod convert;
+#[cfg(all(test, feature = "spec"))]
+mod described;
 mod dots;
 mod exp;
 pub mod gemm;

@@ -1,12 +1,12 @@
 //! What the planner gives devices that no test machine has: read off plans, since planning needs no device.
 
 use ropeway_core::DType;
-use ropeway_core::info::{DTypeSupport, DeviceInfo, DeviceKind, Execution, Limits, MatrixShape};
-use ropeway_core::kernel::Language;
+use ropeway_core::info::{DeviceInfo, MatrixShape};
 use ropeway_core::op::{Op, PlanRequest};
 use ropeway_core::plan::Plan;
 use serde_json::json;
 
+use crate::described::gpu;
 use crate::signatures::parse;
 
 mod cuda;
@@ -18,59 +18,6 @@ const SHAPE: MatrixShape = MatrixShape {
     input: DType::F16,
     accumulator: DType::F32,
 };
-
-/// A discrete GPU as its Vulkan driver describes it.
-fn gpu(matrix_shapes: Vec<MatrixShape>) -> DeviceInfo {
-    let mut features = vec![
-        "shaderFloat16",
-        "shaderInt64",
-        "shaderIntegerDotProduct",
-        "storageBuffer16BitAccess",
-        "subgroupBasic",
-        "subgroupShuffle",
-        "vulkanMemoryModel",
-    ];
-    if !matrix_shapes.is_empty() {
-        features.push("cooperativeMatrix");
-    }
-    features.sort_unstable();
-    let both = DTypeSupport {
-        storage: true,
-        arithmetic: true,
-    };
-    DeviceInfo {
-        backend: "vulkan",
-        ordinal: 0,
-        name: "a GPU".into(),
-        vendor: String::new(),
-        platform: String::new(),
-        kind: DeviceKind::Gpu,
-        execution: Execution::Hardware,
-        architecture: String::new(),
-        driver_version: String::new(),
-        compiler_version: String::new(),
-        memory: 1 << 34,
-        unified_memory: false,
-        compute_units: 60,
-        cache: 0,
-        vector_width: 1,
-        subgroup_sizes: vec![32, 64],
-        matrix_shapes,
-        dtypes: [both; DType::ALL.len()],
-        features: features.into_iter().map(str::to_owned).collect(),
-        languages: vec![Language::SpirV],
-        limits: Limits {
-            max_buffer: 1 << 32,
-            base_alignment: 16,
-            local_memory: 32 << 10,
-            max_group_size: 1024,
-            max_group: [1024, 1024, 64],
-            max_grid: [u64::from(u16::MAX); 3],
-            loop_rounds: None,
-        },
-        keeps_denormals: true,
-    }
-}
 
 /// The plan of a product of these extents and dtypes; `kernel` is forced.
 fn plan(

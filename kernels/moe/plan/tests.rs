@@ -4,7 +4,6 @@ use std::any::Any;
 use std::sync::Arc;
 
 use ropeway_core::ErrorKind::Unsupported;
-use ropeway_core::info::{DTypeSupport, DeviceInfo, DeviceKind, Execution, Limits};
 use ropeway_core::kernel::Language;
 use ropeway_core::memory::{DeviceId, Memory};
 use ropeway_core::op::{Op, OpKind, Operand, PlanRequest};
@@ -12,53 +11,12 @@ use ropeway_core::plan::Plan;
 use ropeway_core::{Buffer, DType, Result};
 use serde_json::{Value, json};
 
+use crate::described::sm_80;
 use crate::moe::{ExpertGatherKind, ExpertScatterKind, MoeFfnKind, MoeRouteKind};
 use crate::signatures::{parse, refused};
 use DType::{BF16, F16, F32, I32};
 
 type Tensor<'a> = (&'a str, DType, &'a [u64]);
-
-/// An A100, as the CUDA backend describes it.
-fn a100() -> DeviceInfo {
-    let both = DTypeSupport {
-        storage: true,
-        arithmetic: true,
-    };
-    DeviceInfo {
-        backend: "cuda",
-        ordinal: 0,
-        name: "an A100".into(),
-        vendor: "NVIDIA".into(),
-        platform: "CUDA".into(),
-        kind: DeviceKind::Gpu,
-        execution: Execution::Hardware,
-        architecture: "sm_80".into(),
-        driver_version: String::new(),
-        compiler_version: String::new(),
-        memory: 40 << 30,
-        unified_memory: false,
-        compute_units: 108,
-        cache: 40 << 20,
-        vector_width: 1,
-        subgroup_sizes: vec![32],
-        matrix_shapes: Vec::new(),
-        dtypes: [both; DType::ALL.len()],
-        features: ["sm_70", "sm_72", "sm_75", "sm_80"]
-            .map(str::to_owned)
-            .to_vec(),
-        languages: vec![Language::CudaC],
-        limits: Limits {
-            max_buffer: 40 << 30,
-            base_alignment: 256,
-            local_memory: 163 << 10,
-            max_group_size: 1024,
-            max_group: [1024, 1024, 64],
-            max_grid: [i32::MAX as u64, 65_535, 65_535],
-            loop_rounds: None,
-        },
-        keeps_denormals: true,
-    }
-}
 
 /// Memory that is only measured.
 struct Unbacked(DeviceId);
@@ -78,7 +36,7 @@ impl Memory for Unbacked {
 }
 
 fn plan_of(kind: &dyn OpKind, tensors: &[Tensor<'_>], attrs: Value) -> Result<(Plan, Vec<String>)> {
-    let info = a100();
+    let info = sm_80();
     let op = parse(kind, tensors, attrs)?;
     let plan = Op::plan(&*op, &PlanRequest::new(&info))?;
     let buffer = Buffer::new(Arc::new(Unbacked(DeviceId::unique())));
@@ -217,7 +175,7 @@ fn a_layer_goes_by_steps() {
 
 #[test]
 fn an_older_gpu_lacks_what_the_kernels_need() {
-    let mut info = a100();
+    let mut info = sm_80();
     info.features.retain(|feature| feature != "sm_80");
     let logits: Tensor<'_> = ("logits", F32, &[10, 64]);
     let op = parse(&MoeRouteKind, &[logits], json!({"topk": 8})).expect("a sound problem");

@@ -1,42 +1,17 @@
 //! What CUDA devices get.
 
 use ropeway_core::DType::{self, BF16, F16, F32, I8};
-use ropeway_core::info::{DeviceInfo, Limits};
-use ropeway_core::kernel::{Config, Kernel, Language};
+use ropeway_core::info::DeviceInfo;
+use ropeway_core::kernel::{Config, Kernel};
 use ropeway_core::op::{Op, OpKind, PlanRequest};
 use ropeway_core::plan::{Arg, Plan};
 use serde_json::json;
 
 use super::super::super::manifest::KERNELS;
 use super::super::super::{GemmKind, GroupedGemmKind};
-use super::{gpu, kernel_of};
+use super::kernel_of;
+use crate::described::{sm_70, sm_80};
 use crate::signatures::parse;
-
-/// A device as the CUDA backend describes it.
-fn cuda(features: &[&str], local_memory: u64) -> DeviceInfo {
-    let plain = gpu(Vec::new());
-    DeviceInfo {
-        backend: "cuda",
-        compute_units: 108,
-        subgroup_sizes: vec![32],
-        features: features.iter().map(|name| (*name).to_owned()).collect(),
-        languages: vec![Language::CudaC],
-        limits: Limits {
-            local_memory,
-            max_grid: [(1 << 31) - 1, 65_535, 65_535],
-            ..plain.limits
-        },
-        ..plain
-    }
-}
-
-fn sm_80() -> DeviceInfo {
-    cuda(&["sm_70", "sm_72", "sm_75", "sm_80"], 163 << 10)
-}
-
-fn sm_70() -> DeviceInfo {
-    cuda(&["sm_70"], 96 << 10)
-}
 
 /// The plan of a product d = a b, b as [n, k] if `weights`.
 fn product(info: &DeviceInfo, [m, n, k]: [u64; 3], dtypes: [DType; 2], weights: bool) -> Plan {

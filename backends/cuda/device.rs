@@ -22,6 +22,9 @@ use super::queue::CudaQueue;
 use super::sys::{self, Context, RawEvent, RawModule, RawStream, run};
 use crate::lost::Lost;
 
+/// Bytes of the widest load. Plans ask for multiples of it, counted from where a buffer begins.
+const LOADED_AT_ONCE: u64 = 16;
+
 /// What an importer hands over: dropped when Ropeway has done its last work with the object.
 pub(super) type Owner = Arc<dyn Any + Send + Sync>;
 
@@ -241,9 +244,17 @@ impl Device for CudaDevice {
         if handle.is_null() && bytes > 0 {
             return Err(Error::invalid("handle", "null", "a device pointer"));
         }
+        let address = handle as u64;
+        if !address.is_multiple_of(LOADED_AT_ONCE) {
+            return Err(Error::invalid(
+                "handle",
+                format!("{address:#x}"),
+                "a multiple of 16 bytes, which kernels load at once; import from the multiple below and make views of what is behind",
+            ));
+        }
         Ok(CudaMemory::import(
             &self.shared,
-            handle as u64,
+            address,
             bytes,
             owner,
         ))

@@ -382,6 +382,10 @@ fn foreign_memory_and_streams_are_used(device: &Arc<dyn Device>) -> Outcome {
     // SAFETY: null is refused, never followed.
     let refused = unsafe { device.import_queue(std::ptr::null_mut(), None) }.err();
     assert_eq!(refused.map(|e| e.kind()), Some(ErrorKind::Unsupported));
+    let odd = (foreign.address + 8) as *mut c_void;
+    // SAFETY: as above.
+    let refused = unsafe { device.import_memory(odd, 128, None) }.err();
+    assert_eq!(refused.map(|e| e.kind()), Some(ErrorKind::InvalidArgument));
     drop(queue);
     foreign.release();
     Ok(())

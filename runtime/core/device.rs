@@ -214,7 +214,7 @@ pub trait Device: Send + Sync + Any {
     /// pointer for the cpu device.
     ///
     /// # Errors
-    /// `Unsupported` where the backend cannot.
+    /// `Unsupported` where the backend cannot; `InvalidArgument` for a pointer that is aligned less than kernels load at once (CUDA: 16 bytes).
     ///
     /// # Safety
     /// `handle` must be what this backend documents, of at least `bytes` bytes, and stay valid until `owner` is dropped, which happens

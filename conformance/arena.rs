@@ -8,7 +8,7 @@ use ropeway_core::memory::{Layout, TensorDesc};
 use ropeway_core::op::{Operand, PlanRequest};
 use ropeway_core::plan::{Executable, Extent};
 use ropeway_core::request::{HostTensor, Operands};
-use ropeway_core::{DType, Error, Result, View};
+use ropeway_core::{DType, Error, Result, Slice, View};
 
 use crate::compare::{self, Guarded, Round};
 use crate::ops::{HUNG, Problem, Subject, Variant};
@@ -202,6 +202,11 @@ impl Arena {
             .collect()
     }
 
+    /// The workspace, if the plan needs one.
+    pub(crate) fn workspace(&self) -> Result<Option<Slice>> {
+        self.workspace.as_ref().map(Guarded::slice).transpose()
+    }
+
     /// Poisons what the plan shall write, runs it, and looks at everything around the results.
     pub(crate) fn run(
         &self,
@@ -229,15 +234,11 @@ impl Arena {
             let bytes = operand.desc.span_bytes()?;
             memory.write(queue, &compare::repeated(pattern, bytes))?;
         }
-        let workspace = match &self.workspace {
-            Some(memory) => {
-                let slice = memory.slice()?;
-                let pattern = compare::workspace_poison(round);
-                memory.write(queue, &compare::repeated(pattern, slice.len()))?;
-                Some(slice)
-            }
-            None => None,
-        };
+        let workspace = self.workspace()?;
+        if let (Some(memory), Some(slice)) = (&self.workspace, &workspace) {
+            let pattern = compare::workspace_poison(round);
+            memory.write(queue, &compare::repeated(pattern, slice.len()))?;
+        }
         executable.enqueue(queue, views, workspace.as_ref())
     }
 

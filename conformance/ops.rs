@@ -11,14 +11,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use ropeway_core::device::{Device, Module, Queue};
+use ropeway_core::device::{Device, Graph, Module, Queue};
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::ModuleKey;
 use ropeway_core::op::{Op, OpKind, Operand, PlanRequest};
-use ropeway_core::plan::{Determinism, Executable, Plan};
+use ropeway_core::plan::{BoundPlan, Determinism, Executable, Plan};
 use ropeway_core::request::{HostTensor, Operands, Request};
 use ropeway_core::spec::{DataClass, Judgement, Recipe};
-use ropeway_core::{Error, ErrorKind, Result};
+use ropeway_core::{Error, ErrorKind, Result, View};
 use serde_json::{Map, Value};
 
 use crate::arena::{Arena, Placement};
@@ -253,37 +253,20 @@ pub fn check_out_of_range(
     queue: &dyn Queue,
     recipe: &Recipe,
 ) -> Result<(Vec<String>, Operands)> {
-    let kind = kind_of(&recipe.op)?;
-    let request = recipe.request()?;
-    let op = kind.parse(&request.signature())?;
     let mut findings = Vec::new();
-    match kind.check_values(&*op, &request.inputs) {
+    let (problem, checked) = unchecked(recipe)?;
+    match checked {
         Err(error) if error.kind() == ErrorKind::InvalidArgument => {}
         other => findings.push(format!("the host's check of the values gave {other:?}")),
     }
-    let problem = Problem {
-        kind,
-        op,
-        inputs: request.inputs,
-        attrs: request.attrs,
-        data: recipe.data,
-    };
-    let plan = problem.op.plan(&PlanRequest::new(subject.info()))?;
-    let executable = subject.executable(plan)?;
     let operands = problem.op.operands();
-    let plain = Variant::default();
-    let placement = Placement::LeastAligned;
-    let arena = Arena::new(
-        subject,
-        queue,
-        &problem,
-        &operands,
-        &executable,
-        &plain,
-        placement,
-    )?;
-    let views = arena.views(&operands, &problem.inputs)?;
-    arena.enqueue(queue, &executable, &views, Round::First)?;
+    let placed = Placed::new(subject, queue, &problem, &operands)?;
+    let Placed {
+        arena,
+        executable,
+        views,
+    } = &placed;
+    arena.enqueue(queue, executable, views, Round::First)?;
     match queue.synchronize(Some(HUNG)) {
         Err(error) if error.kind() == ErrorKind::DataOutOfRange => {}
         Err(error) => return Err(error),
@@ -291,6 +274,83 @@ pub fn check_out_of_range(
     }
     let outputs = arena.inspect(queue, &mut findings)?;
     Ok((findings, host_outputs(&operands, &outputs)?))
+}
+
+/// A graph of one recipe's plan, which has run once on the queue.
+///
+/// # Errors
+/// `Unsupported` where the device cannot run the op; whatever else goes wrong.
+pub(crate) fn graph_of(
+    subject: &Subject,
+    queue: &dyn Queue,
+    recipe: &Recipe,
+) -> Result<Arc<dyn Graph>> {
+    let (problem, checked) = unchecked(recipe)?;
+    checked?;
+    let operands = problem.op.operands();
+    let placed = Placed::new(subject, queue, &problem, &operands)?;
+    let Placed {
+        arena,
+        executable,
+        views,
+    } = placed;
+    arena.enqueue(queue, &executable, &views, Round::First)?;
+    let workspace = arena.workspace()?;
+    subject.device.instantiate(vec![BoundPlan {
+        executable: Arc::new(executable),
+        operands: views,
+        workspace,
+    }])
+}
+
+/// The problem of a recipe, and what the host says of its values.
+fn unchecked(recipe: &Recipe) -> Result<(Problem, Result<()>)> {
+    let kind = kind_of(&recipe.op)?;
+    let request = recipe.request()?;
+    let op = kind.parse(&request.signature())?;
+    let checked = kind.check_values(&*op, &request.inputs);
+    let problem = Problem {
+        kind,
+        op,
+        inputs: request.inputs,
+        attrs: request.attrs,
+        data: recipe.data,
+    };
+    Ok((problem, checked))
+}
+
+/// A problem planned and in device memory.
+struct Placed {
+    arena: Arena,
+    executable: Executable,
+    views: Vec<View>,
+}
+
+impl Placed {
+    fn new(
+        subject: &Subject,
+        queue: &dyn Queue,
+        problem: &Problem,
+        operands: &[Operand],
+    ) -> Result<Placed> {
+        let plan = problem.op.plan(&PlanRequest::new(subject.info()))?;
+        let executable = subject.executable(plan)?;
+        let arena = Arena::new(
+            subject,
+            queue,
+            problem,
+            operands,
+            &executable,
+            &Variant::default(),
+            Placement::LeastAligned,
+        )?;
+        let views = arena.views(operands, &problem.inputs)?;
+        Ok(Placed {
+            arena,
+            executable,
+            views,
+        })
+    }
 }
 
 fn run_and_judge(

@@ -186,6 +186,7 @@ pub const TESTS: &[DeviceTest] = &[
     test("status/attention_paged", true, status::attention_paged),
     test("status/expert_scatter", true, status::expert_scatter),
     test("status/expert_gather", true, status::expert_gather),
+    test("status/after_a_replay", true, status::after_a_replay),
 ];
 
 impl DeviceTest {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ropeway_core::DType::{F32, I32};
+use ropeway_core::DType::{self, F16, F32, I32};
 use ropeway_core::device::{Device, QueueKind};
 use ropeway_core::spec::{DataClass, Fill, Recipe};
 
@@ -81,17 +81,23 @@ pub(super) fn grouped_gemm_masked(device: &Arc<dyn Device>) -> Outcome {
     reported(device, &recipes)
 }
 
+/// What matrix units take is planned otherwise than what they do not.
+const ATTENTION_DTYPES: [DType; 2] = [F32, F16];
+
 /// Key counts below 0 and beyond the keys there are.
 pub(super) fn attention(device: &Arc<dyn Device>) -> Outcome {
     let lengths: [&[i32]; 2] = [&[6, 1_000_000], &[-3, 5]];
-    let recipes = lengths.map(|lengths| {
-        recipe("attention")
-            .tensor("q", F32, &[2, 2, 3, 16], random())
-            .tensor("k", F32, &[2, 2, 6, 16], random())
-            .tensor("v", F32, &[2, 2, 6, 16], random())
-            .tensor("kv_lens", I32, &[2], integers(lengths))
-    });
-    reported(device, &recipes)
+    for dtype in ATTENTION_DTYPES {
+        let recipes = lengths.map(|lengths| {
+            recipe("attention")
+                .tensor("q", dtype, &[2, 2, 3, 16], random())
+                .tensor("k", dtype, &[2, 2, 6, 16], random())
+                .tensor("v", dtype, &[2, 2, 6, 16], random())
+                .tensor("kv_lens", I32, &[2], integers(lengths))
+        });
+        reported(device, &recipes)?;
+    }
+    Ok(())
 }
 
 /// Cumulative lengths that descend or pass the tokens there are.
@@ -101,19 +107,29 @@ pub(super) fn attention_varlen(device: &Arc<dyn Device>) -> Outcome {
         (&[0, 3, 7], &[0, 9, -2_000_000]),
         (&[0, -4, 7], &[0, 4, 8]),
     ];
-    let recipes = lengths.map(|(cu_q, cu_kv)| {
-        recipe("attention_varlen")
-            .tensor("q", F32, &[7, 2, 16], random())
-            .tensor("k", F32, &[8, 2, 16], random())
-            .tensor("v", F32, &[8, 2, 16], random())
-            .tensor("cu_q", I32, &[3], integers(cu_q))
-            .tensor("cu_kv", I32, &[3], integers(cu_kv))
-    });
-    reported(device, &recipes)
+    for dtype in ATTENTION_DTYPES {
+        let recipes = lengths.map(|(cu_q, cu_kv)| {
+            recipe("attention_varlen")
+                .tensor("q", dtype, &[7, 2, 16], random())
+                .tensor("k", dtype, &[8, 2, 16], random())
+                .tensor("v", dtype, &[8, 2, 16], random())
+                .tensor("cu_q", I32, &[3], integers(cu_q))
+                .tensor("cu_kv", I32, &[3], integers(cu_kv))
+        });
+        reported(device, &recipes)?;
+    }
+    Ok(())
 }
 
 /// Block numbers that are no block, where the lengths reach them; lengths beyond the table; lengths where there are no blocks.
 pub(super) fn attention_paged(device: &Arc<dyn Device>) -> Outcome {
+    for dtype in ATTENTION_DTYPES {
+        attention_paged_in(device, dtype)?;
+    }
+    Ok(())
+}
+
+fn attention_paged_in(device: &Arc<dyn Device>, dtype: DType) -> Outcome {
     let tables: [(u64, &[i32], &[i32]); 4] = [
         (3, &[0, 5_000_000, 2, -1], &[7, 3]),
         (3, &[-1, 1, 2, -1], &[7, 3]),
@@ -122,10 +138,10 @@ pub(super) fn attention_paged(device: &Arc<dyn Device>) -> Outcome {
     ];
     let recipes = tables.map(|(blocks, table, lengths)| {
         recipe("attention_paged")
-            .tensor("q", F32, &[3, 2, 16], random())
+            .tensor("q", dtype, &[3, 2, 16], random())
             .tensor("cu_q", I32, &[3], integers(&[0, 2, 3]))
-            .tensor("k_cache", F32, &[blocks, 4, 2, 16], random())
-            .tensor("v_cache", F32, &[blocks, 4, 2, 16], random())
+            .tensor("k_cache", dtype, &[blocks, 4, 2, 16], random())
+            .tensor("v_cache", dtype, &[blocks, 4, 2, 16], random())
             .tensor("block_table", I32, &[2, 2], integers(table))
             .tensor("kv_lens", I32, &[2], integers(lengths))
     });
@@ -140,10 +156,10 @@ pub(super) fn attention_paged(device: &Arc<dyn Device>) -> Outcome {
     };
     let recipes = [[0, 20, 21], [0, 1, 21]].map(|cu_q| {
         recipe("attention_paged")
-            .tensor("q", F32, &[21, 2, 16], random())
+            .tensor("q", dtype, &[21, 2, 16], random())
             .tensor("cu_q", I32, &[3], integers(&cu_q))
-            .tensor("k_cache", F32, &[3, 4, 2, 16], unnamed.clone())
-            .tensor("v_cache", F32, &[3, 4, 2, 16], unnamed.clone())
+            .tensor("k_cache", dtype, &[3, 4, 2, 16], unnamed.clone())
+            .tensor("v_cache", dtype, &[3, 4, 2, 16], unnamed.clone())
             .tensor(
                 "block_table",
                 I32,
@@ -185,4 +201,29 @@ pub(super) fn expert_gather(device: &Arc<dyn Device>) -> Outcome {
             .tensor("topk_weights", F32, &[3, 2], random())
     });
     reported(device, &recipes)
+}
+
+/// A queue that has replayed a graph, whose launches may have a status word of their own, still reports what its own launches find.
+pub(super) fn after_a_replay(device: &Arc<dyn Device>) -> Outcome {
+    let queue = device.create_queue(QueueKind::Compute)?;
+    let subject = Subject::new(Arc::clone(device));
+    let graph = ops::graph_of(
+        &subject,
+        &*queue,
+        &recipe("expert_scatter")
+            .tensor("x", F32, &[3, 20], random())
+            .tensor("topk_ids", I32, &[3, 2], integers(&[0, 1, 3, 2, 3, 0]))
+            .attr("experts", 4),
+    )?;
+    queue.synchronize(Some(TIMEOUT))?;
+    let wrong = recipe("expert_scatter")
+        .tensor("x", F32, &[3, 20], random())
+        .tensor("topk_ids", I32, &[3, 2], integers(&[0, 1, 99, 2, 3, 0]))
+        .attr("experts", 4);
+    queue.replay(&*graph)?;
+    let (findings, _) = ops::check_out_of_range(&subject, &*queue, &wrong)?;
+    ensure!(findings.is_empty(), "{}", findings.join("; "));
+    queue.replay(&*graph)?;
+    queue.synchronize(Some(TIMEOUT))?;
+    Ok(())
 }

@@ -3,6 +3,7 @@
 // division of the work, and the last step. A kernel's file is appended to it before compiling:
 //
 //   attention_tiled.cu    tiles in shared memory on CUDA cores: every dtype, option and head size
+//   attention_mma.cu      the products on matrix units (behind matrix.cu): f16, bf16, heads of up to 256 columns
 //   attention_merge.cu    joins the splits of the others
 //
 // Rows. The query heads that share a key head are done together, so that a key is read once for all of them. What the kernels call a row
@@ -137,11 +138,12 @@ struct Lengths {
   u32* status;
   i64 kv_lens_stride, cu_q_stride, cu_kv_stride;
   int sequences, q_len, kv_len, group, split_rows, slots, flags;
+  int few_rows;  // sequences of at most so many rows are another launch's
 };
 
 #define LENGTHS                                                                                                                       \
   Lengths{kv_lens, cu_q, cu_kv, status, kv_lens_stride, cu_q_stride, cu_kv_stride, sequences, q_len, kv_len, heads / kv_heads, split_rows, \
-          slots, flags}
+          slots, flags, 0}
 
 // One sequence, its lengths held inside the operands whatever the device's data says.
 struct Sequence {
@@ -192,7 +194,7 @@ __device__ inline Sequence sequence_at(int i, int first_slot, int tile_rows, con
     if (s.keys != keys) atomicOr(l.status, STATUS_LENGTH);
   }
   const int rows = s.queries * l.group;
-  s.tiles = (rows + tile_rows - 1) / tile_rows;
+  s.tiles = rows <= l.few_rows ? 0 : (rows + tile_rows - 1) / tile_rows;
   s.splits = splits_of(rows, s.keys, l.split_rows);
 #if LAYOUT == 0
   s.slot = i * splits_of(rows, l.kv_len, l.split_rows);

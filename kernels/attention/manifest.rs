@@ -5,12 +5,18 @@ use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, T
 
 use super::{native, spirv};
 
+mod cuda;
+
+pub(super) use cuda::{ATTENTION_MMA, ATTENTION_MMA_FEW, mma_local_memory, mma_rows, mma_threads};
+
 /// The kernels of this folder.
 pub(super) const KERNELS: &[&Kernel] = &[
     &ATTENTION_ROWS,
     &ATTENTION_KEYS,
     &ATTENTION_PREFILL,
     &ATTENTION_DECODE,
+    &ATTENTION_MMA,
+    &ATTENTION_MMA_FEW,
     &ATTENTION_TILED,
     &ATTENTION_MERGE,
     &ATTENTION_NATIVE,

@@ -12,13 +12,17 @@ use ropeway_core::plan::{Arg, Expr, Launch, OperandRule, Plan, StrideRule};
 use ropeway_core::{Error, Result};
 
 use super::manifest::{
-    ATTENTION_DECODE, ATTENTION_KEYS, ATTENTION_MERGE, ATTENTION_NATIVE, ATTENTION_PREFILL,
-    ATTENTION_ROWS, ATTENTION_TILED, LANE_ROWS, TILED_GROUP, TILED_ROWS, rows_local_memory,
+    ATTENTION_DECODE, ATTENTION_KEYS, ATTENTION_MERGE, ATTENTION_MMA, ATTENTION_MMA_FEW,
+    ATTENTION_NATIVE, ATTENTION_PREFILL, ATTENTION_ROWS, ATTENTION_TILED, LANE_ROWS, TILED_GROUP,
+    TILED_ROWS, rows_local_memory,
 };
 use super::{Attention, PagedAttention, Softmax, VarlenAttention};
 use operands::{Operands, Sizes, arguments, flags};
 
+mod mma;
 mod operands;
+#[cfg(all(test, feature = "spec"))]
+mod tests;
 
 /// Rows that `attention_decode` can take at most.
 const FEW_ROWS: u64 = 8;
@@ -72,6 +76,8 @@ struct Problem {
     unit: bool,
     /// Whether q, k and v consist of whole vectors of four: sizes, and strides but the last, which is 1.
     fours: bool,
+    /// As `fours`, of eight.
+    eights: bool,
     /// Whether all heads of a key lie before the next key.
     heads_inside: bool,
     softmax: Softmax,
@@ -91,7 +97,12 @@ impl Problem {
             sequences: op.batch(),
             keys: op.kv_len(),
             unit: unit(&op.k) && unit(&op.v),
-            fours: [&op.q, &op.k, &op.v].into_iter().all(fours),
+            fours: [&op.q, &op.k, &op.v]
+                .into_iter()
+                .all(|desc| in_vectors(desc, 4)),
+            eights: [&op.q, &op.k, &op.v]
+                .into_iter()
+                .all(|desc| in_vectors(desc, mma::CHUNK)),
             heads_inside: inside(&op.k, 1, 2),
             softmax: op.softmax,
         }
@@ -110,7 +121,12 @@ impl Problem {
             sequences: op.batch(),
             keys: op.kv_tokens(),
             unit: unit(&op.k) && unit(&op.v),
-            fours: [&op.q, &op.k, &op.v].into_iter().all(fours),
+            fours: [&op.q, &op.k, &op.v]
+                .into_iter()
+                .all(|desc| in_vectors(desc, 4)),
+            eights: [&op.q, &op.k, &op.v]
+                .into_iter()
+                .all(|desc| in_vectors(desc, mma::CHUNK)),
             heads_inside: inside(&op.k, 1, 0),
             softmax: op.softmax,
         }
@@ -129,7 +145,12 @@ impl Problem {
             sequences: op.batch(),
             keys: op.max_kv_len(),
             unit: unit(&op.k_cache) && unit(&op.v_cache),
-            fours: [&op.q, &op.k_cache, &op.v_cache].into_iter().all(fours),
+            fours: [&op.q, &op.k_cache, &op.v_cache]
+                .into_iter()
+                .all(|desc| in_vectors(desc, 4)),
+            eights: [&op.q, &op.k_cache, &op.v_cache]
+                .into_iter()
+                .all(|desc| in_vectors(desc, mma::CHUNK)),
             heads_inside: inside(&op.k_cache, 2, 1),
             softmax: op.softmax,
         }
@@ -202,6 +223,12 @@ impl Problem {
         }
         if info.kind != DeviceKind::Cpu {
             kernels.sort_by_key(|kernel| kernel.name != ATTENTION_TILED.name);
+        }
+        if self.fits_mma() {
+            kernels.insert(0, &ATTENTION_MMA);
+            if self.few_mma() {
+                kernels.insert(0, &ATTENTION_MMA_FEW);
+            }
         }
         let mut lack = Error::unsupported("no kernel");
         let most = info.limits.loop_rounds.unwrap_or(u64::MAX);
@@ -336,7 +363,7 @@ impl Problem {
         head_max.expect("checked with the candidates")
     }
 
-    /// The constants that every kernel of a plan shares.
+    /// The constants that the kernels of a plan share.
     fn complete(&self, config: &mut Config, split_keys: i64) {
         config
             .set("LAYOUT", self.layout)
@@ -356,13 +383,14 @@ fn unit(desc: &TensorDesc) -> bool {
     desc.layout.strides()[last] == 1 || desc.layout.shape()[last] <= 1
 }
 
-fn fours(desc: &TensorDesc) -> bool {
+/// Whether a tensor consists of whole vectors of so many elements: sizes, and strides but the last, which is 1.
+fn in_vectors(desc: &TensorDesc, size: u64) -> bool {
     let (shape, strides) = (desc.layout.shape(), desc.layout.strides());
     let last = shape.len() - 1;
     let mut others = shape.iter().zip(strides).take(last);
     unit(desc)
-        && shape[last].is_multiple_of(4)
-        && others.all(|(&extent, stride)| extent <= 1 || stride.is_multiple_of(4))
+        && shape[last].is_multiple_of(size)
+        && others.all(|(&extent, stride)| extent <= 1 || stride.is_multiple_of(size))
 }
 
 fn inside(desc: &TensorDesc, inner: usize, outer: usize) -> bool {
@@ -412,7 +440,7 @@ pub(super) fn attention_paged(op: &PagedAttention, request: &PlanRequest<'_>) ->
 
 /// How the work of a plan is divided.
 struct Division {
-    /// Sequences of at most this many rows go to `attention_decode`, or to its like in `native.rs`.
+    /// Sequences of at most this many rows go to `attention_decode` or `attention_mma_few`, or to their like in `native.rs`.
     few_rows: u64,
     /// The keys of sequences of at most this many rows are split.
     split_rows: u64,
@@ -428,7 +456,11 @@ fn divide(problem: &Problem, key: &ModuleKey, sizes: &Sizes, split_keys: u64) ->
     let decode = name == ATTENTION_DECODE.name || name == ATTENTION_KEYS.name;
     let rows_in_lanes = name == ATTENTION_ROWS.name;
     let beside = (name == ATTENTION_PREFILL.name || rows_in_lanes) && problem.layout != 0;
-    let few_rows = if decode {
+    let few_rows = if mma::is_mma(key) {
+        // Of a rectangular batch one launch takes all.
+        let few = name == ATTENTION_MMA_FEW.name || problem.layout != 0 && group <= mma::FEW_ROWS;
+        if few { mma::FEW_ROWS } else { 0 }
+    } else if decode {
         problem.rows.next_power_of_two()
     } else if beside && group <= FEW_ROWS && (!rows_in_lanes || problem.keys_fit()) {
         group.next_power_of_two()
@@ -511,7 +543,10 @@ fn finish(
         return Ok(plan);
     }
     let split_keys = key.config.value("SPLIT_KEYS");
-    problem.complete(&mut key.config, split_keys);
+    let by_mma = mma::is_mma(&key);
+    if !by_mma {
+        problem.complete(&mut key.config, split_keys);
+    }
     let division = divide(problem, &key, sizes, split_keys as u64);
     let partial = (division.split_rows > 0).then(|| {
         let floats = [problem.kv_heads, division.split_rows, problem.dv + 2, 4];
@@ -541,12 +576,31 @@ fn finish(
     if in_lanes {
         if problem.fours {
             for index in [operands.q, operands.k, operands.v] {
-                require_fours(&mut plan.operands[index]);
+                require_vectors(&mut plan.operands[index], 4);
             }
         }
         problem.complete_lanes(&mut key.config, flags(problem, operands), info);
     }
-    if division.few_rows > 0 && in_lanes {
+    if by_mma {
+        for index in [operands.q, operands.k, operands.v] {
+            require_vectors(&mut plan.operands[index], mma::CHUNK);
+        }
+        // Where one launch takes the sequences of few rows, those of the other are not split.
+        let many_works = |tile_rows: u64| match division.few_rows {
+            0 => works(tile_rows),
+            _ => rows.clone().div_ceil(tile_rows) + sizes.sequences.clone(),
+        };
+        let few_works = |_| few_works.clone();
+        mma::append(
+            &mut plan,
+            problem,
+            &key,
+            info,
+            &division,
+            [&few_works, &many_works],
+            &args,
+        );
+    } else if division.few_rows > 0 && in_lanes {
         let mut few = ModuleKey {
             kernel: &ATTENTION_KEYS,
             config: ATTENTION_KEYS.default_config(),
@@ -601,7 +655,11 @@ fn finish(
         problem.complete(&mut merge.config, split_keys);
         let rows = sizes.sequences.clone() * division.split_rows;
         let grid = over_heads(info, kv_heads, rows);
-        let group = if tiled || in_lanes { TILED_GROUP } else { 1 };
+        let group = if tiled || in_lanes || by_mma {
+            TILED_GROUP
+        } else {
+            1
+        };
         launch(&mut plan, merge, "attention_merge", grid, group, args());
     }
     Ok(plan)
@@ -615,15 +673,15 @@ fn over_heads(info: &DeviceInfo, kv_heads: Expr, many: Expr) -> [Expr; 3] {
     }
 }
 
-/// Of four elements, loaded at once, each operand's first must be bound at a whole vector.
-fn require_fours(rule: &mut OperandRule) {
-    rule.offset_multiple = 4;
+/// Of `size` elements that are loaded at once, each operand's first must be bound at a whole vector.
+fn require_vectors(rule: &mut OperandRule, size: u64) {
+    rule.offset_multiple = size;
     let last = rule.strides.len() - 1;
     for (axis, stride) in rule.strides.iter_mut().enumerate() {
         *stride = if axis == last {
             StrideRule::Exactly(1)
         } else {
-            StrideRule::MultipleOf(4)
+            StrideRule::MultipleOf(size)
         };
     }
 }

@@ -125,6 +125,48 @@ pub const FAULTS: &[Fault] = &[
         ),
         VALUES,
     ),
+    // A tile is filled anew while others still read it.
+    fault(
+        "dropped_barrier_of_attention",
+        "attention/fixed",
+        "attention_mma",
+        (
+            "attention_mma.cu",
+            "    wait_for_copies<RING - 2>();\n    __syncthreads();\n",
+            "    wait_for_copies<RING - 2>();\n",
+        ),
+        &["emulated: race", "emulated: asynchronous copy"],
+    ),
+    fault(
+        "dropped_wait_of_attention",
+        "attention/fixed",
+        "attention_mma",
+        ("attention_mma.cu", "    wait_for_copies<RING - 2>();\n", ""),
+        COPY,
+    ),
+    fault(
+        "values_not_transposed",
+        "attention/fixed",
+        "attention_mma",
+        (
+            "attention_mma.cu",
+            "load_matrices<1>(b, values",
+            "load_matrices<0>(b, values",
+        ),
+        VALUES,
+    ),
+    // Warps join what others of their block have not yet left.
+    fault(
+        "warps_joined_too_early",
+        "attention/fixed/decode",
+        "attention_mma_few",
+        (
+            "attention_mma.cu",
+            "  __syncthreads();\n#pragma unroll 1\n  for (int row = warp;",
+            "#pragma unroll 1\n  for (int row = warp;",
+        ),
+        &["emulated: race", "emulated: uninitialised shared memory"],
+    ),
     fault(
         "race_in_the_scan",
         "expert_scatter/fixed",

@@ -203,6 +203,17 @@ pub(in crate::attention) fn attention_paged() -> Vec<Recipe> {
         )
         .blocks_of(4)
         .lse(),
+        varlen(
+            "long_beside_short_f16",
+            F16,
+            [8, 2],
+            [64, 64],
+            &[1, 40, 0, 3],
+            &[600, 300, 9, 280],
+        )
+        .blocks_of(32)
+        .causal()
+        .lse(),
         varlen("window_f16", F16, [4, 2], [64, 64], &[1, 8], &[150, 60])
             .blocks_of(16)
             .causal()

@@ -24,6 +24,8 @@ pub(in crate::attention) fn attention() -> Vec<Recipe> {
         case("d128_f16", F16, [1, 4, 1], [31, 129], [128, 128]),
         case("d192_dv128_bf16", BF16, [1, 3, 3], [13, 47], [192, 128]),
         case("d256_f32", F32, [1, 2, 2], [9, 70], [256, 256]),
+        case("d256_f16", F16, [1, 4, 2], [9, 70], [256, 256]).causal(),
+        case("d80_dv64_f16", F16, [1, 2, 2], [17, 40], [80, 64]).lse(),
         case("mla_d576_dv512_f32", F32, [1, 6, 1], [3, 50], [576, 512]),
         // Heads.
         case("gqa_8_to_2_f32", F32, [2, 8, 2], [10, 21], [64, 64]),
@@ -45,6 +47,21 @@ pub(in crate::attention) fn attention() -> Vec<Recipe> {
             .causal()
             .lse(),
         case("causal_long_bf16", BF16, [1, 2, 1], [130, 130], [64, 64]).causal(),
+        case("causal_tiles_f16", F16, [1, 2, 1], [150, 300], [64, 64])
+            .causal()
+            .lse(),
+        case("window_tiles_bf16", BF16, [1, 1, 1], [140, 300], [128, 128])
+            .causal()
+            .attr("window", 70),
+        case(
+            "splits_of_many_rows_f16",
+            F16,
+            [1, 8, 2],
+            [20, 600],
+            [64, 64],
+        )
+        .kv_lens(&[590])
+        .lse(),
         case("window_1_f32", F32, [1, 2, 2], [12, 20], [16, 16])
             .causal()
             .attr("window", 1),

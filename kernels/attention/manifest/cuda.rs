@@ -1,0 +1,135 @@
+//! The kernels that exist in CUDA C only.
+
+use ropeway_core::info::DeviceInfo;
+use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
+
+use super::{SHARED_CU, SPLIT_KEYS};
+
+/// sm_80 has `cp.async`, and `mma.sync` of bf16.
+const MMA_SOURCES: &[Source] = &[Source {
+    language: Language::CudaC,
+    code: Code::Text(&[
+        SHARED_CU,
+        ("matrix.cu", include_str!("../../matrix.cu")),
+        ("attention_mma.cu", include_str!("../attention_mma.cu")),
+    ]),
+    requires: &["sm_80"],
+}];
+
+/// Blocks read keys quickly: shorter splits are more blocks.
+const MMA_SPLIT_KEYS: Tunable = Tunable {
+    default: 256,
+    ..SPLIT_KEYS
+};
+
+const fn tunable(
+    name: &'static str,
+    values: &'static [i64],
+    default: i64,
+    meaning: &'static str,
+) -> Tunable {
+    Tunable {
+        name,
+        values,
+        default,
+        meaning,
+    }
+}
+
+/// The tunables of attention_mma.cu for these values of KEYS, ROW_FRAGMENTS, WARPS_ROWS, WARPS_KEYS and RING, the default first of each.
+const fn mma_tunables(values: [&'static [i64]; 5]) -> [Tunable; 6] {
+    let [keys, row_fragments, warps_rows, warps_keys, ring] = values;
+    [
+        MMA_SPLIT_KEYS,
+        tunable("KEYS", keys, keys[0], "keys in a tile"),
+        tunable(
+            "ROW_FRAGMENTS",
+            row_fragments,
+            row_fragments[0],
+            "16 rows each of a warp, one for wide heads",
+        ),
+        tunable(
+            "WARPS_ROWS",
+            warps_rows,
+            warps_rows[0],
+            "warps along the rows",
+        ),
+        tunable(
+            "WARPS_KEYS",
+            warps_keys,
+            warps_keys[0],
+            "warps along the keys of a tile",
+        ),
+        tunable(
+            "RING",
+            ring,
+            ring[0],
+            "tiles in shared memory, fewer where they do not fit: all but one are on their way",
+        ),
+    ]
+}
+
+const MMA_CONSTRAINTS: &[Constraint] = &[
+    Constraint {
+        rule: "a warp's keys are a multiple of 16",
+        holds: |config, _| config.value("KEYS") / config.value("WARPS_KEYS") % 16 == 0,
+    },
+    Constraint {
+        rule: "a thread's sums fit its registers: KEYS <= 32 with 2 ROW_FRAGMENTS",
+        holds: |config, _| config.value("ROW_FRAGMENTS") == 1 || config.value("KEYS") <= 32,
+    },
+    Constraint {
+        rule: "32 * WARPS_ROWS * WARPS_KEYS <= max work-group size",
+        holds: |config, info: &DeviceInfo| {
+            let threads = mma_threads(config);
+            threads <= info.limits.max_group_size && threads <= info.limits.max_group[0]
+        },
+    },
+];
+
+/// Matrix units, many rows.
+pub(in super::super) static ATTENTION_MMA: Kernel = Kernel {
+    name: "attention_mma",
+    summary: "matrix units (mma.sync), keys and values in a ring of tiles filled by cp.async: f16 and bf16 with many rows",
+    version: 1,
+    sources: MMA_SOURCES,
+    tunables: &mma_tunables([&[32, 64], &[2, 1], &[4, 2, 8], &[1], &[4, 2, 3]]),
+    constraints: MMA_CONSTRAINTS,
+    local_memory: mma_local_memory,
+};
+
+/// As [`ATTENTION_MMA`], with up to 16 rows.
+pub(in super::super) static ATTENTION_MMA_FEW: Kernel = Kernel {
+    name: "attention_mma_few",
+    summary: "as attention_mma with at most 16 rows a sequence and key head: the warps share the keys instead",
+    version: 1,
+    sources: MMA_SOURCES,
+    tunables: &mma_tunables([&[64, 128, 32], &[1], &[1], &[4, 2], &[4, 2, 3, 6]]),
+    constraints: MMA_CONSTRAINTS,
+    local_memory: mma_local_memory,
+};
+
+/// Threads of a block of attention_mma.cu.
+pub(in super::super) fn mma_threads(config: &Config) -> u32 {
+    32 * (config.value("WARPS_ROWS") * config.value("WARPS_KEYS")) as u32
+}
+
+/// Rows of a block of attention_mma.cu.
+pub(in super::super) fn mma_rows(config: &Config) -> u64 {
+    (16 * config.value("ROW_FRAGMENTS") * config.value("WARPS_ROWS")) as u64
+}
+
+/// The queries and the ring of attention_mma.cu, or what its warps leave to be joined, if that is more.
+pub(in super::super) fn mma_local_memory(config: &Config) -> u64 {
+    let [d, dv] = ["D_MAX", "DV_MAX"].map(|name| config.get(name).unwrap_or(128) as u64);
+    let [keys, warps_keys, ring] =
+        ["KEYS", "WARPS_KEYS", "RING"].map(|name| config.value(name) as u64);
+    let pitch = |columns: u64| (columns / 8 | 1) * 16;
+    let rows = mma_rows(config);
+    let tiles = rows * pitch(d) + ring * keys * pitch(d.max(dv));
+    let joined = match warps_keys {
+        1 => 0,
+        _ => warps_keys * rows * (dv + 4) * 4,
+    };
+    tiles.max(joined)
+}

@@ -348,6 +348,12 @@ else
     skip "kernels under oclgrind" "oclgrind is not installed"
 fi
 
+if python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && [ $OFFLINE = 0 ]; then
+    step "Python: the wheel in a clean environment" env CARGO_BUILD_JOBS="$JOBS" runtime/python/test.sh
+else
+    skip "Python" "needs python3 3.11 or later with venv, and PyPI (Debian: apt-get install python3-venv)"
+fi
+
 lavapipe=$(lavapipe_driver)
 swiftshader=$(swiftshader_driver)
 declare -A vulkan_drivers=([llvmpipe]=$lavapipe [SwiftShader]=$swiftshader)

@@ -16,7 +16,7 @@ use ropeway_core::plan::BoundPlan;
 use ropeway_core::{Buffer, Error, ErrorKind, Result};
 
 use super::sys::{self, RawMemory};
-use super::{BASE_ALIGNMENT, compile, queue};
+use super::{compile, queue};
 use crate::loop_graph::LoopGraph;
 
 /// Above this size an allocation first asks the system whether there is room, since it commits memory only at first touch.
@@ -97,6 +97,18 @@ impl PinnedMemory for Pinned {
     }
 }
 
+/// Zeroed memory, if there is room for it.
+fn zeroed(bytes: u64) -> Result<RawMemory> {
+    if bytes >= ASK_ABOVE
+        && let Some(available) = sys::available_memory()
+        && bytes > available
+    {
+        let context = format!("{bytes} bytes of host memory, {available} are available");
+        return Err(Error::new(ErrorKind::OutOfMemory, context));
+    }
+    RawMemory::zeroed(bytes)
+}
+
 impl Device for CpuDevice {
     fn id(&self) -> DeviceId {
         self.shared.id
@@ -115,14 +127,7 @@ impl Device for CpuDevice {
     }
 
     fn alloc(&self, bytes: u64) -> Result<Buffer> {
-        if bytes >= ASK_ABOVE
-            && let Some(available) = sys::available_memory()
-            && bytes > available
-        {
-            let context = format!("{bytes} bytes of host memory, {available} are available");
-            return Err(Error::new(ErrorKind::OutOfMemory, context));
-        }
-        let raw = RawMemory::zeroed(bytes)?;
+        let raw = zeroed(bytes)?;
         self.shared.used.fetch_add(bytes, Ordering::Relaxed);
         Ok(Buffer::new(Arc::new(CpuMemory {
             raw,
@@ -133,7 +138,7 @@ impl Device for CpuDevice {
     }
 
     fn alloc_pinned(&self, bytes: u64) -> Result<PinnedBuffer> {
-        Ok(PinnedBuffer::new(Box::new(Pinned(RawMemory::zeroed(bytes)?))))
+        Ok(PinnedBuffer::new(Box::new(Pinned(zeroed(bytes)?))))
     }
 
     fn create_queue(&self, _: QueueKind) -> Result<Arc<dyn Queue>> {
@@ -150,10 +155,8 @@ impl Device for CpuDevice {
         bytes: u64,
         owner: Option<Arc<dyn Any + Send + Sync>>,
     ) -> Result<Buffer> {
-        let aligned = |pointer: &NonNull<u8>| (pointer.as_ptr() as u64).is_multiple_of(BASE_ALIGNMENT);
-        let pointer = NonNull::new(handle.cast::<u8>()).filter(aligned).ok_or_else(|| {
-            Error::invalid("handle", format!("{handle:?}"), format!("a host pointer aligned to {BASE_ALIGNMENT} bytes"))
-        })?;
+        let pointer = NonNull::new(handle.cast::<u8>())
+            .ok_or_else(|| Error::invalid("handle", "a null pointer", "a host pointer"))?;
         Ok(Buffer::new(Arc::new(CpuMemory {
             raw: RawMemory::foreign(pointer, bytes),
             shared: Arc::clone(&self.shared),

@@ -8,7 +8,9 @@
 //!
 //! # Imports
 //!
-//! [`import_memory`](ropeway_core::device::Device::import_memory) takes a host pointer aligned to [`BASE_ALIGNMENT`] bytes. Foreign queues do not exist here.
+//! [`import_memory`](ropeway_core::device::Device::import_memory) takes any host pointer, so that an array of somebody else's is an operand
+//! where it lies. A launch is refused if an operand's elements are not aligned to their size, and fails if what it writes overlaps another
+//! operand, also by way of two imports. Foreign queues do not exist here.
 
 mod compile;
 mod device;
@@ -23,7 +25,7 @@ use ropeway_core::info::{DTypeSupport, DeviceInfo, DeviceKind, Execution, Limits
 use ropeway_core::kernel::Language;
 use ropeway_core::{Error, Result};
 
-/// Alignment in bytes of every allocation: a cache line, and the widest vector.
+/// Alignment in bytes of every allocation of its own: a cache line, and the widest vector.
 pub const BASE_ALIGNMENT: u64 = 64;
 
 /// The driver of the cpu device. There is always exactly one.

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -230,20 +231,30 @@ impl State {
     }
 }
 
-/// No argument that is written may share memory with another: the slices would alias.
+/// No argument that is written may share memory with another: the slices would alias. Goes by address, since two imports may overlap.
 fn check_overlap(args: &[Owned]) -> Result<()> {
     for (index, arg) in args.iter().enumerate() {
         let Owned::Buffer { buffer, begin, bytes, write: true } = arg else { continue };
+        let written = addresses(buffer, *begin, *bytes)?;
         for (other_index, other) in args.iter().enumerate() {
             let Owned::Buffer { buffer: other, begin: other_begin, bytes: other_bytes, .. } = other else { continue };
-            let apart = begin + bytes <= *other_begin || other_begin + other_bytes <= *begin;
-            if index != other_index && *bytes > 0 && *other_bytes > 0 && buffer.same(other) && !apart {
+            if index != other_index && meet(&written, &addresses(other, *other_begin, *other_bytes)?) {
                 let context = format!("argument {index} is written and overlaps argument {other_index}");
                 return Err(Error::new(ErrorKind::LaunchFailed, context));
             }
         }
     }
     Ok(())
+}
+
+/// Where a range of a buffer lies.
+fn addresses(buffer: &Buffer, begin: u64, bytes: u64) -> Result<Range<u64>> {
+    let first = memory(buffer)?.pointer() as u64 + begin;
+    Ok(first..first + bytes)
+}
+
+fn meet(a: &Range<u64>, b: &Range<u64>) -> bool {
+    !a.is_empty() && !b.is_empty() && a.start < b.end && b.start < a.end
 }
 
 /// The bytes of a slice, read during a turn of the device.
@@ -303,8 +314,8 @@ impl Queue for CpuQueue {
         if from.len() != to.len() {
             return Err(Error::invalid("to", format!("{} bytes", to.len()), format!("{}", from.len())));
         }
-        let apart = from.offset() + from.len() <= to.offset() || to.offset() + to.len() <= from.offset();
-        if from.buffer().same(to.buffer()) && !apart && !from.is_empty() {
+        let lies = |slice: &Slice| addresses(slice.buffer(), slice.offset(), slice.len());
+        if meet(&lies(from)?, &lies(to)?) {
             return Err(Error::invalid("to", "a slice that overlaps the source", "disjoint slices"));
         }
         self.submit(Command::Copy { from: from.clone(), to: to.clone() })
@@ -330,7 +341,11 @@ impl Queue for CpuQueue {
                         return Err(Error::invalid("buffer", found, "memory of the queue's device"));
                     }
                     let begin = buffer.argument_bytes(dtype, offset, bytes)?.start;
-                    memory(buffer)?;
+                    let first = memory(buffer)?.pointer() as u64 + begin;
+                    if bytes > 0 && !first.is_multiple_of(dtype.size().unwrap_or(1)) {
+                        let found = format!("{dtype} elements from address {first:#x} on");
+                        return Err(Error::invalid("buffer", found, "elements aligned to their size"));
+                    }
                     Owned::Buffer { buffer: buffer.clone(), begin, bytes, write }
                 }
                 Argument::Absent => Owned::Absent,

@@ -12,6 +12,9 @@ use ropeway_core::{Buffer, Error, Result, Slice, View};
 
 use crate::tuned::TunedTables;
 
+/// Plans that a session keeps. An engine makes a few; a caller whose every call has a shape of its own must not fill the memory with them.
+const MAX_PLANS: usize = 4096;
+
 /// Choices that a caller may take out of the planner's hands.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PlanOptions {
@@ -67,7 +70,8 @@ impl Session {
         &self.queue
     }
 
-    /// Plans an op and compiles what the plan needs; both are done once for equal ops. The plan holds for all row counts and lengths up
+    /// Plans an op and compiles what the plan needs; both are done once for equal ops, as long as there are not thousands of different
+    /// ones. The plan holds for all row counts and lengths up
     /// to those the op describes.
     ///
     /// # Errors
@@ -142,6 +146,10 @@ impl Session {
         tracing::debug!(%plan, "planned");
         let executable = Arc::new(self.compile(plan)?);
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if plans.len() >= MAX_PLANS {
+            // Those in use live on with their users, and what they need stays compiled.
+            plans.clear();
+        }
         Ok(Arc::clone(plans.entry(key).or_insert(executable)))
     }
 

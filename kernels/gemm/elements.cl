@@ -7,7 +7,7 @@
  *
  * Macro    default  meaning
  * A_DTYPE  0        dtype of a, c and bias: 0 f32, 1 f16, 2 bf16, 3 i8 (c and bias are then i32)
- * B_DTYPE  A_DTYPE  dtype of b
+ * B_DTYPE  A_DTYPE  dtype of b; from 10 on blocks of weights (blocks.cl)
  * D_DTYPE  A_DTYPE  dtype of d (i8: 3, 4 i32, 0 f32)
  */
 #define F32 0

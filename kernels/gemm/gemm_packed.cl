@@ -42,7 +42,7 @@ void gemm_pack(__global const void* a, ulong a_offset, __global const void* b, u
       size = count * MR;
     } else {
       ulong at = b_offset + outer * b_batch_outer + inner * b_batch_inner;
-      pack_b_panel(b, at + k0 * b_row, s, n, swiglu, b_row, b_col, count, block, B_DTYPE);
+      pack_b_panel(b, at, s, n, swiglu, b_row, b_col, k0, count, block);
       panel = (__global float*)(b_panels + b_panels_offset) + ((ulong)strip * k + k0) * NR;
       size = count * NR;
     }

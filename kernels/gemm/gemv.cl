@@ -10,6 +10,8 @@
  *                  of w are read side by side, each a forward stream, while the chunk's sums wait in cache
  *   gemv_finish    adds the ranges of k in their order, then the epilogue
  *
+ * Blocks of weights (blocks.cl) are read by gemv_dot, a group of 32 k of each row at a time, and are never the small operand.
+ *
  * Any strides are right; those above are fast. i8 sums leave f32 every K_BLOCK products of a row, while they are exact.
  *
  * Macro    default  meaning
@@ -46,7 +48,7 @@
 #define W_DTYPE B_DTYPE
 #define X_DTYPE A_DTYPE
 #endif
-#define W_BYTES (W_DTYPE == F32 ? 4 : W_DTYPE == I8 ? 1 : 2)
+#define W_BYTES (W_DTYPE == F32 ? 4 : W_DTYPE == I8 || W_DTYPE >= 10 ? 1 : 2)
 
 /* Whole vectors to the end: oclgrind takes what is cut out of a vector's upper half for uninitialised. */
 inline sum_t sum_lanes(sum16_t v)
@@ -105,17 +107,32 @@ inline void pack_x(__global const void* x, ulong x_at, ulong x_row, ulong x_col,
 #define TOTAL_ADD(i, j) totals[i * X_ROWS + j] += AS_SUM(sum##i##_##j);
 #define TOTALS_ADD(i) if (i < live) { EACH_X(TOTAL_ADD, i) }
 
+#if W_DTYPE >= 10
+#define W_AT(k, w_col) BLOCK_AT(0, k)
+#define W_LOAD_GROUP(i) \
+  __global const uchar* block##i = BLOCK_AT((__global const uchar*)w + row##i, kk); \
+  float16 lo##i = load_weights(block##i, GROUP_AT(kk), 0), hi##i = load_weights(block##i, GROUP_AT(kk), 1);
+#define SUM_STEP_GROUP(i, j) sum##i##_##j = fma(hi##i, xs[X_ROWS + j], fma(lo##i, xs[j], sum##i##_##j));
+#define SUMS_STEP_GROUP(i) EACH_X(SUM_STEP_GROUP, i)
+#else
+#define W_AT(k, w_col) ((k) * (w_col))
+#endif
+
 /* Adds the products of `count` k of DOT_ROWS consecutive rows of w with all rows of x to totals[w_row][x_row]; w rows past `live` repeat
  * the last one. */
 inline void dot_rows(__global const void* w, ulong w_at, ulong w_row, ulong w_col, uint live, const float16* xs, uint count, sum16_t* totals)
 {
   EACH_W(W_ROW)
   EACH_W(SUMS_ZERO)
-  ulong ahead = live > DOT_ROWS ? DOT_ROWS * w_row : 0;
   uint kk = 0;
+#if W_DTYPE >= 10
+  for (; kk < count; kk += GROUP_WEIGHTS, xs += 2 * X_ROWS) { EACH_W(W_LOAD_GROUP) EACH_W(SUMS_STEP_GROUP) }
+#else
+  ulong ahead = live > DOT_ROWS ? DOT_ROWS * w_row : 0;
   if (w_col == 1)
     for (; kk + 16 <= count; kk += 16, xs += X_ROWS) { EACH_W(W_LOAD) EACH_W(SUMS_STEP) }
   for (; kk < count; kk += 16, xs += X_ROWS) { EACH_W(W_GATHER) EACH_W(SUMS_STEP) }
+#endif
   EACH_W(TOTALS_ADD)
 }
 
@@ -142,7 +159,7 @@ void gemv_dot(__global const void* w, ulong w_offset, __global const void* x, ul
     pack_x(x, x_at + k0 * x_col, x_row, x_col, x_rows, count, xs);
     for (uint part = 0; part < (swiglu ? 2 : 1); part++)
       for (uint i = 0; i < live; i += DOT_ROWS)
-        dot_rows(w, w_at + (part * second + i) * w_row + k0 * w_col, w_row, w_col, live - i, xs, count, totals + (part * 16 + i) * X_ROWS);
+        dot_rows(w, w_at + (part * second + i) * w_row + W_AT(k0, w_col), w_row, w_col, live - i, xs, count, totals + (part * 16 + i) * X_ROWS);
   }
   sum_t tile[X_ROWS * 32];
   for (uint i = 0; i < 32; i++)
@@ -154,7 +171,7 @@ void gemv_dot(__global const void* w, ulong w_offset, __global const void* x, ul
               bias, bias_offset + j * bias_xrow + first * bias_wrow, bias_wrow, has, activation, second, d, d_offset + j * d_xrow, d_wrow, live);
 }
 
-#if A_DTYPE != I8
+#if A_DTYPE != I8 && W_DTYPE < 10
 /* One k range of a chunk of columns of w [k, n]: K_STEP rows of w are read side by side, each a forward stream, while the chunk's
  * sums wait in cache. */
 __kernel __attribute__((reqd_work_group_size(1, 1, 1)))

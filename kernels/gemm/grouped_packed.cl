@@ -61,7 +61,7 @@ void grouped_gemm(__global const float* a_panels, ulong a_panels_offset, __globa
   for (uint i = 0; i < strips * MR * 2; i++) vstore16((sum16_t)0, i, tiles);
   for (uint k0 = 0; k0 < k && strips != 0; k0 += KC) {
     uint count = min((uint)KC, k - k0);
-    pack_b_panel(b, b_offset + r.expert * b_expert + k0 * b_col, get_group_id(0), n, swiglu, b_col, b_row, count, b_panel, B_DTYPE);
+    pack_b_panel(b, b_offset + r.expert * b_expert, get_group_id(0), n, swiglu, b_col, b_row, k0, count, b_panel);
     for (uint s = 0; s < strips; s++)
       multiply_panels(a_panels + a_panels_offset + ((ulong)(r.strip + s) * k + k0) * MR, b_panel, count, tiles + s * MR * NR);
   }

@@ -30,6 +30,7 @@ pub(super) const KERNELS: &[&Kernel] = &[
 ];
 
 const ELEMENTS: (&str, &str) = ("elements.cl", include_str!("elements.cl"));
+const BLOCKS: (&str, &str) = ("blocks.cl", include_str!("blocks.cl"));
 const ROUTING: (&str, &str) = ("routing.cl", include_str!("routing.cl"));
 const TILED_TEXT: (&str, &str) = ("gemm_tiled.cl", include_str!("gemm_tiled.cl"));
 const CUDA_ELEMENTS: (&str, &str) = ("elements.cu", include_str!("elements.cu"));
@@ -90,6 +91,7 @@ pub(super) static PACKED: Kernel = Kernel {
         language: Language::OpenClC,
         code: Code::Text(&[
             ELEMENTS,
+            BLOCKS,
             PANELS,
             ("gemm_packed.cl", include_str!("gemm_packed.cl")),
         ]),
@@ -116,7 +118,7 @@ pub(super) static GEMV: Kernel = Kernel {
     version: 1,
     sources: &[Source {
         language: Language::OpenClC,
-        code: Code::Text(&[ELEMENTS, ("gemv.cl", include_str!("gemv.cl"))]),
+        code: Code::Text(&[ELEMENTS, BLOCKS, ("gemv.cl", include_str!("gemv.cl"))]),
         requires: &[],
     }],
     tunables: &[Tunable {
@@ -138,6 +140,7 @@ pub(super) static GROUPED_PACKED: Kernel = Kernel {
         language: Language::OpenClC,
         code: Code::Text(&[
             ELEMENTS,
+            BLOCKS,
             PANELS,
             ROUTING,
             ("grouped_packed.cl", include_str!("grouped_packed.cl")),
@@ -261,7 +264,7 @@ pub(super) static TILED: Kernel = Kernel {
     sources: &[
         Source {
             language: Language::OpenClC,
-            code: Code::Text(&[ELEMENTS, TILED_TEXT]),
+            code: Code::Text(&[ELEMENTS, BLOCKS, TILED_TEXT]),
             requires: &[],
         },
         Source {
@@ -298,7 +301,7 @@ pub(super) static GROUPED_TILED: Kernel = Kernel {
     sources: &[
         Source {
             language: Language::OpenClC,
-            code: Code::Text(&[ELEMENTS, ROUTING, TILED_TEXT]),
+            code: Code::Text(&[ELEMENTS, BLOCKS, ROUTING, TILED_TEXT]),
             requires: &[],
         },
         Source {

@@ -53,7 +53,7 @@ pub(super) use super::grouped::{
 pub(super) fn gemm_candidates(op: &Gemm, info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
     supported_dtypes(op.a.dtype, op.b_dtype(), op.d.dtype)?;
     if op.b_format.is_some() {
-        return blocks::gemm_candidates(op, info);
+        return blocks::gemm_candidates(&Problem::new(op), info);
     }
     if info.languages.contains(&Language::CudaC) {
         return available(&cuda::gemm_candidates(&Problem::new(op), info), info);
@@ -521,6 +521,13 @@ impl<'a> Problem<'a> {
     /// Whether gemv takes it, and how.
     fn skinny(&self) -> Option<Skinny> {
         let op = self.op;
+        if op.b_format.is_some() {
+            let few = self.m_max <= SKINNY;
+            return few.then_some(Skinny {
+                swapped: false,
+                dot: true,
+            });
+        }
         let [a_m, a_k, b_k, b_n] = self.element_strides();
         let (swapped, [w_k, w_row], x_k) = if self.m_max <= SKINNY {
             (false, [b_k, b_n], a_k)

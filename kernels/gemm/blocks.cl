@@ -28,43 +28,71 @@
 #define BLOCK_AT(row, k) ((row) + (ulong)((k) / BLOCK_WEIGHTS) * BLOCK_BYTES)
 #define GROUP_AT(k) ((k) % BLOCK_WEIGHTS / GROUP_WEIGHTS)
 
-inline float half_at(__global const uchar* x) { return vload_half(0, (__global const half*)x); }
-
-/* Scale and offset of one half of a group. */
-inline float2 load_scale(__global const uchar* block, uint group, uint part)
+/* F16 to f32, every value; by integers, since compilers for CPUs convert a single one in two dozen instructions. */
+inline float8 halves_8(ushort8 bits)
 {
-#if B_DTYPE == Q4_0
-  float d = half_at(block);
-  return (float2)(d, -8.0f * d);
-#elif B_DTYPE == Q4_1
-  return (float2)(half_at(block), half_at(block + 2));
-#elif B_DTYPE == Q8_0
-  return (float2)(half_at(block), 0.0f);
-#elif B_DTYPE == Q4_K
-  __global const uchar* packed = block + 4;
-  uint scale = group < 4 ? packed[group] & 63 : (packed[group + 4] & 15) | packed[group - 4] >> 6 << 4;
-  uint least = group < 4 ? packed[group + 4] & 63 : packed[group + 4] >> 4 | packed[group] >> 6 << 4;
-  return (float2)(half_at(block) * scale, -half_at(block + 2) * least);
-#else
-  float d = half_at(block + 208) * (float)as_char(block[192 + group * 2 + part]);
-  return (float2)(d, -32.0f * d);
-#endif
+  int8 wide = convert_int8(as_short8(bits)) << 13;
+  float8 value = as_float8(wide & (int8)0x8fffe000) * 0x1p112f;
+  return select(value, as_float8(wide | (int8)0x7f800000), (wide & (int8)0x0f800000) == (int8)0x0f800000);
 }
+
+/* The scales of one half of a group, and its offsets, in eight rows of blocks: for all at once, which costs little more than for one. */
+typedef struct { float8 scale, offset; } Scales;
+
+#define BITS_OF(at) (ushort8)(BITS(0, at), BITS(1, at), BITS(2, at), BITS(3, at), BITS(4, at), BITS(5, at), BITS(6, at), BITS(7, at))
+#define BITS(i, at) *(__global const ushort*)(block##i + (at))
+#define BYTES_OF(at) (uchar8)(block0[at], block1[at], block2[at], block3[at], block4[at], block5[at], block6[at], block7[at])
+
+inline Scales load_scales(__global const uchar* block0, __global const uchar* block1, __global const uchar* block2, __global const uchar* block3,
+                          __global const uchar* block4, __global const uchar* block5, __global const uchar* block6, __global const uchar* block7,
+                          uint group, uint part)
+{
+  Scales s;
+#if B_DTYPE == Q4_0
+  s.scale = halves_8(BITS_OF(0));
+  s.offset = -8.0f * s.scale;
+#elif B_DTYPE == Q4_1
+  s.scale = halves_8(BITS_OF(0));
+  s.offset = halves_8(BITS_OF(2));
+#elif B_DTYPE == Q8_0
+  s.scale = halves_8(BITS_OF(0));
+  s.offset = 0.0f;
+#elif B_DTYPE == Q4_K
+  /* Six bits each of 4 scales, then of 4 minima; the two bits above belong to the other four. */
+  uchar8 scale, least;
+  if (group < 4) {
+    scale = BYTES_OF(4 + group) & (uchar8)63, least = BYTES_OF(8 + group) & (uchar8)63;
+  } else {
+    uchar8 both = BYTES_OF(8 + group);
+    scale = (both & (uchar8)15) | BYTES_OF(group) >> (uchar8)6 << (uchar8)4;
+    least = both >> (uchar8)4 | BYTES_OF(4 + group) >> (uchar8)6 << (uchar8)4;
+  }
+  s.scale = halves_8(BITS_OF(0)) * convert_float8(scale);
+  s.offset = -halves_8(BITS_OF(2)) * convert_float8(least);
+#else
+  s.scale = halves_8(BITS_OF(208)) * convert_float8(as_char8(BYTES_OF(192 + group * 2 + part)));
+  s.offset = -32.0f * s.scale;
+#endif
+  return s;
+}
+
+/* Some bits of each byte. Shifted in pairs of bytes, as no processor shifts single ones; the mask takes what came from the neighbour. */
+inline uchar16 bits_of(uchar16 bytes, uint shift, uchar mask) { return as_uchar16(as_ushort8(bytes) >> (ushort8)(ushort)shift) & (uchar16)mask; }
 
 /* The quants of one half of a group: 16 bytes. */
 inline uchar16 load_quants(__global const uchar* block, uint group, uint part)
 {
 #if B_DTYPE == Q4_0 || B_DTYPE == Q4_1
   uchar16 bytes = vload16(0, block + (B_DTYPE == Q4_0 ? 2 : 4));
-  return part == 0 ? bytes & (uchar16)15 : bytes >> (uchar16)4;
+  return bits_of(bytes, part * 4, 15);
 #elif B_DTYPE == Q8_0
   return vload16(part, block + 2);
 #elif B_DTYPE == Q4_K
-  return vload16(0, block + 16 + group / 2 * 32 + part * 16) >> (uchar16)(group % 2 * 4) & (uchar16)15;
+  return bits_of(vload16(0, block + 16 + group / 2 * 32 + part * 16), group % 2 * 4, 15);
 #else
-  uchar16 low = vload16(0, block + group / 4 * 64 + group % 2 * 32 + part * 16) >> (uchar16)(group % 4 / 2 * 4) & (uchar16)15;
-  uchar16 high = vload16(0, block + 128 + group / 4 * 32 + part * 16) >> (uchar16)(group % 4 * 2) & (uchar16)3;
-  return low | high << (uchar16)4;
+  uchar16 low = bits_of(vload16(0, block + group / 4 * 64 + group % 2 * 32 + part * 16), group % 4 / 2 * 4, 15);
+  uchar16 high = bits_of(vload16(0, block + 128 + group / 4 * 32 + part * 16), group % 4 * 2, 3);
+  return low | as_uchar16(as_ushort8(high) << (ushort8)4);
 #endif
 }
 
@@ -77,13 +105,6 @@ inline float16 float_quants(uchar16 quants)
 #endif
 }
 
-/* Sixteen weights: one half of a group. */
-inline float16 load_weights(__global const uchar* block, uint group, uint part)
-{
-  float2 scale = load_scale(block, group, part);
-  return fma(float_quants(load_quants(block, group, part)), (float16)scale.x, (float16)scale.y);
-}
-
 /* One weight of a row. */
 inline float load_weight(__global const uchar* row, uint k)
 {
@@ -91,7 +112,7 @@ inline float load_weight(__global const uchar* row, uint k)
   uint group = GROUP_AT(k), part = k % GROUP_WEIGHTS / 16;
   uchar quants[16];
   vstore16(load_quants(block, group, part), 0, quants);
-  float2 scale = load_scale(block, group, part);
-  return fma(B_DTYPE == Q8_0 ? (float)as_char(quants[k % 16]) : (float)quants[k % 16], scale.x, scale.y);
+  Scales s = load_scales(block, block, block, block, block, block, block, block, group, part);
+  return fma(B_DTYPE == Q8_0 ? (float)as_char(quants[k % 16]) : (float)quants[k % 16], s.scale.s0, s.offset.s0);
 }
 #endif

@@ -77,6 +77,11 @@ fn check_format(b: &TensorDesc, format: Option<DType>) -> Result<()> {
             format,
             format!("one of {:?}", DType::GGML_BLOCKS.map(DType::name)),
         )),
+        (None, dtype) if DType::GGML_BLOCKS.contains(&dtype) => Err(Error::invalid(
+            "b",
+            format!("{dtype}, which has no addressable elements"),
+            "U8, rows of blocks, and b_format",
+        )),
         (Some(format), dtype) if dtype != DType::U8 => Err(Error::invalid(
             "b",
             format!("{dtype} (b_format is {format})"),

@@ -156,6 +156,16 @@ typedef float16 sum16_t;
 #define AS_SUM(v) (v)
 #endif
 
+/* Whole vectors to the end: oclgrind takes what is cut out of a vector's upper half for uninitialised. */
+inline sum_t sum_lanes(sum16_t v)
+{
+  const uint16 lane = (uint16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  v += shuffle(v, lane ^ 8u);
+  v += shuffle(v, lane ^ 4u);
+  v += shuffle(v, lane ^ 2u);
+  return v.s0 + v.s1;
+}
+
 /* `has`: bits of what the epilogue reads and how */
 #define HAS_C 1
 #define HAS_BIAS 2

@@ -50,16 +50,6 @@
 #endif
 #define W_BYTES (W_DTYPE == F32 ? 4 : W_DTYPE == I8 || W_DTYPE >= 10 ? 1 : 2)
 
-/* Whole vectors to the end: oclgrind takes what is cut out of a vector's upper half for uninitialised. */
-inline sum_t sum_lanes(sum16_t v)
-{
-  const uint16 lane = (uint16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  v += shuffle(v, lane ^ 8u);
-  v += shuffle(v, lane ^ 4u);
-  v += shuffle(v, lane ^ 2u);
-  return v.s0 + v.s1;
-}
-
 /* A range of k of all rows of x in f32, [k / 16][X_ROWS] float16, zero past the end: one forward stream, whatever the strides of x. */
 inline void pack_x(__global const void* x, ulong x_at, ulong x_row, ulong x_col, uint x_live, uint count, float16* xs)
 {
@@ -92,10 +82,12 @@ inline void pack_x(__global const void* x, ulong x_at, ulong x_row, ulong x_col,
 #if PREFETCH && defined(__has_builtin)
 #if __has_builtin(__builtin_prefetch)
 #define ASK_NEXT(i) __builtin_prefetch((__global const char*)w + (row##i + ahead + kk) * W_BYTES, 0, 2);
+#define ASK_NEXT_BLOCK(i) __builtin_prefetch(block##i + ahead, 0, 2);
 #endif
 #endif
 #ifndef ASK_NEXT
 #define ASK_NEXT(i)
+#define ASK_NEXT_BLOCK(i)
 #endif
 #define W_ROW(i) ulong row##i = w_at + min((uint)i, live - 1) * w_row;
 #define SUM_ZERO(i, j) float16 sum##i##_##j = 0.0f;
@@ -109,9 +101,21 @@ inline void pack_x(__global const void* x, ulong x_at, ulong x_row, ulong x_col,
 
 #if W_DTYPE >= 10
 #define W_AT(k, w_col) BLOCK_AT(0, k)
-#define W_LOAD_GROUP(i) \
-  __global const uchar* block##i = BLOCK_AT((__global const uchar*)w + row##i, kk); \
-  float16 lo##i = load_weights(block##i, GROUP_AT(kk), 0), hi##i = load_weights(block##i, GROUP_AT(kk), 1);
+#define W_BLOCK(i) __global const uchar* block##i = BLOCK_AT((__global const uchar*)w + row##i, kk);
+/* The scales of all rows, and those that there are not: again those of the first. */
+#if X_ROWS <= 2
+#define LOAD_SCALES(part) load_scales(block0, block1, block2, block3, block4, block5, block6, block7, GROUP_AT(kk), part)
+#elif X_ROWS <= 4
+#define LOAD_SCALES(part) load_scales(block0, block1, block2, block3, block0, block0, block0, block0, GROUP_AT(kk), part)
+#else
+#define LOAD_SCALES(part) load_scales(block0, block1, block2, block0, block0, block0, block0, block0, GROUP_AT(kk), part)
+#endif
+/* Groups whose scales are converted ahead. From memory a scale comes to all lanes as it is loaded; from a vector by two shuffles, of which
+ * widening the quants leaves none to spare. */
+#define SCALES_AHEAD 32
+#define HALVES (B_DTYPE == Q6_K ? 2 : 1)
+#define WEIGHTS(i, part) fma(float_quants(load_quants(block##i, GROUP_AT(kk), part)), (float16)scales[i + part * (HALVES - 1) * 16], (float16)scales[8 + i + part * (HALVES - 1) * 16])
+#define W_LOAD_GROUP(i) float16 lo##i = WEIGHTS(i, 0), hi##i = WEIGHTS(i, 1);
 #define SUM_STEP_GROUP(i, j) sum##i##_##j = fma(hi##i, xs[X_ROWS + j], fma(lo##i, xs[j], sum##i##_##j));
 #define SUMS_STEP_GROUP(i) EACH_X(SUM_STEP_GROUP, i)
 #else
@@ -125,10 +129,26 @@ inline void dot_rows(__global const void* w, ulong w_at, ulong w_row, ulong w_co
   EACH_W(W_ROW)
   EACH_W(SUMS_ZERO)
   uint kk = 0;
-#if W_DTYPE >= 10
-  for (; kk < count; kk += GROUP_WEIGHTS, xs += 2 * X_ROWS) { EACH_W(W_LOAD_GROUP) EACH_W(SUMS_STEP_GROUP) }
-#else
   ulong ahead = live > DOT_ROWS ? DOT_ROWS * w_row : 0;
+#if W_DTYPE >= 10
+  while (kk < count) {
+    uint begin = kk, end = min(count, kk + SCALES_AHEAD * GROUP_WEIGHTS);
+    float converted[SCALES_AHEAD * HALVES * 16] __attribute__((aligned(64))), *scales = converted;
+    for (; kk < end; kk += GROUP_WEIGHTS)
+      for (uint part = 0; part < HALVES; part++, scales += 16) {
+        EACH_W(W_BLOCK)
+        EACH_W(ASK_NEXT_BLOCK)
+        Scales s = LOAD_SCALES(part);
+        vstore8(s.scale, 0, scales), vstore8(s.offset, 1, scales);
+      }
+    scales = converted;
+    for (kk = begin; kk < end; kk += GROUP_WEIGHTS, xs += 2 * X_ROWS, scales += HALVES * 16) {
+      EACH_W(W_BLOCK)
+      EACH_W(W_LOAD_GROUP)
+      EACH_W(SUMS_STEP_GROUP)
+    }
+  }
+#else
   if (w_col == 1)
     for (; kk + 16 <= count; kk += 16, xs += X_ROWS) { EACH_W(W_LOAD) EACH_W(SUMS_STEP) }
   for (; kk < count; kk += 16, xs += X_ROWS) { EACH_W(W_GATHER) EACH_W(SUMS_STEP) }

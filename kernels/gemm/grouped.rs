@@ -62,11 +62,11 @@ pub(crate) fn candidates(
 ) -> Result<Vec<&'static Kernel>> {
     let [a, b, d] = dtypes;
     supported_dtypes(a, b, d)?;
-    if DType::GGML_BLOCKS.contains(&b) {
-        return blocks::grouped_candidates(info);
-    }
     if info.languages.contains(&Language::CudaC) {
         return available(&cuda::grouped_candidates(dtypes), info);
+    }
+    if DType::GGML_BLOCKS.contains(&b) {
+        return blocks::grouped_candidates(k, info);
     }
     let wanted: Vec<&'static Kernel> = match info.kind {
         DeviceKind::Cpu => vec![

@@ -34,6 +34,7 @@ const BLOCKS: (&str, &str) = ("blocks.cl", include_str!("blocks.cl"));
 const ROUTING: (&str, &str) = ("routing.cl", include_str!("routing.cl"));
 const TILED_TEXT: (&str, &str) = ("gemm_tiled.cl", include_str!("gemm_tiled.cl"));
 const CUDA_ELEMENTS: (&str, &str) = ("elements.cu", include_str!("elements.cu"));
+const CUDA_BLOCKS: (&str, &str) = ("blocks.cu", include_str!("blocks.cu"));
 const CUDA_ROUTING: (&str, &str) = ("routing.cu", include_str!("routing.cu"));
 const TILED_CUDA: (&str, &str) = ("gemm_tiled.cu", include_str!("gemm_tiled.cu"));
 const PANELS: (&str, &str) = ("panels.cl", include_str!("panels.cl"));
@@ -269,7 +270,7 @@ pub(super) static TILED: Kernel = Kernel {
         },
         Source {
             language: Language::CudaC,
-            code: Code::Text(&[CUDA_ELEMENTS, TILED_CUDA]),
+            code: Code::Text(&[CUDA_ELEMENTS, CUDA_BLOCKS, TILED_CUDA]),
             requires: &[],
         },
         Source {
@@ -306,7 +307,7 @@ pub(super) static GROUPED_TILED: Kernel = Kernel {
         },
         Source {
             language: Language::CudaC,
-            code: Code::Text(&[CUDA_ELEMENTS, CUDA_ROUTING, TILED_CUDA]),
+            code: Code::Text(&[CUDA_ELEMENTS, CUDA_BLOCKS, CUDA_ROUTING, TILED_CUDA]),
             requires: &[],
         },
         Source {
@@ -335,6 +336,7 @@ pub(super) static GEMV_LANES: Kernel = Kernel {
             language: Language::CudaC,
             code: Code::Text(&[
                 CUDA_ELEMENTS,
+                CUDA_BLOCKS,
                 ("gemv_lanes.cu", include_str!("gemv_lanes.cu")),
             ]),
             requires: &[],

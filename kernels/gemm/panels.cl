@@ -79,7 +79,8 @@ inline void pack_strip(__global const void* x, ulong at, uint live, const uint w
 #define TURN(x, y)                                                                                                        \
   uchar16 TURN_PAIR(x, y, 0, 8, 0, 1), TURN_PAIR(x, y, 1, 9, 2, 3), TURN_PAIR(x, y, 2, a, 4, 5), TURN_PAIR(x, y, 3, b, 6, 7), \
           TURN_PAIR(x, y, 4, c, 8, 9), TURN_PAIR(x, y, 5, d, a, b), TURN_PAIR(x, y, 6, e, c, d), TURN_PAIR(x, y, 7, f, e, f);
-#define LOAD_ROW(x, i, number) uchar16 x##i = load_quants(BLOCK_AT(b + min(number##u, live - 1) * stride, k), GROUP_AT(k), part);
+#define BLOCK_OF_ROW(x, i, number) __global const uchar* block##i = BLOCK_AT(b + min(number##u, live - 1) * stride, k);
+#define LOAD_ROW(x, i, number) uchar16 x##i = load_quants(block##i, group, part);
 #define STORE_TURNED(x, i, number) vstore16(fma(float_quants(x##i), scale, offset), 0, panel + number * pitch);
 #define EACH_16(X, x)                                                                                                     \
   X(x, 0, 0) X(x, 1, 1) X(x, 2, 2) X(x, 3, 3) X(x, 4, 4) X(x, 5, 5) X(x, 6, 6) X(x, 7, 7) X(x, 8, 8) X(x, 9, 9)             \
@@ -88,12 +89,11 @@ inline void pack_strip(__global const void* x, ulong at, uint live, const uint w
 /* Packs sixteen k, from k on, of 16 rows of blocks, of which the first `live` (at least one) exist; the rest repeat the last. */
 inline void pack_weights_16(__global const uchar* b, ulong stride, uint live, uint k, uint part, float* panel, const uint pitch)
 {
-  float scales[16], offsets[16];
-  for (uint r = 0; r < 16; r++) {
-    float2 s = load_scale(BLOCK_AT(b + min(r, live - 1) * stride, k), GROUP_AT(k), part);
-    scales[r] = s.x, offsets[r] = s.y;
-  }
-  float16 scale = vload16(0, scales), offset = vload16(0, offsets);
+  EACH_16(BLOCK_OF_ROW, x)
+  uint group = GROUP_AT(k);
+  Scales lo = load_scales(block0, block1, block2, block3, block4, block5, block6, block7, group, part);
+  Scales hi = load_scales(block8, block9, blocka, blockb, blockc, blockd, blocke, blockf, group, part);
+  float16 scale = (float16)(lo.scale, hi.scale), offset = (float16)(lo.offset, hi.offset);
   EACH_16(LOAD_ROW, r)
   TURN(r, s) TURN(s, t) TURN(t, u) TURN(u, v)
   EACH_16(STORE_TURNED, v)

@@ -52,11 +52,11 @@ pub(super) use super::grouped::{
 
 pub(super) fn gemm_candidates(op: &Gemm, info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
     supported_dtypes(op.a.dtype, op.b_dtype(), op.d.dtype)?;
-    if op.b_format.is_some() {
-        return blocks::gemm_candidates(&Problem::new(op), info);
-    }
     if info.languages.contains(&Language::CudaC) {
         return available(&cuda::gemm_candidates(&Problem::new(op), info), info);
+    }
+    if op.b_format.is_some() {
+        return blocks::gemm_candidates(&Problem::new(op), info);
     }
     let mut wanted: Vec<&'static Kernel> = vec![&NATIVE];
     let problem = Problem::new(op);
@@ -797,6 +797,9 @@ fn packed(
     info: &DeviceInfo,
     plan: &mut Plan,
 ) -> Result<()> {
+    if problem.op.b_format.is_some() && !prepared {
+        return blocks::packed(problem, config, plan);
+    }
     let module = plan.module(problem.module(&PACKED, config));
     let a_panels = Panels::of_a(problem, config)?;
     let b_panels_of_b = Panels::of_b(problem)?;

@@ -382,6 +382,14 @@ fn rows_of_b_are_whole_blocks() {
         UNSUPPORTED,
         &["BF16", "Q4_0"],
     );
+    refused(
+        gemm(
+            &[("a", F32, &[3, 64]), ("b", DType::Q4_0, &[7, 64])],
+            json!({"trans_b": true}),
+        ),
+        INVALID,
+        &["b: found Q4_0", "U8", "b_format"],
+    );
     let apart = TensorDesc {
         dtype: U8,
         layout: Layout::strided(&[7, 36], &[72, 2]).unwrap(),

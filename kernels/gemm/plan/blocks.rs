@@ -48,8 +48,11 @@ pub(in super::super) fn grouped_candidates(
 /// The launches of a product of a, packed, with blocks that each group packs for itself.
 pub(super) fn packed(problem: &Problem<'_>, config: &Config, plan: &mut Plan) -> Result<()> {
     let rows = problem.m_max.max(1);
-    let mr = config.value("MR") as u64;
-    let block = rows.div_ceil(rows.div_ceil(BLOCK_M)).next_multiple_of(mr);
+    // Few sizes, since each is compiled for itself; every MR divides them.
+    let block = match rows.div_ceil(rows.div_ceil(BLOCK_M)) {
+        0..=24 => 24,
+        rows => rows.next_multiple_of(48),
+    };
     let module = plan.module({
         let mut config = config.clone();
         config

@@ -36,28 +36,34 @@ inline float8 halves_8(ushort8 bits)
   return select(value, as_float8(wide | (int8)0x7f800000), (wide & (int8)0x0f800000) == (int8)0x0f800000);
 }
 
-/* The scales of one half of a group, and its offsets, in eight rows of blocks: for all at once, which costs little more than for one. */
+/* What is the same for all groups of a block, in eight rows of blocks: for all at once, which costs little more than for one. */
 typedef struct { float8 scale, offset; } Scales;
 
+#define EIGHT_BLOCKS \
+  __global const uchar* block0, __global const uchar* block1, __global const uchar* block2, __global const uchar* block3, \
+  __global const uchar* block4, __global const uchar* block5, __global const uchar* block6, __global const uchar* block7
 #define BITS_OF(at) (ushort8)(BITS(0, at), BITS(1, at), BITS(2, at), BITS(3, at), BITS(4, at), BITS(5, at), BITS(6, at), BITS(7, at))
 #define BITS(i, at) *(__global const ushort*)(block##i + (at))
 #define BYTES_OF(at) (uchar8)(block0[at], block1[at], block2[at], block3[at], block4[at], block5[at], block6[at], block7[at])
 
-inline Scales load_scales(__global const uchar* block0, __global const uchar* block1, __global const uchar* block2, __global const uchar* block3,
-                          __global const uchar* block4, __global const uchar* block5, __global const uchar* block6, __global const uchar* block7,
-                          uint group, uint part)
+inline Scales load_heads(EIGHT_BLOCKS)
 {
   Scales s;
-#if B_DTYPE == Q4_0
-  s.scale = halves_8(BITS_OF(0));
-  s.offset = -8.0f * s.scale;
-#elif B_DTYPE == Q4_1
-  s.scale = halves_8(BITS_OF(0));
+  s.scale = halves_8(BITS_OF(B_DTYPE == Q6_K ? 208 : 0));
+#if B_DTYPE == Q4_1
   s.offset = halves_8(BITS_OF(2));
-#elif B_DTYPE == Q8_0
-  s.scale = halves_8(BITS_OF(0));
-  s.offset = 0.0f;
 #elif B_DTYPE == Q4_K
+  s.offset = -halves_8(BITS_OF(2));
+#else
+  s.offset = (B_DTYPE == Q4_0 ? -8.0f : B_DTYPE == Q6_K ? -32.0f : 0.0f) * s.scale;
+#endif
+  return s;
+}
+
+/* Scales and offsets of one half of a group, in the same rows. */
+inline Scales load_scales(Scales heads, EIGHT_BLOCKS, uint group, uint part)
+{
+#if B_DTYPE == Q4_K
   /* Six bits each of 4 scales, then of 4 minima; the two bits above belong to the other four. */
   uchar8 scale, least;
   if (group < 4) {
@@ -67,13 +73,14 @@ inline Scales load_scales(__global const uchar* block0, __global const uchar* bl
     scale = (both & (uchar8)15) | BYTES_OF(group) >> (uchar8)6 << (uchar8)4;
     least = both >> (uchar8)4 | BYTES_OF(4 + group) >> (uchar8)6 << (uchar8)4;
   }
-  s.scale = halves_8(BITS_OF(0)) * convert_float8(scale);
-  s.offset = -halves_8(BITS_OF(2)) * convert_float8(least);
-#else
-  s.scale = halves_8(BITS_OF(208)) * convert_float8(as_char8(BYTES_OF(192 + group * 2 + part)));
-  s.offset = -32.0f * s.scale;
+  heads.scale *= convert_float8(scale);
+  heads.offset *= convert_float8(least);
+#elif B_DTYPE == Q6_K
+  float8 scale = convert_float8(as_char8(BYTES_OF(192 + group * 2 + part)));
+  heads.scale *= scale;
+  heads.offset *= scale;
 #endif
-  return s;
+  return heads;
 }
 
 /* Some bits of each byte. Shifted in pairs of bytes, as no processor shifts single ones; the mask takes what came from the neighbour. */
@@ -112,7 +119,8 @@ inline float load_weight(__global const uchar* row, uint k)
   uint group = GROUP_AT(k), part = k % GROUP_WEIGHTS / 16;
   uchar quants[16];
   vstore16(load_quants(block, group, part), 0, quants);
-  Scales s = load_scales(block, block, block, block, block, block, block, block, group, part);
+  Scales heads = load_heads(block, block, block, block, block, block, block, block);
+  Scales s = load_scales(heads, block, block, block, block, block, block, block, block, group, part);
   return fma(B_DTYPE == Q8_0 ? (float)as_char(quants[k % 16]) : (float)quants[k % 16], s.scale.s0, s.offset.s0);
 }
 #endif

@@ -21,7 +21,10 @@ struct Group {
   u32 number;
 
   /* That of weight k of a row. */
-  __device__ __forceinline__ Group(const u8* row, u32 k) : block(row + (u64)(k / BLOCK_WEIGHTS) * BLOCK_BYTES), number(k % BLOCK_WEIGHTS / GROUP_WEIGHTS) {}
+  __device__ __forceinline__ Group(const u8* row, u32 k)
+      : block(row + (u64)(k / BLOCK_WEIGHTS) * BLOCK_BYTES), number(k % BLOCK_WEIGHTS / GROUP_WEIGHTS)
+  {
+  }
 
   __device__ __forceinline__ float half_at(u32 at) const { return f32_of_f16(__ldg((const u16*)(block + at))); }
 

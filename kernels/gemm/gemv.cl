@@ -102,19 +102,20 @@ inline void pack_x(__global const void* x, ulong x_at, ulong x_row, ulong x_col,
 #if W_DTYPE >= 10
 #define W_AT(k, w_col) BLOCK_AT(0, k)
 #define W_BLOCK(i) __global const uchar* block##i = BLOCK_AT((__global const uchar*)w + row##i, kk);
-/* The scales of all rows, and those that there are not: again those of the first. */
+/* The blocks of all rows, and in place of those that there are not the first's. */
 #if X_ROWS <= 2
-#define LOAD_SCALES(part) load_scales(block0, block1, block2, block3, block4, block5, block6, block7, GROUP_AT(kk), part)
+#define BLOCKS block0, block1, block2, block3, block4, block5, block6, block7
 #elif X_ROWS <= 4
-#define LOAD_SCALES(part) load_scales(block0, block1, block2, block3, block0, block0, block0, block0, GROUP_AT(kk), part)
+#define BLOCKS block0, block1, block2, block3, block0, block0, block0, block0
 #else
-#define LOAD_SCALES(part) load_scales(block0, block1, block2, block0, block0, block0, block0, block0, GROUP_AT(kk), part)
+#define BLOCKS block0, block1, block2, block0, block0, block0, block0, block0
 #endif
 /* Groups whose scales are converted ahead. From memory a scale comes to all lanes as it is loaded; from a vector by two shuffles, of which
  * widening the quants leaves none to spare. */
 #define SCALES_AHEAD 32
 #define HALVES (B_DTYPE == Q6_K ? 2 : 1)
-#define WEIGHTS(i, part) fma(float_quants(load_quants(block##i, GROUP_AT(kk), part)), (float16)scales[i + part * (HALVES - 1) * 16], (float16)scales[8 + i + part * (HALVES - 1) * 16])
+#define SCALE(i, part) (float16)scales[(i) + (part) * (HALVES - 1) * 16]
+#define WEIGHTS(i, part) fma(float_quants(load_quants(block##i, GROUP_AT(kk), part)), SCALE(i, part), SCALE(8 + i, part))
 #define W_LOAD_GROUP(i) float16 lo##i = WEIGHTS(i, 0), hi##i = WEIGHTS(i, 1);
 #define SUM_STEP_GROUP(i, j) sum##i##_##j = fma(hi##i, xs[X_ROWS + j], fma(lo##i, xs[j], sum##i##_##j));
 #define SUMS_STEP_GROUP(i) EACH_X(SUM_STEP_GROUP, i)
@@ -134,13 +135,16 @@ inline void dot_rows(__global const void* w, ulong w_at, ulong w_row, ulong w_co
   while (kk < count) {
     uint begin = kk, end = min(count, kk + SCALES_AHEAD * GROUP_WEIGHTS);
     float converted[SCALES_AHEAD * HALVES * 16] __attribute__((aligned(64))), *scales = converted;
-    for (; kk < end; kk += GROUP_WEIGHTS)
+    Scales heads;
+    for (; kk < end; kk += GROUP_WEIGHTS) {
+      EACH_W(W_BLOCK)
+      EACH_W(ASK_NEXT_BLOCK)
+      if (GROUP_AT(kk) == 0) heads = load_heads(BLOCKS);
       for (uint part = 0; part < HALVES; part++, scales += 16) {
-        EACH_W(W_BLOCK)
-        EACH_W(ASK_NEXT_BLOCK)
-        Scales s = LOAD_SCALES(part);
+        Scales s = load_scales(heads, BLOCKS, GROUP_AT(kk), part);
         vstore8(s.scale, 0, scales), vstore8(s.offset, 1, scales);
       }
+    }
     scales = converted;
     for (kk = begin; kk < end; kk += GROUP_WEIGHTS, xs += 2 * X_ROWS, scales += HALVES * 16) {
       EACH_W(W_BLOCK)

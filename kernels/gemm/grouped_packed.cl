@@ -46,8 +46,9 @@ inline void dot_columns(__global const uchar* b, ulong stride, uint live, uint k
   for (uint k = k0; k < k0 + count; k += GROUP_WEIGHTS, x += 2) {
     uint group = GROUP_AT(k);
     EACH_8(BLOCK_OF_COLUMN)
-    Scales lower = load_scales(block0, block1, block2, block3, block4, block5, block6, block7, group, 0);
-    Scales upper = B_DTYPE == Q6_K ? load_scales(block0, block1, block2, block3, block4, block5, block6, block7, group, 1) : lower;
+    Scales heads = load_heads(block0, block1, block2, block3, block4, block5, block6, block7);
+    Scales lower = load_scales(heads, block0, block1, block2, block3, block4, block5, block6, block7, group, 0), upper = lower;
+    if (B_DTYPE == Q6_K) upper = load_scales(heads, block0, block1, block2, block3, block4, block5, block6, block7, group, 1);
     EACH_8(SUM_STEP)
   }
   EACH_8(SUM_STORE)
@@ -62,7 +63,8 @@ inline void dot_panel(__global const uchar* b, __global const uchar* b_second, u
     for (uint row = 0; row < rows; row++, tiles += NR) {
       float x[ROW_K] __attribute__((aligned(64)));
       for (uint kk = 0; kk < count; kk++) x[kk] = a_panel[(ulong)(k0 + kk) * MR + row];
-      for (uint column = 0; column < live; column += 8) dot_columns(b + column * stride, stride, live - column, k0, count, (const float16*)x, tiles + column);
+      for (uint column = 0; column < live; column += 8)
+        dot_columns(b + column * stride, stride, live - column, k0, count, (const float16*)x, tiles + column);
       for (uint column = 0; column < more; column += 8)
         dot_columns(b_second + column * stride, stride, more - column, k0, count, (const float16*)x, tiles + 16 + column);
     }

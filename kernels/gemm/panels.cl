@@ -91,8 +91,9 @@ inline void pack_weights_16(__global const uchar* b, ulong stride, uint live, ui
 {
   EACH_16(BLOCK_OF_ROW, x)
   uint group = GROUP_AT(k);
-  Scales lo = load_scales(block0, block1, block2, block3, block4, block5, block6, block7, group, part);
-  Scales hi = load_scales(block8, block9, blocka, blockb, blockc, blockd, blocke, blockf, group, part);
+#define LOWER block0, block1, block2, block3, block4, block5, block6, block7
+#define UPPER block8, block9, blocka, blockb, blockc, blockd, blocke, blockf
+  Scales lo = load_scales(load_heads(LOWER), LOWER, group, part), hi = load_scales(load_heads(UPPER), UPPER, group, part);
   float16 scale = (float16)(lo.scale, hi.scale), offset = (float16)(lo.offset, hi.offset);
   EACH_16(LOAD_ROW, r)
   TURN(r, s) TURN(s, t) TURN(t, u) TURN(u, v)

@@ -11,8 +11,8 @@
  *   +----+ +----------------+                  Under swiglu the tile's columns alternate in strips of GROUP: even strips are gate,
  *                                              odd ones up, and an invocation finds both in its own sums.
  *
- * Blocks of weights (blocks.glsl) are b alone. Elements are loaded by fours along the axis that is contiguous, where it is aligned. Elements of i8 lie in shared memory as words of four
- * k, and are summed in i32.
+ * Elements are loaded by fours along the axis that is contiguous, where it is aligned. Elements of i8 lie in shared memory as words of four
+ * k, and are summed in i32. Blocks of weights (blocks.glsl) may be b, loaded by fours along k.
  *
  * Constant  default  meaning
  * GROUP     16       invocations along each side of a work-group

@@ -1,8 +1,9 @@
 //! The cases of the gate, and the strategies that draw random ones.
 
-use ropeway_core::DType::{self, BF16, F16, F32, I8, I32};
+use ropeway_core::DType::{self, BF16, F16, F32, I8, I32, Q4_0};
 use ropeway_core::spec::{DataClass, Fill, Recipe, Special};
 
+mod blocks;
 mod problem;
 mod strategy;
 
@@ -24,6 +25,7 @@ pub(super) fn gemm() -> Vec<Recipe> {
         adversarial(),
         non_finite(),
         unread(),
+        weight_blocks(),
     ]
     .concat()
     .iter()
@@ -402,14 +404,116 @@ fn non_finite() -> Vec<Product> {
     ]
 }
 
-/// Operands that a factor of zero leaves unread hold NaN.
-fn unread() -> Vec<Product> {
-    let nan = || Fill::Poisoned {
+/// NaN everywhere.
+fn nan() -> Fill {
+    Fill::Poisoned {
         base: Box::new(Fill::Constant(0.0)),
         period: 1,
         begin: 0,
         end: 1,
-    };
+    }
+}
+
+/// Weights in GGML's blocks, rows of k. Every kernel reads the five formats by the same code but for what a group of weights is, so that
+/// only two of them go through every corner of it.
+fn weight_blocks() -> Vec<Product> {
+    use Storage::{Padded, Plain, Repeated, Strided};
+    let mut cases = Vec::new();
+    for format in DType::GGML_BLOCKS {
+        let step = format.block().expect("a format of blocks").elements;
+        let case = |label, m, n, blocks: u64| {
+            let product = Product::new(label, m, n, blocks * step).trans(false, true);
+            move |a| product.clone().pair(a, format)
+        };
+        cases.extend([
+            case("blocks_exact", 1, 70, 3)(F32).data(SMALL),
+            case("blocks_exact", 3, 33, 4)(F16).data(SMALL),
+            case("blocks_exact", 8, 47, 2)(F32).data(SMALL),
+            case("blocks_exact", 41, 67, 2)(F32).data(SMALL),
+            case("blocks_gemv", 1, 515, 2048 / step)(F32),
+            case("blocks", 65, 129, 1280 / step)(F32).out(F16),
+            case("blocks_view", 21, 37, 3)(F32)
+                .stored(Padded, Padded)
+                .data(SMALL),
+            case("blocks_nan", 1, 40, 2)(F32).data(Data::NanBlocks(vec![3, 78])),
+            case("blocks_nan", 17, 40, 2)(F32).data(Data::NanBlocks(vec![3, 78])),
+            case("blocks_any_scale", 7, 36, 5)(F32)
+                .adversarial(Fill::Values(vec![1000.0, 1e-3, -7.0]), Fill::Constant(0.0)),
+        ]);
+        if !matches!(format, Q4_0 | DType::Q6K) {
+            continue;
+        }
+        cases.extend([
+            case("blocks_one", 1, 1, 1)(F32),
+            case("blocks_exact", 70, 3, 2)(F16).data(SMALL).out(F32),
+            case("blocks_gemv", 2, 130, 1536 / step)(F16),
+            case("blocks_gemv", 5, 96, 1024 / step)(F32),
+            case("blocks", 9, 40, 768 / step)(F16).bias(),
+            case("blocks_deep", 1, 24, 16384 / step)(F32),
+            case("blocks_batch", 4, 18, 2)(F32)
+                .batch(&[2, 1], &[3])
+                .c(&[4, 18])
+                .alpha(0.5)
+                .data(SMALL),
+            case("blocks_batch", 1, 34, 1)(F16)
+                .batch(&[3], &[])
+                .data(SMALL),
+            case("blocks_swiglu", 1, 50, 3)(F32).activation("swiglu"),
+            case("blocks_swiglu", 19, 70, 2)(F32).activation("swiglu"),
+            case("blocks_view", 1, 37, 3)(F32).stored(Strided, Padded),
+            case("blocks_view", 2, 33, 2)(F32)
+                .stored(Plain, Repeated)
+                .data(SMALL),
+            case("blocks_zero", 0, 6, 2)(F32),
+            case("blocks_zero", 5, 0, 2)(F32),
+            case("blocks_zero", 5, 6, 0)(F32).bias(),
+        ]);
+    }
+    let mut unread = Product::new("blocks_unread", 1, 40, 64)
+        .trans(false, true)
+        .pair(F32, Q4_0)
+        .alpha(0.0)
+        .bias()
+        .data(Data::Unread);
+    unread.c_fill = Some(Fill::Uniform { scale: 1.0 });
+    cases.push(unread);
+    cases
+}
+
+/// The same for experts.
+fn expert_blocks(masked: Option<u64>) -> Vec<Grouped> {
+    let mut cases = Vec::new();
+    for format in DType::GGML_BLOCKS {
+        let step = format.block().expect("a format of blocks").elements;
+        let case = |label, counts: &[u64], n, blocks: u64| {
+            let grouped = Grouped::new(label, counts, n, blocks * step);
+            match masked {
+                Some(capacity) => grouped.masked(capacity),
+                None => grouped,
+            }
+        };
+        cases.extend([
+            case("blocks_exact", &[7, 0, 1, 12], 35, 2)
+                .pair(F32, format)
+                .data(SMALL),
+            case("blocks_decode", &[1, 0, 1, 1], 130, 768 / step).pair(F16, format),
+            case("blocks_swiglu", &[5, 0, 18], 64, 2)
+                .pair(F32, format)
+                .swiglu(),
+            case("blocks_view", &[4, 9], 26, 2)
+                .pair(F32, format)
+                .stored(Storage::Padded, Storage::Padded)
+                .data(SMALL),
+            case("blocks_nan", &[2, 3], 9, 1)
+                .pair(F32, format)
+                .data(Data::NanBlocks(vec![2, 17])),
+        ]);
+    }
+    cases
+}
+
+/// Operands that a factor of zero leaves unread hold NaN.
+fn unread() -> Vec<Product> {
     let uniform = || Fill::Uniform { scale: 1.0 };
     let case = || Product::new("unread", 9, 20, 14);
     let mut alpha_zero = case()
@@ -478,6 +582,7 @@ pub(super) fn grouped_gemm() -> Vec<Recipe> {
         case("nan_row", &[5, 4], 12, 14).data(nan_row()),
     ]
     .iter()
+    .chain(&expert_blocks(None))
     .map(Grouped::recipe)
     .chain([offsets_inside_a_tensor()])
     .collect()
@@ -529,6 +634,7 @@ pub(super) fn grouped_gemm_masked() -> Vec<Recipe> {
         case("nan_row", &[5, 4], 6, 12, 14).data(nan_row()),
     ]
     .iter()
+    .chain(&expert_blocks(Some(21)))
     .map(Grouped::recipe)
     .collect()
 }

@@ -31,36 +31,19 @@ const OUT_DTYPES: &[(&str, DType)] = &[
     ("I32", DType::I32),
 ];
 
-/// GGML's block formats: weights in a block and bytes of one.
-const BLOCK_FORMATS: &[(&str, Blocks)] = &[
-    ("q4_0", Blocks::new("q4_0", 32, 18)),
-    ("q4_1", Blocks::new("q4_1", 32, 20)),
-    ("q8_0", Blocks::new("q8_0", 32, 34)),
-    ("q4_k", Blocks::new("q4_k", 256, 144)),
-    ("q6_k", Blocks::new("q6_k", 256, 210)),
+/// The words for GGML's formats in `b_format`.
+const BLOCK_FORMATS: &[(&str, Option<DType>)] = &[
+    ("q4_0", Some(DType::Q4_0)),
+    ("q4_1", Some(DType::Q4_1)),
+    ("q8_0", Some(DType::Q8_0)),
+    ("q4_k", Some(DType::Q4K)),
+    ("q6_k", Some(DType::Q6K)),
 ];
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Blocks {
-    name: &'static str,
-    weights: u64,
-    bytes: u64,
-}
-
-impl Blocks {
-    const fn new(name: &'static str, weights: u64, bytes: u64) -> Blocks {
-        Blocks {
-            name,
-            weights,
-            bytes,
-        }
-    }
-}
-
-/// Operands beside `a` and `b` that say how `b` (or both) are quantised. Checked, and then refused: no kernel reads them yet.
+/// What says how `b` (or both) are quantised. Scales are checked, and then refused: no kernel reads them yet.
 #[derive(Clone, Copy, Debug, Default)]
 struct Quantisation {
-    blocks: Option<Blocks>,
+    b_format: Option<DType>,
     a_scale: Option<TensorDesc>,
     b_scale: Option<TensorDesc>,
 }
@@ -74,28 +57,37 @@ fn read_out_dtype(attrs: &mut AttrReader<'_>) -> Result<Option<DType>> {
 }
 
 fn read_quantisation(signature: &Signature, attrs: &mut AttrReader<'_>) -> Result<Quantisation> {
-    let choices: Vec<_> = BLOCK_FORMATS
-        .iter()
-        .map(|&(name, blocks)| (name, Some(blocks)))
-        .collect();
-    let blocks = attrs.choice("b_format", None, &choices)?;
-    let dtype = signature.required("b")?.dtype;
-    match (blocks, dtype) {
+    Ok(Quantisation {
+        b_format: attrs.choice("b_format", None, BLOCK_FORMATS)?,
+        a_scale: signature.optional("a_scale"),
+        b_scale: signature.optional("b_scale"),
+    })
+}
+
+/// Bytes and a format go together.
+fn check_format(b: &TensorDesc, format: Option<DType>) -> Result<()> {
+    match (format, b.dtype) {
         (None, DType::U8) => Err(Error::invalid(
             "b_format",
             "nothing",
             "the format of the blocks in b, which is U8",
         )),
-        (Some(blocks), dtype) if dtype != DType::U8 => Err(Error::invalid(
+        (Some(format), _) if !DType::GGML_BLOCKS.contains(&format) => Err(Error::invalid(
+            "b_format",
+            format,
+            format!("one of {:?}", DType::GGML_BLOCKS.map(DType::name)),
+        )),
+        (None, dtype) if DType::GGML_BLOCKS.contains(&dtype) => Err(Error::invalid(
             "b",
-            format!("{dtype} (b_format is {:?})", blocks.name),
+            format!("{dtype}, which has no addressable elements"),
+            "U8, rows of blocks, and b_format",
+        )),
+        (Some(format), dtype) if dtype != DType::U8 => Err(Error::invalid(
+            "b",
+            format!("{dtype} (b_format is {format})"),
             "U8",
         )),
-        _ => Ok(Quantisation {
-            blocks,
-            a_scale: signature.optional("a_scale"),
-            b_scale: signature.optional("b_scale"),
-        }),
+        _ => Ok(()),
     }
 }
 
@@ -185,20 +177,29 @@ fn expect_dtype(name: &str, desc: &TensorDesc, dtype: DType, meaning: &str) -> R
     Err(Error::invalid(name, desc.dtype, meaning))
 }
 
-fn expect_row_bytes(b: &TensorDesc, blocks: Blocks, k: u64) -> Result<()> {
-    let found = b.shape()[b.shape().len() - 1];
-    let expected = (k / blocks.weights).checked_mul(blocks.bytes);
-    if k.is_multiple_of(blocks.weights) && expected == Some(found) {
-        return Ok(());
+/// Rows of `b` that hold k weights in whole blocks, one after the other.
+fn expect_rows_of_blocks(b: &TensorDesc, format: DType, k: u64) -> Result<()> {
+    let block = format.block().expect("`check_format` has looked");
+    let (axis, found) = (b.shape().len() - 1, b.shape()[b.shape().len() - 1]);
+    let expected = (k / block.elements).checked_mul(block.bytes);
+    if !k.is_multiple_of(block.elements) || expected != Some(found) {
+        return Err(Error::invalid(
+            "b",
+            format!("rows of {found} bytes"),
+            format!(
+                "rows of k = {k} weights in whole {format} blocks of {} weights and {} bytes",
+                block.elements, block.bytes
+            ),
+        ));
     }
-    Err(Error::invalid(
-        "b",
-        format!("rows of {found} bytes"),
-        format!(
-            "rows of k = {k} weights in {} blocks of {} weights and {} bytes",
-            blocks.name, blocks.weights, blocks.bytes
-        ),
-    ))
+    match b.layout.strides()[axis] {
+        stride if stride != 1 && found > 0 => Err(Error::invalid(
+            "b",
+            format!("stride {stride} on axis {axis}"),
+            format!("1: the bytes of {format} blocks lie one after the other"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn expect_scaled(name: &str, a: DType, b: DType) -> Result<()> {
@@ -288,19 +289,7 @@ fn check_spans(operands: &[(&str, Option<TensorDesc>)]) -> Result<()> {
 }
 
 /// Whether a sound product of these dtypes is one that Ropeway has kernels for on some device.
-fn supported(
-    a: DType,
-    b: DType,
-    d: DType,
-    quantisation: &Quantisation,
-    integers: bool,
-) -> Result<()> {
-    if let Some(blocks) = quantisation.blocks {
-        return Err(Error::unsupported(format!(
-            "b in {} blocks: no kernel reads quantised weights yet",
-            blocks.name
-        )));
-    }
+fn supported(a: DType, b: DType, d: DType, integers: bool) -> Result<()> {
     if let Some(dtype) = [a, b, d].into_iter().find(|&dtype| is_f8(dtype)) {
         return Err(Error::unsupported(format!(
             "{dtype}: no kernel reads or writes 8-bit floats yet"
@@ -309,6 +298,7 @@ fn supported(
     match (a, b) {
         (DType::F32 | DType::F16 | DType::BF16, _) if a == b => Ok(()),
         (DType::F32, DType::F16 | DType::BF16) | (DType::F16, DType::F32) => Ok(()),
+        (DType::F32 | DType::F16, b) if DType::GGML_BLOCKS.contains(&b) => Ok(()),
         (DType::I8, DType::I8) if integers => Ok(()),
         _ => Err(Error::unsupported(format!(
             "{a} × {b} is not among the pairs of dtypes that are multiplied"

@@ -7,7 +7,7 @@
  *
  * Macro    default  meaning
  * A_DTYPE  0        dtype of a, c and bias: 0 f32, 1 f16, 2 bf16, 3 i8 (c and bias are then i32)
- * B_DTYPE  A_DTYPE  dtype of b
+ * B_DTYPE  A_DTYPE  dtype of b; from 10 on blocks of weights (blocks.cl)
  * D_DTYPE  A_DTYPE  dtype of d (i8: 3, 4 i32, 0 f32)
  */
 #define F32 0
@@ -155,6 +155,16 @@ typedef float sum_t;
 typedef float16 sum16_t;
 #define AS_SUM(v) (v)
 #endif
+
+/* Whole vectors to the end: oclgrind takes what is cut out of a vector's upper half for uninitialised. */
+inline sum_t sum_lanes(sum16_t v)
+{
+  const uint16 lane = (uint16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  v += shuffle(v, lane ^ 8u);
+  v += shuffle(v, lane ^ 4u);
+  v += shuffle(v, lane ^ 2u);
+  return v.s0 + v.s1;
+}
 
 /* `has`: bits of what the epilogue reads and how */
 #define HAS_C 1

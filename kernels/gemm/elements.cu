@@ -10,7 +10,7 @@
  *
  * Macro    default  meaning
  * A_DTYPE  0        dtype of a: 0 f32, 1 f16, 2 bf16, 3 i8
- * B_DTYPE  A_DTYPE  dtype of b
+ * B_DTYPE  A_DTYPE  dtype of b; from 10 on blocks of weights (blocks.cu), whose places are bytes
  * C_DTYPE  A_DTYPE  dtype of c and bias (i8: 4, i32)
  * D_DTYPE  C_DTYPE  dtype of d (i8: 3, 4 i32, 0 f32)
  */
@@ -61,7 +61,7 @@ typedef int sum_t;
 typedef float sum_t;
 #endif
 
-#define BYTES_OF(dtype) ((dtype) == I8 ? 1u : (dtype) == F16 || (dtype) == BF16 ? 2u : 4u)
+#define BYTES_OF(dtype) ((dtype) == I8 || (dtype) >= 10 ? 1u : (dtype) == F16 || (dtype) == BF16 ? 2u : 4u)
 
 /* The address of element i. */
 __device__ __forceinline__ const void* element_at(const void* x, u64 i, int dtype)

@@ -1,6 +1,7 @@
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "../elements.glsl"
+#include "blocks.glsl"
 #include "subgroup.glsl"
 /* d = act(alpha a b + beta c + bias), a tile of d for each subgroup: products of any shape on devices whose loads and shared memory
  * are dear and whose registers are cheap, as those that run on a CPU. The tile is multiplied in subgroup.glsl; nothing is packed, so there
@@ -96,7 +97,7 @@ void main()
   uvec2 place = place_of_tile();
   uint m = arguments.at.m, n = arguments.at.n, columns = SWIGLU != 0 ? n / 2 : n, row0 = place.y * ROWS, tile = place.x;
   uvec2 a = batch_of(arguments.at.a, arguments.at.a_outer, arguments.at.a_inner, A_DTYPE);
-  uvec2 b = batch_of(arguments.at.b, arguments.at.b_outer, arguments.at.b_inner, B_DTYPE);
+  uvec2 b = batch_of(arguments.at.b, arguments.at.b_outer, arguments.at.b_inner, unit_of(B_DTYPE));
   multiply(a, arguments.at.a_row, arguments.at.a_k, row0, m, b, arguments.at.b_k, arguments.at.b_column, tile, columns, arguments.at.k);
   finish_sums();
   float alpha = arguments.at.alpha, beta = arguments.at.beta;

@@ -39,8 +39,14 @@
 typedef int item_t;
 #define LOAD_ITEM(x, i, dtype) ((int)((__global const char*)x)[i])
 #define MULTIPLY_ADD(a, b, sum) ((sum) + (a) * (b))
+#define LOAD_WEIGHT(b, at, k, stride) LOAD_ITEM(b, (at) + (k) * (stride), B_DTYPE)
 #else
 typedef float item_t;
+#if B_DTYPE >= 10
+#define LOAD_WEIGHT(b, at, k, stride) load_weight((__global const uchar*)b + (at), k)
+#else
+#define LOAD_WEIGHT(b, at, k, stride) load_1(b, (at) + (k) * (stride), B_DTYPE)
+#endif
 #define LOAD_ITEM(x, i, dtype) load_1(x, i, dtype)
 #define MULTIPLY_ADD(a, b, sum) fma(a, b, sum)
 #endif
@@ -75,7 +81,7 @@ inline void multiply_tile(__global const void* a, ulong a_at, ulong a_row, ulong
     for (uint e = item; e < TILE * TILE_K; e += ITEMS) {
       uint c = b_row == 1 ? e / TILE_K : e % TILE, kk = b_row == 1 ? e % TILE_K : e / TILE, column;
       bool exists = column_of(c, tile, n, swiglu, &column) && k0 + kk < k;
-      b_tile[kk][c] = exists ? LOAD_ITEM(b, b_at + (k0 + kk) * b_row + column * b_col, B_DTYPE) : 0;
+      b_tile[kk][c] = exists ? LOAD_WEIGHT(b, b_at + column * b_col, k0 + kk, b_row) : 0;
     }
     barrier(CLK_LOCAL_MEM_FENCE);
     for (uint kk = 0; kk < TILE_K; kk++) {

@@ -1,6 +1,7 @@
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "../elements.glsl"
+#include "blocks.glsl"
 #include "tiled.glsl"
 #include "epilogue.glsl"
 /* d = act(alpha a b + beta c + bias) on devices with many narrow lanes: a tile of d for each work-group (tiled.glsl). Any strides,
@@ -36,7 +37,7 @@ void main()
   uint m = arguments.at.m, n = arguments.at.n, row0 = gl_WorkGroupID.y * TILE, tile = gl_WorkGroupID.x, activation = arguments.at.activation;
   bool swiglu = activation == ACTIVATION_SWIGLU;
   uvec2 a = batch_of(arguments.at.a, arguments.at.a_outer, arguments.at.a_inner, A_DTYPE);
-  uvec2 b = batch_of(arguments.at.b, arguments.at.b_outer, arguments.at.b_inner, B_DTYPE);
+  uvec2 b = batch_of(arguments.at.b, arguments.at.b_outer, arguments.at.b_inner, unit_of(B_DTYPE));
   multiply_tile(a, arguments.at.a_row, arguments.at.a_k, row0, m, b, arguments.at.b_k, arguments.at.b_column, tile, n, arguments.at.k, swiglu);
   finish_sums();
   float alpha = arguments.at.alpha, beta = arguments.at.beta;

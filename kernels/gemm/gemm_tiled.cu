@@ -101,6 +101,7 @@ __device__ __forceinline__ Lines columns_of(u32 tile, u32 n, u32 swiglu)
 
 __device__ __forceinline__ u32 mode_of(const void* at, u64 line, u64 k, u32 swiglu, int dtype)
 {
+  if (dtype >= 10) return ALONG_K;
   bool aligned = is_multiple((u64)at, 4 * BYTES_OF(dtype));
   if (aligned && k == 1 && is_multiple(line, 4)) return ALONG_K;
   return aligned && line == 1 && is_multiple(k, 4) && !swiglu ? ACROSS : SINGLE;
@@ -127,6 +128,12 @@ __device__ __forceinline__ void fetch(const Operand& from, const Lines& lines, u
     kk += k0;
     if (from.mode == ALONG_K) {
       if (!line_of(lines, x, &line)) continue;
+#if B_DTYPE >= 10
+      if (DTYPE >= 10) {
+        if (kk < k) load_weights_4(element_at(from.at, line * from.line, DTYPE), kk, fetched[i]);
+        continue;
+      }
+#endif
       u64 at = line * from.line + kk;
       if (kk + 4 <= k) {
         load_factors_4(element_at(from.at, at, DTYPE), fetched[i], DTYPE);

@@ -10,6 +10,8 @@
  *                  of w are read side by side, each a forward stream, while the chunk's sums wait in cache
  *   gemv_finish    adds the ranges of k in their order, then the epilogue
  *
+ * Blocks of weights (blocks.cl) are read by gemv_dot, a group of 32 k of each row at a time, and are never the small operand.
+ *
  * Any strides are right; those above are fast. i8 sums leave f32 every K_BLOCK products of a row, while they are exact.
  *
  * Macro    default  meaning
@@ -46,17 +48,7 @@
 #define W_DTYPE B_DTYPE
 #define X_DTYPE A_DTYPE
 #endif
-#define W_BYTES (W_DTYPE == F32 ? 4 : W_DTYPE == I8 ? 1 : 2)
-
-/* Whole vectors to the end: oclgrind takes what is cut out of a vector's upper half for uninitialised. */
-inline sum_t sum_lanes(sum16_t v)
-{
-  const uint16 lane = (uint16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  v += shuffle(v, lane ^ 8u);
-  v += shuffle(v, lane ^ 4u);
-  v += shuffle(v, lane ^ 2u);
-  return v.s0 + v.s1;
-}
+#define W_BYTES (W_DTYPE == F32 ? 4 : W_DTYPE == I8 || W_DTYPE >= 10 ? 1 : 2)
 
 /* A range of k of all rows of x in f32, [k / 16][X_ROWS] float16, zero past the end: one forward stream, whatever the strides of x. */
 inline void pack_x(__global const void* x, ulong x_at, ulong x_row, ulong x_col, uint x_live, uint count, float16* xs)
@@ -90,10 +82,12 @@ inline void pack_x(__global const void* x, ulong x_at, ulong x_row, ulong x_col,
 #if PREFETCH && defined(__has_builtin)
 #if __has_builtin(__builtin_prefetch)
 #define ASK_NEXT(i) __builtin_prefetch((__global const char*)w + (row##i + ahead + kk) * W_BYTES, 0, 2);
+#define ASK_NEXT_BLOCK(i) __builtin_prefetch(block##i + ahead, 0, 2);
 #endif
 #endif
 #ifndef ASK_NEXT
 #define ASK_NEXT(i)
+#define ASK_NEXT_BLOCK(i)
 #endif
 #define W_ROW(i) ulong row##i = w_at + min((uint)i, live - 1) * w_row;
 #define SUM_ZERO(i, j) float16 sum##i##_##j = 0.0f;
@@ -105,17 +99,64 @@ inline void pack_x(__global const void* x, ulong x_at, ulong x_row, ulong x_col,
 #define TOTAL_ADD(i, j) totals[i * X_ROWS + j] += AS_SUM(sum##i##_##j);
 #define TOTALS_ADD(i) if (i < live) { EACH_X(TOTAL_ADD, i) }
 
+#if W_DTYPE >= 10
+#define W_AT(k, w_col) BLOCK_AT(0, k)
+#define W_BLOCK(i) __global const uchar* block##i = BLOCK_AT((__global const uchar*)w + row##i, kk);
+/* The blocks of all rows, and in place of those that there are not the first's. */
+#if X_ROWS <= 2
+#define BLOCKS block0, block1, block2, block3, block4, block5, block6, block7
+#elif X_ROWS <= 4
+#define BLOCKS block0, block1, block2, block3, block0, block0, block0, block0
+#else
+#define BLOCKS block0, block1, block2, block0, block0, block0, block0, block0
+#endif
+/* Groups whose scales are converted ahead. From memory a scale comes to all lanes as it is loaded; from a vector by two shuffles, of which
+ * widening the quants leaves none to spare. */
+#define SCALES_AHEAD 32
+#define HALVES (B_DTYPE == Q6_K ? 2 : 1)
+#define SCALE(i, part) (float16)scales[(i) + (part) * (HALVES - 1) * 16]
+#define WEIGHTS(i, part) fma(float_quants(load_quants(block##i, GROUP_AT(kk), part)), SCALE(i, part), SCALE(8 + i, part))
+#define W_LOAD_GROUP(i) float16 lo##i = WEIGHTS(i, 0), hi##i = WEIGHTS(i, 1);
+#define SUM_STEP_GROUP(i, j) sum##i##_##j = fma(hi##i, xs[X_ROWS + j], fma(lo##i, xs[j], sum##i##_##j));
+#define SUMS_STEP_GROUP(i) EACH_X(SUM_STEP_GROUP, i)
+#else
+#define W_AT(k, w_col) ((k) * (w_col))
+#endif
+
 /* Adds the products of `count` k of DOT_ROWS consecutive rows of w with all rows of x to totals[w_row][x_row]; w rows past `live` repeat
  * the last one. */
 inline void dot_rows(__global const void* w, ulong w_at, ulong w_row, ulong w_col, uint live, const float16* xs, uint count, sum16_t* totals)
 {
   EACH_W(W_ROW)
   EACH_W(SUMS_ZERO)
-  ulong ahead = live > DOT_ROWS ? DOT_ROWS * w_row : 0;
   uint kk = 0;
+  ulong ahead = live > DOT_ROWS ? DOT_ROWS * w_row : 0;
+#if W_DTYPE >= 10
+  while (kk < count) {
+    uint begin = kk, end = min(count, kk + SCALES_AHEAD * GROUP_WEIGHTS);
+    float converted[SCALES_AHEAD * HALVES * 16] __attribute__((aligned(64))), *scales = converted;
+    Scales heads;
+    for (; kk < end; kk += GROUP_WEIGHTS) {
+      EACH_W(W_BLOCK)
+      EACH_W(ASK_NEXT_BLOCK)
+      if (GROUP_AT(kk) == 0) heads = load_heads(BLOCKS);
+      for (uint part = 0; part < HALVES; part++, scales += 16) {
+        Scales s = load_scales(heads, BLOCKS, GROUP_AT(kk), part);
+        vstore8(s.scale, 0, scales), vstore8(s.offset, 1, scales);
+      }
+    }
+    scales = converted;
+    for (kk = begin; kk < end; kk += GROUP_WEIGHTS, xs += 2 * X_ROWS, scales += HALVES * 16) {
+      EACH_W(W_BLOCK)
+      EACH_W(W_LOAD_GROUP)
+      EACH_W(SUMS_STEP_GROUP)
+    }
+  }
+#else
   if (w_col == 1)
     for (; kk + 16 <= count; kk += 16, xs += X_ROWS) { EACH_W(W_LOAD) EACH_W(SUMS_STEP) }
   for (; kk < count; kk += 16, xs += X_ROWS) { EACH_W(W_GATHER) EACH_W(SUMS_STEP) }
+#endif
   EACH_W(TOTALS_ADD)
 }
 
@@ -142,7 +183,7 @@ void gemv_dot(__global const void* w, ulong w_offset, __global const void* x, ul
     pack_x(x, x_at + k0 * x_col, x_row, x_col, x_rows, count, xs);
     for (uint part = 0; part < (swiglu ? 2 : 1); part++)
       for (uint i = 0; i < live; i += DOT_ROWS)
-        dot_rows(w, w_at + (part * second + i) * w_row + k0 * w_col, w_row, w_col, live - i, xs, count, totals + (part * 16 + i) * X_ROWS);
+        dot_rows(w, w_at + (part * second + i) * w_row + W_AT(k0, w_col), w_row, w_col, live - i, xs, count, totals + (part * 16 + i) * X_ROWS);
   }
   sum_t tile[X_ROWS * 32];
   for (uint i = 0; i < 32; i++)
@@ -154,7 +195,7 @@ void gemv_dot(__global const void* w, ulong w_offset, __global const void* x, ul
               bias, bias_offset + j * bias_xrow + first * bias_wrow, bias_wrow, has, activation, second, d, d_offset + j * d_xrow, d_wrow, live);
 }
 
-#if A_DTYPE != I8
+#if A_DTYPE != I8 && W_DTYPE < 10
 /* One k range of a chunk of columns of w [k, n]: K_STEP rows of w are read side by side, each a forward stream, while the chunk's
  * sums wait in cache. */
 __kernel __attribute__((reqd_work_group_size(1, 1, 1)))

@@ -2,6 +2,7 @@
 #extension GL_GOOGLE_include_directive : require
 #include "../elements.glsl"
 #include "epilogue.glsl"
+#include "blocks.glsl"
 /* Products with at most 8 rows (or columns) on one side, on devices with many narrow lanes: decoding. The large operand w is read once,
  * as it lies. w is b and x is a, or, where d has few columns, the other way round: rows of w are columns of b, or rows of a.
  *
@@ -123,7 +124,7 @@ void multiply_along_k(uvec2 w, uvec2 x, uint first, uint half_rows, uint lane, u
   uvec2 w_k = arguments.at.w_k, x_k = arguments.at.x_k;
   uvec2 w_at[W_ROWS], x_at[X_ROWS];
   [[unroll]] for (uint i = 0; i < W_ROWS; i++)
-    w_at[i] = element_at(w, min(first + team * ROWS + i % ROWS, w_last) + i / ROWS * half_rows, arguments.at.w_row, B_DTYPE);
+    w_at[i] = element_at(w, min(first + team * ROWS + i % ROWS, w_last) + i / ROWS * half_rows, arguments.at.w_row, unit_of(B_DTYPE));
   [[unroll]] for (uint j = 0; j < X_ROWS; j++) x_at[j] = element_at(x, min(j, x_last), arguments.at.x_row, A_DTYPE);
   bool w_by_four = lies_by_four(w, w_k, arguments.at.w_row, B_DTYPE), x_by_four = lies_by_four(x, x_k, arguments.at.x_row, A_DTYPE);
   for (uint kk = lane * 4; kk < k; kk += LANES * 4) {
@@ -131,7 +132,12 @@ void multiply_along_k(uvec2 w, uvec2 x, uint first, uint half_rows, uint lane, u
     four_t xs[X_ROWS];
     [[unroll]] for (uint j = 0; j < X_ROWS; j++) xs[j] = load_four(element_at(x_at[j], kk, x_k, A_DTYPE), x_k, live, x_by_four, A_DTYPE);
     [[unroll]] for (uint i = 0; i < W_ROWS; i++) {
+#if INTEGER
       four_t v = load_four(element_at(w_at[i], kk, w_k, B_DTYPE), w_k, live, w_by_four, B_DTYPE);
+#else
+      four_t v = is_blocks(B_DTYPE) ? load_weights_4(w_at[i], kk, B_DTYPE)
+                                    : load_four(element_at(w_at[i], kk, w_k, B_DTYPE), w_k, live, w_by_four, B_DTYPE);
+#endif
       [[unroll]] for (uint j = 0; j < X_ROWS; j++)
         sums[i * X_ROWS + j] += v.x * xs[j].x + v.y * xs[j].y + (v.z * xs[j].z + v.w * xs[j].w);
     }
@@ -168,7 +174,7 @@ void main()
 {
   uint item = gl_LocalInvocationID.x, team = item / LANES, lane = item % LANES;
   uint first = gl_WorkGroupID.x * OUTPUTS, rows = arguments.at.w_rows / PARTS, half_rows = SWIGLU != 0 ? rows : 0;
-  uvec2 w = batch_of(arguments.at.w, arguments.at.w_outer, arguments.at.w_inner, B_DTYPE);
+  uvec2 w = batch_of(arguments.at.w, arguments.at.w_outer, arguments.at.w_inner, unit_of(B_DTYPE));
   uvec2 x = batch_of(arguments.at.x, arguments.at.x_outer, arguments.at.x_inner, A_DTYPE);
   [[unroll]] for (uint i = 0; i < W_ROWS * X_ROWS; i++) sums[i] = sum_t(0);
   if (ALONG_K != 0) multiply_along_k(w, x, first, half_rows, lane, team);

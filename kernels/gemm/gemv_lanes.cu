@@ -8,7 +8,8 @@
  *   row 1     [....][....][....][....] ..                      k 1    team 1        [....][....][....]
  *   row ROWS  [....][....][....][....] ..   team 1             k 2    team 2        [....][....][....]
  *
- *   a lane takes 16 bytes of k at a time of ROWS rows,        a lane takes ROWS rows at one k, teams take turns;
+ *   a lane takes 16 bytes of k at a time of ROWS rows         a lane takes ROWS rows at one k, teams take turns;
+ *   (of blocks of weights a group of 32),
  *   a team's lanes are added up by shuffles                   the teams are added up in shared memory, in order
  *
  * Sums are added up in the same order in each run. Any strides are right; where elements do not lie side by side, or do not begin on 16 bytes (ROWS
@@ -54,6 +55,7 @@
 #define STEP (16 / BYTES_OF(B_DTYPE))
 /* Rounds whose loads are under way together. */
 #define ROUNDS (W_ROWS <= 2 ? 4 : 2)
+#define W_IS_BLOCKS (B_DTYPE >= 10)
 
 /* Elements of one operand, from its matrix's first on. */
 struct Matrix {
@@ -123,6 +125,32 @@ __device__ __forceinline__ sum_t add_products(const Chunk<B_DTYPE, STEP>& w, con
   return sum;
 }
 
+#if W_IS_BLOCKS
+/* The products of a lane's groups of 32 k, in rows of blocks. */
+__device__ __forceinline__ void add_groups(const Matrix& w, const u64 w_at[W_ROWS], const Matrix& x, const u64 x_at[X_ROWS], u32 k, u32 lane,
+                                           sum_t sums[W_ROWS][X_ROWS])
+{
+#pragma unroll 1
+  for (u32 kk = lane * GROUP_WEIGHTS; kk < k; kk += LANES * GROUP_WEIGHTS) {
+#pragma unroll
+    for (u32 i = 0; i < W_ROWS; i++) {
+      Group group((const u8*)w.at + w_at[i], kk);
+      float2 scales[2] = {group.scale(0), group.scale(1)};
+#pragma unroll
+      for (u32 t = 0; t < 4; t++) {
+        uint2 pair = group.quants(t);
+#pragma unroll
+        for (u32 e = 0; e < 8; e++) {
+          float v = weight_of(e < 4 ? pair.x : pair.y, e % 4, scales[e / 4]);
+          u32 at = kk + e / 4 * 16 + t * 4 + e % 4;
+#pragma unroll
+          for (u32 j = 0; j < X_ROWS; j++) sums[i][j] = fmaf(v, load_factor(x.at, x_at[j] + at * x.k, A_DTYPE), sums[i][j]);
+        }
+      }
+    }
+  }
+}
+#else
 /* The products of `COUNT` rounds, whose loads are all asked for before the first is used. */
 template <int COUNT>
 __device__ __forceinline__ void add_rounds(const Matrix& w, const u64 w_at[W_ROWS], const Matrix& x, const u64 x_at[X_ROWS], u32 kk,
@@ -145,6 +173,8 @@ __device__ __forceinline__ void add_rounds(const Matrix& w, const u64 w_at[W_ROW
   }
 }
 
+#endif
+
 /* Sums of ROWS rows of w, gates and ups, by the rows of x; each lane of a team gets all. */
 __device__ __forceinline__ void multiply_rows(const Matrix& w, const Matrix& x, u32 row, u32 rows, u32 half, u32 x_rows, u32 k, u32 lane,
                                               sum_t sums[W_ROWS][X_ROWS])
@@ -155,6 +185,9 @@ __device__ __forceinline__ void multiply_rows(const Matrix& w, const Matrix& x, 
   for (u32 i = 0; i < W_ROWS; i++) w_at[i] = (min(row + i % ROWS, rows - 1) + i / ROWS * half) * w.row;
 #pragma unroll
   for (u32 j = 0; j < X_ROWS; j++) x_at[j] = min(j, x_rows - 1) * x.row;
+#if W_IS_BLOCKS
+  add_groups(w, w_at, x, x_at, k, lane, sums);
+#else
   bool in_chunks = lies_in_chunks(w.at, w.k, w.row, STEP, B_DTYPE) && lies_in_chunks(x.at, x.k, x.row, STEP, A_DTYPE);
   u32 whole = in_chunks ? k / STEP * STEP : 0;
   const u32 round = LANES * STEP;
@@ -175,6 +208,7 @@ __device__ __forceinline__ void multiply_rows(const Matrix& w, const Matrix& x, 
       for (u32 j = 0; j < X_ROWS; j++) sums[i][j] = multiply_add(v, xs[j], sums[i][j]);
     }
   }
+#endif
 #pragma unroll
   for (u32 i = 0; i < W_ROWS; i++)
 #pragma unroll

@@ -14,8 +14,8 @@ use super::manifest::{
     GROUPED_MMA, GROUPED_MMA_SMALL, GROUPED_NATIVE, GROUPED_PACKED, GROUPED_SUBGROUP, GROUPED_TILED,
 };
 use super::plan::{
-    activation_code, available, b_panels, cuda, f32_bytes, mma, module, plain_rule, subgroup,
-    supported_dtypes, tile_of, workspace,
+    activation_code, available, b_panels, b_rule, blocks, cuda, f32_bytes, mma, module, plain_rule,
+    subgroup, supported_dtypes, tile_of, workspace,
 };
 use super::{Activation, GroupedGemm, MaskedGroupedGemm};
 
@@ -64,6 +64,9 @@ pub(crate) fn candidates(
     supported_dtypes(a, b, d)?;
     if info.languages.contains(&Language::CudaC) {
         return available(&cuda::grouped_candidates(dtypes), info);
+    }
+    if DType::GGML_BLOCKS.contains(&b) {
+        return blocks::grouped_candidates(k, info);
     }
     let wanted: Vec<&'static Kernel> = match info.kind {
         DeviceKind::Cpu => vec![
@@ -295,10 +298,10 @@ impl GroupedProduct {
             rows_max: op.a.shape()[0],
             capacity: None,
             experts: op.b.shape()[0],
-            n: op.b.shape()[1],
-            k: op.b.shape()[2],
+            n: op.n(),
+            k: op.k(),
             activation: op.activation,
-            dtypes: [op.a.dtype, op.b.dtype, op.d.dtype],
+            dtypes: [op.a.dtype, op.b_dtype(), op.d.dtype],
         }
     }
 
@@ -316,10 +319,10 @@ impl GroupedProduct {
             rows_max: experts.saturating_mul(capacity),
             capacity: Some(capacity),
             experts,
-            n: op.b.shape()[1],
-            k: op.b.shape()[2],
+            n: op.n(),
+            k: op.k(),
             activation: op.activation,
-            dtypes: [op.a.dtype, op.b.dtype, op.d.dtype],
+            dtypes: [op.a.dtype, op.b_dtype(), op.d.dtype],
         }
     }
 }
@@ -328,7 +331,7 @@ pub(super) fn grouped_gemm_candidates(
     op: &GroupedGemm,
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
-    candidates([op.a.dtype, op.b.dtype, op.d.dtype], op.k(), info)
+    candidates([op.a.dtype, op.b_dtype(), op.d.dtype], op.k(), info)
 }
 
 pub(super) fn grouped_gemm(op: &GroupedGemm, request: &PlanRequest<'_>) -> Result<Plan> {
@@ -341,7 +344,7 @@ pub(super) fn grouped_gemm(op: &GroupedGemm, request: &PlanRequest<'_>) -> Resul
     });
     plan.operands = vec![
         plain_rule("a", &op.a, false, Some(0)),
-        plain_rule("b", &op.b, false, None),
+        b_rule(&op.b, op.b_format),
         plain_rule("expert_offsets", &op.expert_offsets, false, None),
         plain_rule("d", &op.d, true, Some(0)),
     ];
@@ -353,7 +356,7 @@ pub(super) fn grouped_gemm_masked_candidates(
     op: &MaskedGroupedGemm,
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
-    candidates([op.a.dtype, op.b.dtype, op.d.dtype], op.k(), info)
+    candidates([op.a.dtype, op.b_dtype(), op.d.dtype], op.k(), info)
 }
 
 pub(super) fn grouped_gemm_masked(
@@ -365,7 +368,7 @@ pub(super) fn grouped_gemm_masked(
     let mut plan = Plan::new("grouped_gemm_masked", Determinism::RunToRun);
     plan.operands = vec![
         plain_rule("a", &op.a, false, None),
-        plain_rule("b", &op.b, false, None),
+        b_rule(&op.b, op.b_format),
         plain_rule("counts", &op.counts, false, None),
         plain_rule("d", &op.d, true, None),
     ];

@@ -10,17 +10,67 @@
  *       b_panel  (work-item's own, L2)
  *         x  strips of a, up to BLOCK_M rows  ->  tiles (L1)  ->  epilogue, d
  *
+ * Up to FEW_ROWS rows of an expert take blocks of weights (blocks.cl) as dot products, eight columns at a time: packing costs more.
+ *
  * The grid covers the worst case (ceil(rows / BLOCK_M) + experts blocks); blocks without rows end at once, those past the last
  * offset write zeros. Under swiglu a panel is 16 columns of the gate beside the same 16 of the value.
  *
  * Macro    default  meaning
  * BLOCK_M  128      rows of one expert that share a packed panel of b, a multiple of MR
+ * FEW_ROWS 4        most rows that are multiplied by dot products
  * (MR, KC: panels.cl; B_PANEL_IS_PRIVATE must be defined)
  *
  * Measured against the cpu device and the FMA peak: README.md.
  */
 #ifndef BLOCK_M
 #define BLOCK_M 128
+#endif
+#ifndef FEW_ROWS
+#define FEW_ROWS 4
+#endif
+
+#if B_DTYPE >= 10
+/* k of one row of a that lie side by side at once */
+#define ROW_K 4096
+#define EACH_8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define SUM_ZERO(i) float16 sum##i = 0.0f;
+#define BLOCK_OF_COLUMN(i) __global const uchar* block##i = BLOCK_AT(b + min((uint)i, live - 1) * stride, k);
+#define WEIGHTS(i, of, part) fma(float_quants(load_quants(block##i, group, part)), (float16)of.scale.s##i, (float16)of.offset.s##i)
+#define SUM_STEP(i) sum##i = fma(WEIGHTS(i, upper, 1), x[1], fma(WEIGHTS(i, lower, 0), x[0], sum##i));
+#define SUM_STORE(i) sums[i] += sum_lanes(sum##i);
+
+/* Adds the products of `count` k from k0 on of eight columns, of which `live` exist (the rest repeat the last), with a row of a. */
+inline void dot_columns(__global const uchar* b, ulong stride, uint live, uint k0, uint count, const float16* x, float* sums)
+{
+  EACH_8(SUM_ZERO)
+  for (uint k = k0; k < k0 + count; k += GROUP_WEIGHTS, x += 2) {
+    uint group = GROUP_AT(k);
+    EACH_8(BLOCK_OF_COLUMN)
+    Scales heads = load_heads(block0, block1, block2, block3, block4, block5, block6, block7);
+    Scales lower = load_scales(heads, block0, block1, block2, block3, block4, block5, block6, block7, group, 0), upper = lower;
+    if (B_DTYPE == Q6_K) upper = load_scales(heads, block0, block1, block2, block3, block4, block5, block6, block7, group, 1);
+    EACH_8(SUM_STEP)
+  }
+  EACH_8(SUM_STORE)
+}
+
+/* The sums of a panel's columns (two strips of 16, of which `live` and `more` exist) with `rows` rows of the a panel, to tiles of zeros. */
+inline void dot_panel(__global const uchar* b, __global const uchar* b_second, ulong stride, uint live, uint more, uint k,
+                      __global const float* a_panel, uint rows, float* tiles)
+{
+  for (uint k0 = 0; k0 < k; k0 += ROW_K) {
+    uint count = min((uint)ROW_K, k - k0);
+    for (uint row = 0; row < rows; row++, tiles += NR) {
+      float x[ROW_K] __attribute__((aligned(64)));
+      for (uint kk = 0; kk < count; kk++) x[kk] = a_panel[(ulong)(k0 + kk) * MR + row];
+      for (uint column = 0; column < live; column += 8)
+        dot_columns(b + column * stride, stride, live - column, k0, count, (const float16*)x, tiles + column);
+      for (uint column = 0; column < more; column += 8)
+        dot_columns(b_second + column * stride, stride, more - column, k0, count, (const float16*)x, tiles + 16 + column);
+    }
+    tiles -= rows * NR;
+  }
+}
 #endif
 
 __kernel __attribute__((reqd_work_group_size(1, 1, 1)))
@@ -59,9 +109,18 @@ void grouped_gemm(__global const float* a_panels, ulong a_panels_offset, __globa
   float b_panel[KC * NR];
   sum_t tiles[BLOCK_M * NR];
   for (uint i = 0; i < strips * MR * 2; i++) vstore16((sum16_t)0, i, tiles);
+#if B_DTYPE >= 10
+  if (r.end - r.begin <= FEW_ROWS && strips != 0) {
+    __global const uchar* expert = (__global const uchar*)b + b_offset + r.expert * b_expert;
+    uint more = swiglu ? live : live - min(live, 16u);
+    dot_panel(expert + col * b_row, expert + (swiglu ? col + n / 2 : col + 16) * b_row, b_row, min(live, 16u), more, k,
+              a_panels + a_panels_offset + (ulong)r.strip * k * MR, r.end - r.begin, tiles);
+    strips = 0;
+  }
+#endif
   for (uint k0 = 0; k0 < k && strips != 0; k0 += KC) {
     uint count = min((uint)KC, k - k0);
-    pack_b_panel(b, b_offset + r.expert * b_expert + k0 * b_col, get_group_id(0), n, swiglu, b_col, b_row, count, b_panel, B_DTYPE);
+    pack_b_panel(b, b_offset + r.expert * b_expert, get_group_id(0), n, swiglu, b_col, b_row, k0, count, b_panel);
     for (uint s = 0; s < strips; s++)
       multiply_panels(a_panels + a_panels_offset + ((ulong)(r.strip + s) * k + k0) * MR, b_panel, count, tiles + s * MR * NR);
   }

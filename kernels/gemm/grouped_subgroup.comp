@@ -1,6 +1,7 @@
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "../elements.glsl"
+#include "blocks.glsl"
 #include "subgroup.glsl"
 /* Grouped products on devices whose loads and shared memory are dear: a tile of d for each subgroup (subgroup.glsl), its rows those of
  * one expert, found on the device by every subgroup for itself. Weights are read as they lie, no workspace.
@@ -79,7 +80,7 @@ void main()
   }
   uvec2 a = MASKED != 0 ? element_at(arguments.at.a, expert, arguments.at.a_expert, A_DTYPE) : element_at(arguments.at.a, base, arguments.at.a_row, A_DTYPE);
   uvec2 d = MASKED != 0 ? element_at(arguments.at.d, expert, arguments.at.d_expert, D_DTYPE) : element_at(arguments.at.d, base, arguments.at.d_row, D_DTYPE);
-  uvec2 b = element_at(arguments.at.b, min(expert, experts - 1), arguments.at.b_expert, B_DTYPE);
+  uvec2 b = element_at(arguments.at.b, min(expert, experts - 1), arguments.at.b_expert, unit_of(B_DTYPE));
   /* Without rows there is nothing to read: k is then 0. */
   multiply(a, arguments.at.a_row, arguments.at.a_k, begin, max(end, 1), b, arguments.at.b_k, arguments.at.b_column, tile, columns,
            begin < end ? arguments.at.k : 0);

@@ -1,6 +1,7 @@
 #version 460
 #extension GL_GOOGLE_include_directive : require
 #include "../elements.glsl"
+#include "blocks.glsl"
 #include "tiled.glsl"
 #include "routing.glsl"
 /* Grouped products on devices with many narrow lanes: a tile of d for each work-group (tiled.glsl), its rows those of one expert,
@@ -29,7 +30,7 @@ void main()
   Rows r = find_rows(routing, rows, experts, capacity, masked, block, TILE);
   uvec2 a = masked ? element_at(arguments.at.a, r.expert, arguments.at.a_expert, A_DTYPE) : element_at(arguments.at.a, r.base, arguments.at.a_row, A_DTYPE);
   uvec2 d = masked ? element_at(arguments.at.d, r.expert, arguments.at.d_expert, D_DTYPE) : element_at(arguments.at.d, r.base, arguments.at.d_row, D_DTYPE);
-  uvec2 b = element_at(arguments.at.b, min(r.expert, experts - 1), arguments.at.b_expert, B_DTYPE);
+  uvec2 b = element_at(arguments.at.b, min(r.expert, experts - 1), arguments.at.b_expert, unit_of(B_DTYPE));
   /* Without rows there is nothing to read: k is then 0. */
   multiply_tile(a, arguments.at.a_row, arguments.at.a_k, r.begin, r.end, b, arguments.at.b_k, arguments.at.b_column, tile, n,
                 r.begin < r.end ? arguments.at.k : 0, swiglu);

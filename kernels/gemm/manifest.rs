@@ -30,9 +30,11 @@ pub(super) const KERNELS: &[&Kernel] = &[
 ];
 
 const ELEMENTS: (&str, &str) = ("elements.cl", include_str!("elements.cl"));
+const BLOCKS: (&str, &str) = ("blocks.cl", include_str!("blocks.cl"));
 const ROUTING: (&str, &str) = ("routing.cl", include_str!("routing.cl"));
 const TILED_TEXT: (&str, &str) = ("gemm_tiled.cl", include_str!("gemm_tiled.cl"));
 const CUDA_ELEMENTS: (&str, &str) = ("elements.cu", include_str!("elements.cu"));
+const CUDA_BLOCKS: (&str, &str) = ("blocks.cu", include_str!("blocks.cu"));
 const CUDA_ROUTING: (&str, &str) = ("routing.cu", include_str!("routing.cu"));
 const TILED_CUDA: (&str, &str) = ("gemm_tiled.cu", include_str!("gemm_tiled.cu"));
 const PANELS: (&str, &str) = ("panels.cl", include_str!("panels.cl"));
@@ -90,6 +92,7 @@ pub(super) static PACKED: Kernel = Kernel {
         language: Language::OpenClC,
         code: Code::Text(&[
             ELEMENTS,
+            BLOCKS,
             PANELS,
             ("gemm_packed.cl", include_str!("gemm_packed.cl")),
         ]),
@@ -116,7 +119,7 @@ pub(super) static GEMV: Kernel = Kernel {
     version: 1,
     sources: &[Source {
         language: Language::OpenClC,
-        code: Code::Text(&[ELEMENTS, ("gemv.cl", include_str!("gemv.cl"))]),
+        code: Code::Text(&[ELEMENTS, BLOCKS, ("gemv.cl", include_str!("gemv.cl"))]),
         requires: &[],
     }],
     tunables: &[Tunable {
@@ -138,6 +141,7 @@ pub(super) static GROUPED_PACKED: Kernel = Kernel {
         language: Language::OpenClC,
         code: Code::Text(&[
             ELEMENTS,
+            BLOCKS,
             PANELS,
             ROUTING,
             ("grouped_packed.cl", include_str!("grouped_packed.cl")),
@@ -261,12 +265,12 @@ pub(super) static TILED: Kernel = Kernel {
     sources: &[
         Source {
             language: Language::OpenClC,
-            code: Code::Text(&[ELEMENTS, TILED_TEXT]),
+            code: Code::Text(&[ELEMENTS, BLOCKS, TILED_TEXT]),
             requires: &[],
         },
         Source {
             language: Language::CudaC,
-            code: Code::Text(&[CUDA_ELEMENTS, TILED_CUDA]),
+            code: Code::Text(&[CUDA_ELEMENTS, CUDA_BLOCKS, TILED_CUDA]),
             requires: &[],
         },
         Source {
@@ -298,12 +302,12 @@ pub(super) static GROUPED_TILED: Kernel = Kernel {
     sources: &[
         Source {
             language: Language::OpenClC,
-            code: Code::Text(&[ELEMENTS, ROUTING, TILED_TEXT]),
+            code: Code::Text(&[ELEMENTS, BLOCKS, ROUTING, TILED_TEXT]),
             requires: &[],
         },
         Source {
             language: Language::CudaC,
-            code: Code::Text(&[CUDA_ELEMENTS, CUDA_ROUTING, TILED_CUDA]),
+            code: Code::Text(&[CUDA_ELEMENTS, CUDA_BLOCKS, CUDA_ROUTING, TILED_CUDA]),
             requires: &[],
         },
         Source {
@@ -332,6 +336,7 @@ pub(super) static GEMV_LANES: Kernel = Kernel {
             language: Language::CudaC,
             code: Code::Text(&[
                 CUDA_ELEMENTS,
+                CUDA_BLOCKS,
                 ("gemv_lanes.cu", include_str!("gemv_lanes.cu")),
             ]),
             requires: &[],

@@ -51,8 +51,10 @@ pub enum Activation {
 pub struct Gemm {
     /// [..., m, k], or [..., k, m] with `trans_a`.
     pub a: TensorDesc,
-    /// [..., k, n], or [..., n, k] with `trans_b`.
+    /// [..., k, n], or [..., n, k] with `trans_b`; with `b_format` U8 [..., n, bytes of k weights].
     pub b: TensorDesc,
+    /// The format of the blocks that `b` holds, one of [`DType::GGML_BLOCKS`].
+    pub b_format: Option<DType>,
     /// Broadcasts to [..., m, n]; has the dtype of `a` (I8: I32).
     pub c: Option<TensorDesc>,
     /// `[n]`, of the dtype of `a` (I8: I32).
@@ -103,7 +105,12 @@ impl Gemm {
         self.a_broadcast().expect("checked when it was built")
     }
 
-    /// The layout of op(b): [batch..., k, n], with stride 0 where it broadcasts.
+    /// The dtype of b's elements, in blocks or not.
+    pub fn b_dtype(&self) -> DType {
+        self.b_format.unwrap_or(self.b.dtype)
+    }
+
+    /// The layout of op(b): [batch..., k, n], with stride 0 where it broadcasts; of blocks, that of their bytes.
     pub fn b_layout(&self) -> Layout {
         self.b_broadcast().expect("checked when it was built")
     }
@@ -129,7 +136,8 @@ impl Gemm {
     }
 
     fn b_broadcast(&self) -> Result<Layout> {
-        self.broadcast(self.b.layout, self.trans_b, [self.k(), self.n()])
+        let matrix = check::last_two(&self.b, self.trans_b);
+        self.broadcast(self.b.layout, self.trans_b, matrix)
     }
 
     fn c_broadcast(&self) -> Option<Result<Layout>> {
@@ -241,8 +249,10 @@ impl OpKind for GemmKind {
 pub struct GroupedGemm {
     /// [rows, k].
     pub a: TensorDesc,
-    /// [experts, n, k].
+    /// [experts, n, k]; with `b_format` U8 [experts, n, bytes of k weights].
     pub b: TensorDesc,
+    /// The format of the blocks that `b` holds, one of [`DType::GGML_BLOCKS`].
+    pub b_format: Option<DType>,
     /// I32 [experts + 1], on the device.
     pub expert_offsets: TensorDesc,
     /// [rows, n] (swiglu: n / 2 columns).
@@ -275,6 +285,11 @@ impl GroupedGemm {
     /// Length of the sums.
     pub fn k(&self) -> u64 {
         self.a.shape()[1]
+    }
+
+    /// The dtype of b's elements, in blocks or not.
+    pub fn b_dtype(&self) -> DType {
+        self.b_format.unwrap_or(self.b.dtype)
     }
 
     /// Counts every row and every expert's weight: how many have rows, only the device knows.
@@ -379,8 +394,10 @@ impl OpKind for GroupedGemmKind {
 pub struct MaskedGroupedGemm {
     /// [experts, capacity, k].
     pub a: TensorDesc,
-    /// [experts, n, k].
+    /// [experts, n, k]; with `b_format` U8 [experts, n, bytes of k weights].
     pub b: TensorDesc,
+    /// The format of the blocks that `b` holds, one of [`DType::GGML_BLOCKS`].
+    pub b_format: Option<DType>,
     /// I32 `[experts]`, on the device.
     pub counts: TensorDesc,
     /// [experts, capacity, n] (swiglu: n / 2 columns); rows past the count are zero.
@@ -413,6 +430,11 @@ impl MaskedGroupedGemm {
     /// Length of the sums.
     pub fn k(&self) -> u64 {
         self.a.shape()[2]
+    }
+
+    /// The dtype of b's elements, in blocks or not.
+    pub fn b_dtype(&self) -> DType {
+        self.b_format.unwrap_or(self.b.dtype)
     }
 
     /// Counts every row: how many there are, only the device knows.

@@ -8,6 +8,7 @@ use ropeway_core::dtype::DType;
 use ropeway_core::native::NativeCall;
 use ropeway_core::{Error, ErrorKind, Result};
 
+mod blocks;
 mod elements;
 mod epilogue;
 mod product;
@@ -281,6 +282,9 @@ fn source_of<'a>(call: &mut NativeCall<'a>, dtype: DType) -> Result<Elements<'a>
         DType::BF16 => of(call, Elements::BF16),
         DType::I8 => of(call, Elements::I8),
         DType::I32 => of(call, Elements::I32),
+        format if DType::GGML_BLOCKS.contains(&format) => Ok(call
+            .read_optional()?
+            .map_or(Elements::None, |bytes| Elements::Blocks(format, bytes))),
         other => Err(missing(other.name())),
     }
 }

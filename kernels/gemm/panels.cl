@@ -71,16 +71,62 @@ inline void pack_strip(__global const void* x, ulong at, uint live, const uint w
       panel[k * pitch + r] = r < live ? load_1(x, at + r * x_stride + k * k_stride, dtype) : 0.0f;
 }
 
+#if B_DTYPE >= 10
+/* Blocks: the bytes of 16 rows of 16 quants turned, by four rounds that interleave rows i and i + 8, into 16 k of 16 rows. */
+#define BYTES_LO(a, b) (uchar16)(a.s0, b.s0, a.s1, b.s1, a.s2, b.s2, a.s3, b.s3, a.s4, b.s4, a.s5, b.s5, a.s6, b.s6, a.s7, b.s7)
+#define BYTES_HI(a, b) (uchar16)(a.s8, b.s8, a.s9, b.s9, a.sa, b.sa, a.sb, b.sb, a.sc, b.sc, a.sd, b.sd, a.se, b.se, a.sf, b.sf)
+#define TURN_PAIR(x, y, i, j, to_lo, to_hi) y##to_lo = BYTES_LO(x##i, x##j), y##to_hi = BYTES_HI(x##i, x##j)
+#define TURN(x, y)                                                                                                        \
+  uchar16 TURN_PAIR(x, y, 0, 8, 0, 1), TURN_PAIR(x, y, 1, 9, 2, 3), TURN_PAIR(x, y, 2, a, 4, 5), TURN_PAIR(x, y, 3, b, 6, 7), \
+          TURN_PAIR(x, y, 4, c, 8, 9), TURN_PAIR(x, y, 5, d, a, b), TURN_PAIR(x, y, 6, e, c, d), TURN_PAIR(x, y, 7, f, e, f);
+#define BLOCK_OF_ROW(x, i, number) __global const uchar* block##i = BLOCK_AT(b + min(number##u, live - 1) * stride, k);
+#define LOAD_ROW(x, i, number) uchar16 x##i = load_quants(block##i, group, part);
+#define STORE_TURNED(x, i, number) vstore16(fma(float_quants(x##i), scale, offset), 0, panel + number * pitch);
+#define EACH_16(X, x)                                                                                                     \
+  X(x, 0, 0) X(x, 1, 1) X(x, 2, 2) X(x, 3, 3) X(x, 4, 4) X(x, 5, 5) X(x, 6, 6) X(x, 7, 7) X(x, 8, 8) X(x, 9, 9)             \
+  X(x, a, 10) X(x, b, 11) X(x, c, 12) X(x, d, 13) X(x, e, 14) X(x, f, 15)
+
+/* Packs sixteen k, from k on, of 16 rows of blocks, of which the first `live` (at least one) exist; the rest repeat the last. */
+inline void pack_weights_16(__global const uchar* b, ulong stride, uint live, uint k, uint part, float* panel, const uint pitch)
+{
+  EACH_16(BLOCK_OF_ROW, x)
+  uint group = GROUP_AT(k);
+#define LOWER block0, block1, block2, block3, block4, block5, block6, block7
+#define UPPER block8, block9, blocka, blockb, blockc, blockd, blocke, blockf
+  Scales lo = load_scales(load_heads(LOWER), LOWER, group, part), hi = load_scales(load_heads(UPPER), UPPER, group, part);
+  float16 scale = (float16)(lo.scale, hi.scale), offset = (float16)(lo.offset, hi.offset);
+  EACH_16(LOAD_ROW, r)
+  TURN(r, s) TURN(s, t) TURN(t, u) TURN(u, v)
+  EACH_16(STORE_TURNED, v)
+}
+
+/* Packs `count` k from k0 on, whole groups, of one strip of 16 rows of blocks. */
+inline void pack_weights(__global const uchar* b, ulong stride, uint live, uint k0, uint count, float* panel, const uint pitch)
+{
+  for (uint k = 0; k < count; k += 16) {
+    if (live != 0) pack_weights_16(b, stride, live, k0 + k, k % GROUP_WEIGHTS / 16, panel + k * pitch, pitch);
+    else for (uint i = 0; i < 16; i++) vstore16((float16)0.0f, 0, panel + (k + i) * pitch);
+  }
+}
+#endif
+
 /* Packs one panel of b, NR columns: two strips of 16, which are neighbours or, for swiglu, gate and up of the same 16
- * columns of d. `columns` is the number of columns of one strip's half of b (n, or n / 2). */
+ * columns of d: `count` k from k0 on. `at` is where column 0 begins. */
 inline void pack_b_panel(__global const void* b, ulong at, uint panel_index, uint n, uint swiglu, ulong k_stride, ulong n_stride,
-                         uint count, float* panel, const int dtype)
+                         uint k0, uint count, float* panel)
 {
   uint end = swiglu ? n / 2 : n;
   uint first = panel_index * (swiglu ? 16 : 32), second = swiglu ? first : first + 16;
   uint live = min(16u, end - first), more = second < end ? min(16u, end - second) : 0;
-  pack_strip(b, at + first * n_stride, live, 16, n_stride, k_stride, count, panel, NR, dtype);
-  pack_strip(b, at + (swiglu ? second + n / 2 : second) * n_stride, more, 16, n_stride, k_stride, count, panel + 16, NR, dtype);
+  uint column = swiglu ? second + n / 2 : second;
+#if B_DTYPE >= 10
+  pack_weights((__global const uchar*)b + at + first * n_stride, n_stride, live, k0, count, panel, NR);
+  pack_weights((__global const uchar*)b + at + column * n_stride, n_stride, more, k0, count, panel + 16, NR);
+#else
+  at += k0 * k_stride;
+  pack_strip(b, at + first * n_stride, live, 16, n_stride, k_stride, count, panel, NR, B_DTYPE);
+  pack_strip(b, at + column * n_stride, more, 16, n_stride, k_stride, count, panel + 16, NR, B_DTYPE);
+#endif
 }
 
 #define EACH_ROW_8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)

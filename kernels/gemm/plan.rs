@@ -20,6 +20,7 @@ use super::manifest::{
 };
 use super::{Activation, Gemm};
 
+pub(super) mod blocks;
 pub(super) mod cuda;
 mod lanes;
 mod matrix;
@@ -50,9 +51,12 @@ pub(super) use super::grouped::{
 };
 
 pub(super) fn gemm_candidates(op: &Gemm, info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
-    supported_dtypes(op.a.dtype, op.b.dtype, op.d.dtype)?;
+    supported_dtypes(op.a.dtype, op.b_dtype(), op.d.dtype)?;
     if info.languages.contains(&Language::CudaC) {
         return available(&cuda::gemm_candidates(&Problem::new(op), info), info);
+    }
+    if op.b_format.is_some() {
+        return blocks::gemm_candidates(&Problem::new(op), info);
     }
     let mut wanted: Vec<&'static Kernel> = vec![&NATIVE];
     let problem = Problem::new(op);
@@ -93,7 +97,7 @@ pub(super) fn supported_dtypes(a: DType, b: DType, d: DType) -> Result<()> {
     let pair = matches!(
         (a, b),
         (F32, F32 | F16 | BF16) | (F16, F16 | F32) | (BF16, BF16) | (I8, I8)
-    );
+    ) || (matches!(a, F32 | F16) && DType::GGML_BLOCKS.contains(&b));
     let output = match a {
         I8 => matches!(d, I32 | I8 | F32),
         _ => matches!(d, F32 | F16 | BF16),
@@ -255,7 +259,7 @@ fn choose(op: &Gemm, request: &PlanRequest<'_>) -> Result<(&'static Kernel, Conf
     let variant = format!(
         "{}_{}_{}{}",
         op.a.dtype,
-        op.b.dtype,
+        op.b_dtype(),
         letter(op.trans_a),
         letter(op.trans_b)
     )
@@ -379,8 +383,7 @@ impl<'a> Problem<'a> {
         let batches = d_shape.len() - 2;
         let m_max = d_shape[batches];
         let last = |desc: &TensorDesc, back: usize| desc.shape()[desc.layout.rank() - back];
-        let n = last(&op.b, if op.trans_b { 2 } else { 1 });
-        let k = last(&op.b, if op.trans_b { 1 } else { 2 });
+        let (n, k) = (op.n(), op.k());
         let bias = op.bias.map(|_| 2 + usize::from(op.c.is_some()));
         let d_operand = 2 + usize::from(op.c.is_some()) + usize::from(op.bias.is_some());
         let c = op.c.as_ref().map(|desc| {
@@ -420,7 +423,7 @@ impl<'a> Problem<'a> {
         module(
             kernel,
             config,
-            [self.op.a.dtype, self.op.b.dtype, self.op.d.dtype],
+            [self.op.a.dtype, self.op.b_dtype(), self.op.d.dtype],
         )
     }
 
@@ -434,7 +437,7 @@ impl<'a> Problem<'a> {
                 false,
                 rows(&op.a, if op.trans_a { 1 } else { 2 }),
             ),
-            plain_rule("b", &op.b, false, None),
+            b_rule(&op.b, op.b_format),
         ];
         if let Some(c) = &op.c {
             let varies = rows(c, 2).filter(|axis| c.shape()[*axis] == self.m_max);
@@ -518,6 +521,13 @@ impl<'a> Problem<'a> {
     /// Whether gemv takes it, and how.
     fn skinny(&self) -> Option<Skinny> {
         let op = self.op;
+        if op.b_format.is_some() {
+            let few = self.m_max <= SKINNY;
+            return few.then_some(Skinny {
+                swapped: false,
+                dot: true,
+            });
+        }
         let [a_m, a_k, b_k, b_n] = self.element_strides();
         let (swapped, [w_k, w_row], x_k) = if self.m_max <= SKINNY {
             (false, [b_k, b_n], a_k)
@@ -681,6 +691,18 @@ pub(super) fn plain_rule(
     }
 }
 
+/// Blocks begin at even bytes, where their F16s may be read, and follow each other along k.
+pub(super) fn b_rule(b: &TensorDesc, format: Option<DType>) -> OperandRule {
+    let mut rule = plain_rule("b", b, false, None);
+    // Strides of what holds nothing may be any.
+    if format.is_some() && !b.shape().contains(&0) {
+        rule.offset_multiple = 2;
+        rule.strides.fill(StrideRule::MultipleOf(2));
+        rule.strides[b.layout.rank() - 1] = StrideRule::Exactly(1);
+    }
+    rule
+}
+
 fn native(problem: &Problem<'_>, config: &Config, plan: &mut Plan) {
     let module = plan.module(problem.module(&NATIVE, config));
     let [outer, inner] = problem.launch_batch();
@@ -775,6 +797,9 @@ fn packed(
     info: &DeviceInfo,
     plan: &mut Plan,
 ) -> Result<()> {
+    if problem.op.b_format.is_some() && !prepared {
+        return blocks::packed(problem, config, plan);
+    }
     let module = plan.module(problem.module(&PACKED, config));
     let a_panels = Panels::of_a(problem, config)?;
     let b_panels_of_b = Panels::of_b(problem)?;

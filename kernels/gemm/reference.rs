@@ -8,6 +8,8 @@ use ropeway_core::spec::{DataClass, Expected, OpSpec, Recipe};
 use ropeway_core::{DType, Error, Result};
 
 use super::bound::{Dot, Epilogue};
+mod blocks;
+
 use super::{Gemm, GroupedGemm, MaskedGroupedGemm, cases, downcast, i32_values};
 
 /// The mathematics of `gemm`.
@@ -32,7 +34,7 @@ impl OpSpec for GemmSpec {
         };
         let (m, n, k) = (op.m() as usize, op.n() as usize, op.k() as usize);
         let epilogue = Epilogue {
-            k: op.k(),
+            k: roundings(op.k(), op.b_format),
             alpha: op.alpha.into(),
             activation: op.activation,
             integers: op.a.dtype == DType::I8,
@@ -56,7 +58,10 @@ impl OpSpec for GemmSpec {
             let (a, b) = if op.reads_product() {
                 (
                     matrix(a, &op.a_layout(), &batch),
-                    matrix(b, &op.b_layout(), &batch),
+                    match op.b_format {
+                        Some(format) => blocks::matrix(b, format, &op.b_layout(), &batch, k),
+                        None => matrix(b, &op.b_layout(), &batch),
+                    },
                 )
             } else {
                 (vec![0.0; m * k], vec![0.0; k * n])
@@ -88,7 +93,12 @@ impl OpSpec for GroupedGemmSpec {
         let a = operand(inputs, "a", &op.a)?;
         let b = operand(inputs, "b", &op.b)?;
         let offsets: Vec<_> = i32_values("expert_offsets", inputs)?.collect();
-        let epilogue = Epilogue::plain(op.k(), op.activation, op.d.dtype, data);
+        let epilogue = Epilogue::plain(
+            roundings(op.k(), op.b_format),
+            op.activation,
+            op.d.dtype,
+            data,
+        );
         let (n, k) = (op.n() as usize, op.k() as usize);
         // A [rows, k]; the rows of expert e are those from offsets[e] to offsets[e + 1]
         let a = matrix(a, &a.desc.layout, &[]);
@@ -96,7 +106,7 @@ impl OpSpec for GroupedGemmSpec {
         let mut expected = Answer::new(&op.d);
         for expert in 0..op.experts() as usize {
             // B[expert] transposed: [k, n]
-            let b = matrix(b, &b.desc.layout.transposed(1, 2), &[expert as u64]);
+            let b = expert_weights(b, op.b_format, expert as u64, k);
             for row in offsets[expert] as usize..offsets[expert + 1] as usize {
                 let row = row_times_matrix(&a[row * k..(row + 1) * k], &b, n);
                 expected.extend(epilogue.row(&row, &zeros, &zeros));
@@ -124,14 +134,19 @@ impl OpSpec for MaskedGroupedGemmSpec {
         let a = operand(inputs, "a", &op.a)?;
         let b = operand(inputs, "b", &op.b)?;
         let counts: Vec<_> = i32_values("counts", inputs)?.collect();
-        let epilogue = Epilogue::plain(op.k(), op.activation, op.d.dtype, data);
+        let epilogue = Epilogue::plain(
+            roundings(op.k(), op.b_format),
+            op.activation,
+            op.d.dtype,
+            data,
+        );
         let (n, k) = (op.n() as usize, op.k() as usize);
         let zeros = vec![0.0; n];
         let mut expected = Answer::new(&op.d);
         for expert in 0..op.experts() {
             // A[expert] [capacity, k], B[expert] transposed: [k, n]
             let a = matrix(a, &a.desc.layout, &[expert]);
-            let b = matrix(b, &b.desc.layout.transposed(1, 2), &[expert]);
+            let b = expert_weights(b, op.b_format, expert, k);
             for row in 0..op.capacity() as usize {
                 if row < counts[expert as usize] as usize {
                     let row = row_times_matrix(&a[row * k..(row + 1) * k], &b, n);
@@ -177,6 +192,20 @@ fn matrix(tensor: &HostTensor, layout: &Layout, batch: &[u64]) -> Vec<f64> {
         }
     }
     values
+}
+
+/// Products and what else a sum may be rounded for: a weight out of a block once, as f32 does not hold each of them.
+fn roundings(k: u64, b_format: Option<DType>) -> u64 {
+    k + u64::from(b_format.is_some())
+}
+
+/// The weights of an expert, transposed: [k, n].
+fn expert_weights(b: &HostTensor, format: Option<DType>, expert: u64, k: usize) -> Vec<f64> {
+    let layout = b.desc.layout.transposed(1, 2);
+    match format {
+        Some(format) => blocks::matrix(b, format, &layout, &[expert], k),
+        None => matrix(b, &layout, &[expert]),
+    }
 }
 
 /// `a` [k] times `b` [k, n], with the magnitudes that the bound is made of.

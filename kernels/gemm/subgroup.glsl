@@ -1,4 +1,5 @@
-/* A tile of a product that one subgroup keeps in its registers. Included by gemm_subgroup.comp and grouped_subgroup.comp, behind elements.glsl.
+/* A tile of a product that one subgroup keeps in its registers. Included by gemm_subgroup.comp and grouped_subgroup.comp, behind elements.glsl
+ * and blocks.glsl.
  *
  *                    lanes along columns, VECTORS of them             Each lane loads other elements, four along a contiguous axis at
  *                  l0 l1 .. l7 | l0 l1 .. l7 | ...                    once; nothing is loaded twice. Elements of a then reach the
@@ -161,6 +162,26 @@ void multiply_tile(uvec2 a, uvec2 a_row, uvec2 a_k, uint row0, uint rows, uvec2 
  */
 const uint DOT_COLUMNS = DOTS != 0 ? VECTORS * LANES : 1;
 
+/* Of every row and column, what this lane has added up. */
+sum_t shares[ROWS * DOT_COLUMNS];
+
+/* Adds the shares of the lanes of every row and column, and leaves column i of a vector in lane i. */
+void add_shares()
+{
+  uint lane = gl_SubgroupInvocationID;
+  [[unroll]] for (uint r = 0; r < ROWS; r++)
+    [[unroll]] for (uint j = 0; j < VECTORS; j++) {
+      sum_t mine = sum_t(0);
+      [[unroll]] for (uint i = 0; i < LANES; i++) {
+        sum_t total = shares[r * DOT_COLUMNS + min(j * LANES + i, DOT_COLUMNS - 1)];
+        [[unroll]] for (uint bit = 0; bit < 5; bit++)
+          if (1u << bit < LANES) total += subgroupShuffle(total, lane ^ 1u << bit);
+        mine = lane == i ? total : mine;
+      }
+      sums[r * VECTORS + j] = mine;
+    }
+}
+
 void multiply_dots(uvec2 a, uvec2 a_row, uvec2 a_k, uint row0, uint rows, uvec2 b, uvec2 b_k, uvec2 b_column, uint tile, uint columns, uint k)
 {
   uint lane = gl_SubgroupInvocationID;
@@ -168,7 +189,6 @@ void multiply_dots(uvec2 a, uvec2 a_row, uvec2 a_k, uint row0, uint rows, uvec2 
   [[unroll]] for (uint r = 0; r < ROWS; r++) a_at[r] = element_at(a, min(row0 + r, rows - 1), a_row, A_DTYPE);
   [[unroll]] for (uint i = 0; i < DOT_COLUMNS; i++)
     b_at[i] = element_at(b, min(column_of(tile, i / LANES % OUTPUTS, i % LANES), columns - 1) + i / LANES / OUTPUTS * columns, b_column, B_DTYPE);
-  sum_t shares[ROWS * DOT_COLUMNS];
   [[unroll]] for (uint i = 0; i < ROWS * DOT_COLUMNS; i++) shares[i] = sum_t(0);
   bool by_four = is_stride(a_k, 1) && is_aligned_4(a, A_DTYPE) && is_multiple_of_4(a_row, A_DTYPE) && is_stride(b_k, 1) && is_aligned_4(b, B_DTYPE)
                  && is_multiple_of_4(b_column, B_DTYPE);
@@ -192,21 +212,97 @@ void multiply_dots(uvec2 a, uvec2 a_row, uvec2 a_k, uint row0, uint rows, uvec2 
       [[unroll]] for (uint r = 0; r < ROWS; r++) shares[r * DOT_COLUMNS + i] += av[r] * bv;
     }
   }
-  [[unroll]] for (uint r = 0; r < ROWS; r++)
-    [[unroll]] for (uint j = 0; j < VECTORS; j++) {
-      sum_t mine = sum_t(0);
-      [[unroll]] for (uint i = 0; i < LANES; i++) {
-        sum_t total = shares[r * DOT_COLUMNS + min(j * LANES + i, DOT_COLUMNS - 1)];
-        [[unroll]] for (uint bit = 0; bit < 5; bit++)
-          if (1u << bit < LANES) total += subgroupShuffle(total, lane ^ 1u << bit);
-        mine = lane == i ? total : mine;
-      }
-      sums[r * VECTORS + j] = mine;
-    }
+  add_shares();
 }
+
+#if !INTEGER
+/* Four elements of a row of a. */
+vec4 load_a_4(uvec2 row, uint k, uvec2 a_k, bool by_four)
+{
+  if (by_four) return load_4(element_at(row, k, A_DTYPE), A_DTYPE);
+  vec4 v;
+  [[unroll]] for (uint u = 0; u < 4; u++) v[u] = load_1(element_at(row, k + u, a_k, A_DTYPE), A_DTYPE);
+  return v;
+}
+
+/* As multiply_tile, where b holds blocks of weights: a group of each column at a time, whose scales are loaded once. */
+void multiply_tile_of_blocks(uvec2 a, uvec2 a_row, uvec2 a_k, uint row0, uint rows, uvec2 b, uvec2 b_column, uint tile, uint columns, uint k)
+{
+  uint lane = gl_SubgroupInvocationID;
+  [[unroll]] for (uint i = 0; i < ROWS * VECTORS; i++) sums[i] = 0.0;
+  uvec2 a_at[ROW_VECTORS], b_at[VECTORS];
+  [[unroll]] for (uint i = 0; i < ROW_VECTORS; i++) a_at[i] = element_at(a, min(row0 + i * LANES + lane, rows - 1), a_row, A_DTYPE);
+  [[unroll]] for (uint j = 0; j < VECTORS; j++)
+    b_at[j] = element_at(b, min(column_of(tile, j % OUTPUTS, lane), columns - 1) + j / OUTPUTS * columns, b_column, I8);
+  bool by_four = is_stride(a_k, 1) && is_aligned_4(a, A_DTYPE) && is_multiple_of_4(a_row, A_DTYPE);
+  for (uint kk = 0; kk < k; kk += GROUP_WEIGHTS) {
+    Group groups[VECTORS];
+    vec2 scales[VECTORS * 2];
+    [[unroll]] for (uint j = 0; j < VECTORS; j++) {
+      groups[j] = group_at(b_at[j], kk, B_DTYPE);
+      [[unroll]] for (uint part = 0; part < 2; part++)
+        scales[j * 2 + part] = part == 0 || B_DTYPE == Q6_K ? load_scale(groups[j], part, B_DTYPE) : scales[j * 2];
+    }
+    for (uint t = 0; t < 4; t++) {
+      uvec2 quants[VECTORS];
+      [[unroll]] for (uint j = 0; j < VECTORS; j++) quants[j] = load_quants(groups[j], t, B_DTYPE);
+      [[unroll]] for (uint part = 0; part < 2; part++) {
+        vec4 av[ROW_VECTORS], bv[VECTORS];
+        [[unroll]] for (uint i = 0; i < ROW_VECTORS; i++) av[i] = load_a_4(a_at[i], kk + part * 16 + t * 4, a_k, by_four);
+        [[unroll]] for (uint j = 0; j < VECTORS; j++) bv[j] = weights_of(part == 0 ? quants[j].x : quants[j].y, scales[j * 2 + part], B_DTYPE);
+        [[unroll]] for (uint r = 0; r < ROWS; r++) {
+          float x[4];
+          [[unroll]] for (uint u = 0; u < 4; u++) x[u] = subgroupShuffle(av[r / LANES][u], r % LANES);
+          [[unroll]] for (uint j = 0; j < VECTORS; j++)
+            [[unroll]] for (uint u = 0; u < 4; u++) sums[r * VECTORS + j] += x[u] * bv[j][u];
+        }
+      }
+    }
+  }
+}
+#endif
+
+#if !INTEGER
+/* As multiply_dots, where b holds blocks of weights: a lane takes whole groups. */
+void multiply_dots_of_blocks(uvec2 a, uvec2 a_row, uvec2 a_k, uint row0, uint rows, uvec2 b, uvec2 b_column, uint tile, uint columns, uint k)
+{
+  uint lane = gl_SubgroupInvocationID;
+  uvec2 a_at[ROWS], b_at[DOT_COLUMNS];
+  [[unroll]] for (uint r = 0; r < ROWS; r++) a_at[r] = element_at(a, min(row0 + r, rows - 1), a_row, A_DTYPE);
+  [[unroll]] for (uint i = 0; i < DOT_COLUMNS; i++)
+    b_at[i] = element_at(b, min(column_of(tile, i / LANES % OUTPUTS, i % LANES), columns - 1) + i / LANES / OUTPUTS * columns, b_column, I8);
+  [[unroll]] for (uint i = 0; i < ROWS * DOT_COLUMNS; i++) shares[i] = 0.0;
+  bool by_four = is_stride(a_k, 1) && is_aligned_4(a, A_DTYPE) && is_multiple_of_4(a_row, A_DTYPE);
+  for (uint kk = lane * GROUP_WEIGHTS; kk < k; kk += LANES * GROUP_WEIGHTS) {
+    vec4 av[ROWS * 8];
+    [[unroll]] for (uint i = 0; i < ROWS * 8; i++) av[i] = load_a_4(a_at[i / 8], kk + i % 8 * 4, a_k, by_four);
+    [[unroll]] for (uint i = 0; i < DOT_COLUMNS; i++) {
+      Group group = group_at(b_at[i], kk, B_DTYPE);
+      vec2 lower = load_scale(group, 0, B_DTYPE), upper = lower;
+      if (B_DTYPE == Q6_K) upper = load_scale(group, 1, B_DTYPE);
+      [[unroll]] for (uint t = 0; t < 4; t++) {
+        uvec2 quants = load_quants(group, t, B_DTYPE);
+        vec4 first = weights_of(quants.x, lower, B_DTYPE), second = weights_of(quants.y, upper, B_DTYPE);
+        [[unroll]] for (uint r = 0; r < ROWS; r++) {
+          vec4 products = av[r * 8 + t] * first + av[r * 8 + 4 + t] * second;
+          shares[r * DOT_COLUMNS + i] += (products.x + products.y) + (products.z + products.w);
+        }
+      }
+    }
+  }
+  add_shares();
+}
+#endif
 
 void multiply(uvec2 a, uvec2 a_row, uvec2 a_k, uint row0, uint rows, uvec2 b, uvec2 b_k, uvec2 b_column, uint tile, uint columns, uint k)
 {
+#if !INTEGER
+  if (is_blocks(B_DTYPE)) {
+    if (DOTS != 0) multiply_dots_of_blocks(a, a_row, a_k, row0, rows, b, b_column, tile, columns, k);
+    else multiply_tile_of_blocks(a, a_row, a_k, row0, rows, b, b_column, tile, columns, k);
+    return;
+  }
+#endif
   if (DOTS != 0) multiply_dots(a, a_row, a_k, row0, rows, b, b_k, b_column, tile, columns, k);
   else multiply_tile(a, a_row, a_k, row0, rows, b, b_k, b_column, tile, columns, k);
 }

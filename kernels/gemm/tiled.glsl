@@ -1,5 +1,5 @@
 /* A tile of a product that a work-group multiplies through shared memory. Included by gemm_tiled.comp and grouped_tiled.comp, behind
- * elements.glsl.
+ * elements.glsl and blocks.glsl.
  *
  *             TILE columns of b                a work-group of GROUP x GROUP invocations computes a TILE x TILE tile of d:
  *          +----------------+                  TILE_K columns of a and rows of b at a time come to shared memory, in f32,
@@ -12,7 +12,7 @@
  *                                              odd ones up, and an invocation finds both in its own sums.
  *
  * Elements are loaded by fours along the axis that is contiguous, where it is aligned. Elements of i8 lie in shared memory as words of four
- * k, and are summed in i32.
+ * k, and are summed in i32. Blocks of weights (blocks.glsl) may be b, loaded by fours along k.
  *
  * Constant  default  meaning
  * GROUP     16       invocations along each side of a work-group
@@ -105,6 +105,8 @@ chunk_t load_chunk(Side x, uint line, uint lines, uint k, uint ks, const uint dt
     if (i < live) word |= (load_i8(element_at(at, i, x.k, dtype)) & 0xff) << 8 * i;
   return word;
 #else
+  /* k ends at a whole block. */
+  if (is_blocks(dtype)) return lines == 0 || ks == 0 ? vec4(0) : load_weights_4(element_at(x.at, line, x.line, I8), k, dtype);
   uint live = x.along_k ? lines == 0 ? 0 : min(ks, 4) : ks == 0 ? 0 : min(lines, 4);
   if (x.by_four && live == 4) return load_4(at, dtype);
   uvec2 step = x.along_k ? x.k : x.line;

@@ -29,11 +29,30 @@ pub enum DType {
     I4,
     /// OCP MXFP4: 32 four-bit floats (E2M1) that share one 8-bit power-of-two scale.
     MxFp4,
+    /// GGML: 32 weights d · (q − 8), d an F16, q of 4 bits; 18 bytes.
+    Q4_0,
+    /// GGML: 32 weights d · q + m, d and m F16, q of 4 bits; 20 bytes.
+    Q4_1,
+    /// GGML: 32 weights d · q, d an F16, q of 8 bits; 34 bytes.
+    Q8_0,
+    /// GGML: 256 weights in 8 groups, d · s · q − e · m, d and e F16, s and m of 6 bits a group, q of 4 bits; 144 bytes.
+    Q4K,
+    /// GGML: 256 weights in 16 groups, d · s · (q − 32), d an F16, s of 8 bits a group, q of 6 bits; 210 bytes.
+    Q6K,
+}
+
+/// What elements without an address of their own are stored in: the unit that has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Elements in a block.
+    pub elements: u64,
+    /// Bytes of a block.
+    pub bytes: u64,
 }
 
 impl DType {
     /// Every dtype, in the order of [`DType::code`].
-    pub const ALL: [DType; 10] = [
+    pub const ALL: [DType; 15] = [
         DType::F32,
         DType::F16,
         DType::BF16,
@@ -44,6 +63,20 @@ impl DType {
         DType::U8,
         DType::I4,
         DType::MxFp4,
+        DType::Q4_0,
+        DType::Q4_1,
+        DType::Q8_0,
+        DType::Q4K,
+        DType::Q6K,
+    ];
+
+    /// GGML's blocks of weights, which products read as rows of bytes.
+    pub const GGML_BLOCKS: [DType; 5] = [
+        DType::Q4_0,
+        DType::Q4_1,
+        DType::Q8_0,
+        DType::Q4K,
+        DType::Q6K,
     ];
 
     /// The number by which kernel sources know this dtype (`-D A_DTYPE=1`).
@@ -59,6 +92,11 @@ impl DType {
             DType::U8 => 7,
             DType::I4 => 8,
             DType::MxFp4 => 9,
+            DType::Q4_0 => 10,
+            DType::Q4_1 => 11,
+            DType::Q8_0 => 12,
+            DType::Q4K => 13,
+            DType::Q6K => 14,
         }
     }
 
@@ -68,8 +106,30 @@ impl DType {
             DType::F32 | DType::I32 => Some(4),
             DType::F16 | DType::BF16 => Some(2),
             DType::I8 | DType::U8 | DType::F8E4M3 | DType::F8E5M2 => Some(1),
-            DType::I4 | DType::MxFp4 => None,
+            DType::I4
+            | DType::MxFp4
+            | DType::Q4_0
+            | DType::Q4_1
+            | DType::Q8_0
+            | DType::Q4K
+            | DType::Q6K => None,
         }
+    }
+
+    /// The block that elements without an address lie in, or `None` where each has its own. A tensor of them is a view of bytes
+    /// ([`DType::U8`]) whose rows hold whole blocks.
+    pub const fn block(self) -> Option<Block> {
+        let (elements, bytes) = match self {
+            DType::I4 => (2, 1),
+            DType::MxFp4 => (32, 17),
+            DType::Q4_0 => (32, 18),
+            DType::Q4_1 => (32, 20),
+            DType::Q8_0 => (32, 34),
+            DType::Q4K => (256, 144),
+            DType::Q6K => (256, 210),
+            _ => return None,
+        };
+        Some(Block { elements, bytes })
     }
 
     /// True for floating-point types.
@@ -77,7 +137,8 @@ impl DType {
         !matches!(self, DType::I8 | DType::I32 | DType::U8 | DType::I4)
     }
 
-    /// The unit roundoff u (half the distance from 1 to the next number), or 0 for integers.
+    /// The unit roundoff u (half the distance from 1 to the next number), or 0 for integers and for weights in GGML's blocks, which have
+    /// no fixed one.
     pub fn unit_roundoff(self) -> f64 {
         match self {
             DType::F32 => 2f64.powi(-24),
@@ -86,11 +147,11 @@ impl DType {
             DType::F8E4M3 => 2f64.powi(-4),
             DType::F8E5M2 => 2f64.powi(-3),
             DType::MxFp4 => 2f64.powi(-2),
-            DType::I8 | DType::I32 | DType::U8 | DType::I4 => 0.0,
+            _ => 0.0,
         }
     }
 
-    /// The smallest positive subnormal number, or 0 for integers.
+    /// The smallest positive subnormal number, or 0 for integers and for weights in GGML's blocks, which have no fixed one.
     pub fn smallest_subnormal(self) -> f64 {
         match self {
             DType::F32 => 2f64.powi(-149),
@@ -99,11 +160,11 @@ impl DType {
             DType::F8E4M3 => 2f64.powi(-9),
             DType::F8E5M2 => 2f64.powi(-16),
             DType::MxFp4 => 2f64.powi(-128),
-            DType::I8 | DType::I32 | DType::U8 | DType::I4 => 0.0,
+            _ => 0.0,
         }
     }
 
-    /// The smallest positive normal number, or 0 for integers.
+    /// The smallest positive normal number, or 0 for integers and for weights in GGML's blocks, which have no fixed one.
     pub fn smallest_normal(self) -> f64 {
         match self {
             DType::F32 | DType::BF16 => 2f64.powi(-126),
@@ -111,7 +172,7 @@ impl DType {
             DType::F8E4M3 => 2f64.powi(-6),
             DType::F8E5M2 => 2f64.powi(-14),
             DType::MxFp4 => 2f64.powi(-127),
-            DType::I8 | DType::I32 | DType::U8 | DType::I4 => 0.0,
+            _ => 0.0,
         }
     }
 
@@ -128,6 +189,11 @@ impl DType {
             DType::I32 => i32::MAX as f64,
             DType::U8 => 255.0,
             DType::I4 => 7.0,
+            DType::Q4_0 => 8.0 * 65504.0,
+            DType::Q4_1 => 16.0 * 65504.0,
+            DType::Q8_0 => 128.0 * 65504.0,
+            DType::Q4K => (63.0 * 15.0 + 63.0) * 65504.0,
+            DType::Q6K => 128.0 * 32.0 * 65504.0,
         }
     }
 
@@ -151,6 +217,11 @@ impl DType {
             DType::U8 => "U8",
             DType::I4 => "I4",
             DType::MxFp4 => "MXFP4",
+            DType::Q4_0 => "Q4_0",
+            DType::Q4_1 => "Q4_1",
+            DType::Q8_0 => "Q8_0",
+            DType::Q4K => "Q4_K",
+            DType::Q6K => "Q6_K",
         }
     }
 }

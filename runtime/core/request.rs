@@ -179,7 +179,13 @@ fn decode(dtype: DType, data: &[u8], position: usize) -> f64 {
         DType::U8 => data[position].into(),
         DType::F8E4M3 => decode_f8(data[position], 4, 7, false),
         DType::F8E5M2 => decode_f8(data[position], 5, 15, true),
-        DType::I4 | DType::MxFp4 => unreachable!("host tensors hold addressable elements"),
+        DType::I4
+        | DType::MxFp4
+        | DType::Q4_0
+        | DType::Q4_1
+        | DType::Q8_0
+        | DType::Q4K
+        | DType::Q6K => unreachable!("host tensors hold addressable elements"),
     }
 }
 

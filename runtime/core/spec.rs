@@ -65,6 +65,12 @@ pub enum Fill {
         /// One past the last.
         end: u64,
     },
+    /// Bytes with random bits where a mask has them: `random & mask | bits`, by the position modulo the pattern's length. For U8 that
+    /// holds a format, such as blocks of weights.
+    Bits {
+        /// `(mask, bits)`, at least one.
+        pattern: Vec<(u8, u8)>,
+    },
 }
 
 /// Uniform in [-scale, scale).
@@ -290,6 +296,10 @@ impl Fill {
                 } else {
                     value
                 }
+            }
+            Fill::Bits { pattern } => {
+                let (mask, bits) = pattern[position as usize % pattern.len()];
+                f64::from(random.next() as u8 & mask | bits)
             }
         }
     }

@@ -3,6 +3,8 @@
 use ropeway_core::DType;
 use ropeway_core::spec::{DataClass, Fill, Recipe, seed_of};
 
+use super::blocks::Weights;
+
 /// How an operand [batch..., rows, columns] lies in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) enum Storage {
@@ -152,6 +154,10 @@ pub(super) enum Data {
     Exact(i64),
     /// This in `a` and that in `b`; judged in the worst case.
     Adversarial(Fill, Fill),
+    /// Random, with NaN for the scale of these of b's blocks.
+    NanBlocks(Vec<u64>),
+    /// NaN in a and in b's blocks, which a factor of zero leaves unread.
+    Unread,
 }
 
 impl Data {
@@ -159,13 +165,14 @@ impl Data {
         match self {
             Data::Random => DataClass::Random,
             Data::Exact(_) => DataClass::Exact,
-            Data::Adversarial(..) => DataClass::Adversarial,
+            Data::Adversarial(..) | Data::NanBlocks(_) | Data::Unread => DataClass::Adversarial,
         }
     }
 
     pub(super) fn a(&self) -> Fill {
         match self {
             Data::Adversarial(a, _) => a.clone(),
+            Data::Unread => super::nan(),
             _ => self.addend(),
         }
     }
@@ -213,6 +220,11 @@ pub(super) struct Product {
     pub seed: Option<u64>,
     /// What `c` and `bias` hold, if not what the data says.
     pub c_fill: Option<Fill>,
+}
+
+/// Whether b is stored in blocks of weights.
+fn is_blocks(b: DType) -> bool {
+    DType::GGML_BLOCKS.contains(&b)
 }
 
 impl Product {
@@ -329,7 +341,16 @@ impl Product {
         let shape = matrix(&self.a_batch, self.trans_a, m, k);
         recipe = place("a", self.a, &shape, self.data.a(), a_storage).add_to(recipe);
         let shape = matrix(&self.b_batch, self.trans_b, k, n);
-        recipe = place("b", self.b, &shape, self.data.b(), b_storage).add_to(recipe);
+        recipe = match is_blocks(self.b) {
+            true => Weights {
+                format: self.b,
+                shape: &shape,
+                data: &self.data,
+                storage: b_storage,
+            }
+            .add_to(recipe),
+            false => place("b", self.b, &shape, self.data.b(), b_storage).add_to(recipe),
+        };
         let addend_dtype = match self.a {
             DType::I8 => DType::I32,
             dtype => dtype,
@@ -517,15 +538,26 @@ impl Grouped {
             storage: self.storage[0],
             unread_rows: &unread_rows,
         };
-        let b = Place {
-            name: "b",
-            dtype: self.b,
-            shape: &[experts, self.n, self.k],
-            fill: self.data.b(),
-            storage: self.storage[1],
-            unread_rows: &[],
+        let recipe = a.add_to(recipe);
+        let shape = &[experts, self.n, self.k];
+        let mut recipe = match is_blocks(self.b) {
+            true => Weights {
+                format: self.b,
+                shape,
+                data: &self.data,
+                storage: self.storage[1],
+            }
+            .add_to(recipe),
+            false => Place {
+                name: "b",
+                dtype: self.b,
+                shape,
+                fill: self.data.b(),
+                storage: self.storage[1],
+                unread_rows: &[],
+            }
+            .add_to(recipe),
         };
-        let mut recipe = b.add_to(a.add_to(recipe));
         let counts = self.counts.iter().map(|&count| count as f64);
         recipe = match self.capacity {
             Some(_) => {

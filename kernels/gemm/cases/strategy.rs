@@ -27,6 +27,7 @@ pub(in super::super) fn gemm_strategy() -> BoxedStrategy<Recipe> {
         ]),
         [storage(), storage(), storage()],
     );
+    let blocks = prop::option::weighted(0.2, select(DType::GGML_BLOCKS.to_vec()));
     let epilogue = (
         select(vec![C::None, C::Full, C::Row, C::Column, C::One]),
         prop::bool::weighted(0.25),
@@ -38,8 +39,14 @@ pub(in super::super) fn gemm_strategy() -> BoxedStrategy<Recipe> {
         ],
         output(),
     );
-    (operands, epilogue, nature(), any::<u64>().no_shrink())
-        .prop_map(|(operands, epilogue, nature, seed)| {
+    (
+        operands,
+        epilogue,
+        nature(),
+        any::<u64>().no_shrink(),
+        blocks,
+    )
+        .prop_map(|(operands, epilogue, nature, seed, blocks)| {
             let ([m, n, k], (a, b), (trans_a, trans_b), (batch, c_lead), storage) = operands;
             let (c, bias, alpha, beta, activation, out) = epilogue;
             let n = match activation {
@@ -74,6 +81,13 @@ pub(in super::super) fn gemm_strategy() -> BoxedStrategy<Recipe> {
             };
             problem.data = data(nature, a, smooth);
             problem.storage = storage.map(|storage| honest(storage, &problem.data));
+            if let Some(format) = blocks
+                && in_blocks(problem.a, &problem.data)
+            {
+                problem.b = format;
+                problem.trans_b = true;
+                problem.size[2] = whole_blocks(k, format);
+            }
             problem.recipe()
         })
         .boxed()
@@ -122,25 +136,41 @@ fn grouped() -> impl Strategy<Value = Grouped> {
         [storage(), storage()],
         nature(),
         any::<u64>().no_shrink(),
+        prop::option::weighted(0.2, select(DType::GGML_BLOCKS.to_vec())),
     )
-        .prop_map(|([_, n, k], (a, b), swiglu, out, storage, nature, seed)| {
-            let data = data(nature, a, swiglu);
-            Grouped {
-                a,
-                b,
-                out: out.map(|index| outputs(a)[index]),
-                swiglu,
-                storage: storage.map(|storage| honest(storage, &data)),
-                data,
-                seed: Some(seed),
-                ..Grouped::new(
-                    "generated",
-                    &[],
-                    if swiglu { n.next_multiple_of(2) } else { n },
-                    k,
-                )
-            }
-        })
+        .prop_map(
+            |([_, n, k], (a, b), swiglu, out, storage, nature, seed, blocks)| {
+                let data = data(nature, a, swiglu);
+                let (b, k) = match blocks {
+                    Some(format) if in_blocks(a, &data) => (format, whole_blocks(k, format)),
+                    _ => (b, k),
+                };
+                Grouped {
+                    a,
+                    b,
+                    out: out.map(|index| outputs(a)[index]),
+                    swiglu,
+                    storage: storage.map(|storage| honest(storage, &data)),
+                    data,
+                    seed: Some(seed),
+                    ..Grouped::new(
+                        "generated",
+                        &[],
+                        if swiglu { n.next_multiple_of(2) } else { n },
+                        k,
+                    )
+                }
+            },
+        )
+}
+
+/// Whether b may lie in blocks beside such an a.
+fn in_blocks(a: DType, data: &Data) -> bool {
+    matches!(a, F32 | F16) && matches!(data, Data::Random | Data::Exact(_))
+}
+
+fn whole_blocks(k: u64, format: DType) -> u64 {
+    k.next_multiple_of(format.block().expect("a format of blocks").elements)
 }
 
 /// m, n and k: small, at times one of them large or zero.

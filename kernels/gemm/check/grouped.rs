@@ -6,9 +6,9 @@ use ropeway_core::{DType, Error, Result};
 
 use super::super::{Activation, GroupedGemm, MaskedGroupedGemm};
 use super::{
-    Quantisation, SCALE_BLOCK, check_spans, expect_dtype, expect_rank, expect_row_bytes,
-    expect_scaled, expect_shape, inner_mismatch, last_two, out_dtype, output, output_columns,
-    read_out_dtype, read_quantisation, supported,
+    Quantisation, SCALE_BLOCK, check_format, check_spans, expect_dtype, expect_rank,
+    expect_rows_of_blocks, expect_scaled, expect_shape, inner_mismatch, last_two, out_dtype,
+    output, output_columns, read_out_dtype, read_quantisation, supported,
 };
 
 /// Describes a [`GroupedGemm`].
@@ -53,6 +53,12 @@ impl GroupedGemmBuilder {
     /// `None` (the default) or `Swiglu`.
     pub fn activation(mut self, activation: Activation) -> Self {
         self.epilogue.activation = activation;
+        self
+    }
+
+    /// `b` is U8 and holds blocks of this format ([`DType::GGML_BLOCKS`]), rows of k weights.
+    pub fn b_format(mut self, format: DType) -> Self {
+        self.epilogue.quantisation.b_format = Some(format);
         self
     }
 
@@ -104,6 +110,7 @@ impl GroupedGemmBuilder {
         Ok(GroupedGemm {
             a: self.a,
             b: self.b,
+            b_format: self.epilogue.quantisation.b_format,
             expert_offsets: self.expert_offsets,
             d,
             activation: self.epilogue.activation,
@@ -136,6 +143,12 @@ impl MaskedGroupedGemmBuilder {
     /// `None` (the default) or `Swiglu`.
     pub fn activation(mut self, activation: Activation) -> Self {
         self.epilogue.activation = activation;
+        self
+    }
+
+    /// `b` is U8 and holds blocks of this format ([`DType::GGML_BLOCKS`]), rows of k weights.
+    pub fn b_format(mut self, format: DType) -> Self {
+        self.epilogue.quantisation.b_format = Some(format);
         self
     }
 
@@ -178,6 +191,7 @@ impl MaskedGroupedGemmBuilder {
         Ok(MaskedGroupedGemm {
             a: self.a,
             b: self.b,
+            b_format: self.epilogue.quantisation.b_format,
             counts: self.counts,
             d,
             activation: self.epilogue.activation,
@@ -216,9 +230,10 @@ impl GroupedEpilogue {
 
     /// Experts and n of `b` [experts, n, k].
     fn experts(&self, b: &TensorDesc, k: u64) -> Result<(u64, u64)> {
+        check_format(b, self.quantisation.b_format)?;
         expect_rank("b", b, 3, "[experts, n, k]")?;
-        match self.quantisation.blocks {
-            Some(blocks) => expect_row_bytes(b, blocks, k)?,
+        match self.quantisation.b_format {
+            Some(format) => expect_rows_of_blocks(b, format, k)?,
             None if b.shape()[2] != k => return Err(inner_mismatch(b, k, true)),
             None => {}
         }
@@ -267,7 +282,8 @@ impl GroupedEpilogue {
             (counts.0, Some(counts.1)),
             ("d", Some(d)),
         ])?;
-        supported(a.dtype, b.dtype, d.dtype, &self.quantisation, false)?;
+        let b_dtype = self.quantisation.b_format.unwrap_or(b.dtype);
+        supported(a.dtype, b_dtype, d.dtype, false)?;
         let experts = b.shape()[0];
         if experts > i32::MAX as u64 {
             return Err(Error::unsupported(format!(

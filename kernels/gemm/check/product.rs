@@ -6,9 +6,9 @@ use ropeway_core::{DType, Error, Result};
 
 use super::super::{Activation, Gemm};
 use super::{
-    Blocks, Quantisation, SCALE_BLOCK, at_least_two, broadcast, check_spans, expect_dtype,
-    expect_row_bytes, expect_scaled, expect_shape, inner_mismatch, last_two, out_dtype, output,
-    output_columns, read_out_dtype, read_quantisation, supported,
+    Quantisation, SCALE_BLOCK, at_least_two, broadcast, check_format, check_spans, expect_dtype,
+    expect_rows_of_blocks, expect_scaled, expect_shape, inner_mismatch, last_two, out_dtype,
+    output, output_columns, read_out_dtype, read_quantisation, supported,
 };
 
 /// Describes a [`Gemm`]; everything but `a` and `b` has a default.
@@ -107,6 +107,25 @@ impl GemmBuilder {
         self
     }
 
+    /// `b` is U8 and holds blocks of this format ([`DType::GGML_BLOCKS`]): rows [..., n] of k weights each, with `trans_b`.
+    ///
+    /// ```
+    /// use ropeway_core::DType;
+    /// use ropeway_core::memory::TensorDesc;
+    /// use ropeway_kernels::gemm::Gemm;
+    ///
+    /// // 256 weights in 8 blocks of 18 bytes.
+    /// let x = TensorDesc::contiguous(DType::F32, &[1, 256])?;
+    /// let weight = TensorDesc::contiguous(DType::U8, &[512, 8 * 18])?;
+    /// let layer = Gemm::builder(x, weight).trans_b(true).b_format(DType::Q4_0).build()?;
+    /// assert_eq!(layer.d.shape(), [1, 512]);
+    /// # Ok::<(), ropeway_core::Error>(())
+    /// ```
+    pub fn b_format(mut self, format: DType) -> GemmBuilder {
+        self.quantisation.b_format = Some(format);
+        self
+    }
+
     /// The dtype of `d`; that of `a` by default (I8: I32).
     pub fn out_dtype(mut self, out_dtype: DType) -> GemmBuilder {
         self.out_dtype = Some(out_dtype);
@@ -125,16 +144,21 @@ impl GemmBuilder {
     /// `InvalidArgument` naming the tensor or attribute, what was found and what was expected; `Unsupported` for dtypes that no kernel
     /// takes.
     pub fn build(self) -> Result<Gemm> {
-        let (a, b) = (self.a, self.b);
+        let (a, b, b_format) = (self.a, self.b, self.quantisation.b_format);
+        check_format(&b, b_format)?;
         let a_batch = at_least_two("a", &a)?;
         let b_batch = at_least_two("b", &b)?;
         let [m, k] = last_two(&a, self.trans_a);
         let [b_k, n] = last_two(&b, self.trans_b);
-        let n = match self.quantisation.blocks {
-            Some(blocks) => self.check_blocks(blocks, k, n)?,
+        match b_format {
+            Some(format) if !self.trans_b => {
+                let expected = format!("true (b holds {format} blocks)");
+                return Err(Error::invalid("trans_b", false, expected));
+            }
+            Some(format) => expect_rows_of_blocks(&b, format, k)?,
             None if b_k != k => return Err(inner_mismatch(&b, k, self.trans_b)),
-            None => n,
-        };
+            None => {}
+        }
         let mut batch = broadcast("b", a_batch, b_batch)?;
         let (operand_dtype, operand_expected) = match a.dtype {
             DType::I8 => (DType::I32, "I32 (a is I8)".to_owned()),
@@ -180,10 +204,12 @@ impl GemmBuilder {
             ("bias", self.bias),
             ("d", Some(d)),
         ])?;
-        supported(a.dtype, b.dtype, d.dtype, &self.quantisation, true)?;
+        let b_dtype = b_format.unwrap_or(b.dtype);
+        supported(a.dtype, b_dtype, d.dtype, true)?;
         let gemm = Gemm {
             a,
             b,
+            b_format,
             c: self.c,
             bias: self.bias,
             d,
@@ -202,14 +228,6 @@ impl GemmBuilder {
             layout.map_err(|error| error.within(name))?;
         }
         Ok(gemm)
-    }
-
-    /// The `n` of a quantised `b`, whose rows hold k weights each.
-    fn check_blocks(&self, blocks: Blocks, k: u64, n: u64) -> Result<u64> {
-        if self.trans_b {
-            expect_row_bytes(&self.b, blocks, k)?;
-        }
-        Ok(n)
     }
 
     fn check_scales(&self, m: u64, n: u64, k: u64, batched: bool) -> Result<()> {

@@ -346,7 +346,7 @@ fn tensors_are_checked() {
 }
 
 #[test]
-fn quantised_b_is_sound_but_unsupported() {
+fn rows_of_b_are_whole_blocks() {
     let with = |rows: u64, bytes: u64, k: u64, format: &str| {
         gemm(
             &[("a", F32, &[3, k]), ("b", U8, &[rows, bytes])],
@@ -360,11 +360,47 @@ fn quantised_b_is_sound_but_unsupported() {
         ("q4_k", 512, 288),
         ("q6_k", 512, 420),
     ] {
-        refused(with(7, bytes, k, format), UNSUPPORTED, &[format]);
-        refused(with(7, bytes + 1, k, format), INVALID, &["b:", format]);
-        refused(with(7, bytes, k + 1, format), INVALID, &["b:", format]);
+        let word = format.to_uppercase();
+        assert!(with(7, bytes, k, format).is_ok());
+        refused(with(7, bytes + 1, k, format), INVALID, &["b:", &word]);
+        refused(with(7, bytes, k + 1, format), INVALID, &["b:", &word]);
     }
     refused(with(7, 36, 64, "q5_0"), INVALID, &["b_format", "q5_0"]);
+    refused(
+        gemm(
+            &[("a", F32, &[3, 64]), ("b", U8, &[36, 7])],
+            json!({"b_format": "q4_0"}),
+        ),
+        INVALID,
+        &["trans_b", "Q4_0"],
+    );
+    refused(
+        gemm(
+            &[("a", BF16, &[3, 64]), ("b", U8, &[7, 36])],
+            json!({"b_format": "q4_0", "trans_b": true}),
+        ),
+        UNSUPPORTED,
+        &["BF16", "Q4_0"],
+    );
+    refused(
+        gemm(
+            &[("a", F32, &[3, 64]), ("b", DType::Q4_0, &[7, 64])],
+            json!({"trans_b": true}),
+        ),
+        INVALID,
+        &["b: found Q4_0", "U8", "b_format"],
+    );
+    let apart = TensorDesc {
+        dtype: U8,
+        layout: Layout::strided(&[7, 36], &[72, 2]).unwrap(),
+    };
+    let a = TensorDesc::contiguous(F32, &[3, 64]).unwrap();
+    let with = |b, format| Gemm::builder(a, b).trans_b(true).b_format(format).build();
+    let error = with(apart, DType::Q4_0).unwrap_err().to_string();
+    assert!(error.contains("stride 2 on axis 1"), "{error}");
+    let bytes = TensorDesc::contiguous(U8, &[7, 36]).unwrap();
+    let error = with(bytes, F16).unwrap_err().to_string();
+    assert!(error.contains("b_format: found F16"), "{error}");
     refused(
         gemm(&[("a", F32, &[3, 5]), ("b", U8, &[5, 7])], json!({})),
         INVALID,

@@ -3,7 +3,7 @@
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
-use super::{CUDA_ELEMENTS, CUDA_ROUTING, TILED_CONSTRAINTS, TILED_CUDA};
+use super::{CUDA_BLOCKS, CUDA_ELEMENTS, CUDA_ROUTING, TILED_CONSTRAINTS, TILED_CUDA};
 
 /// As [`super::TILED`], with tiles of 128 x 128.
 pub(in super::super) static SIMT: Kernel = Kernel {
@@ -12,7 +12,7 @@ pub(in super::super) static SIMT: Kernel = Kernel {
     version: 1,
     sources: &[Source {
         language: Language::CudaC,
-        code: Code::Text(&[CUDA_ELEMENTS, TILED_CUDA]),
+        code: Code::Text(&[CUDA_ELEMENTS, CUDA_BLOCKS, TILED_CUDA]),
         requires: &[],
     }],
     tunables: &[

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 use half::{bf16, f16};
+use ropeway_core::dtype::DType;
 
+use super::blocks;
 use crate::convert;
 
 /// Elements to read, whatever their dtype.
@@ -16,6 +18,8 @@ pub(super) enum Elements<'a> {
     BF16(&'a [bf16]),
     I8(&'a [i8]),
     I32(&'a [i32]),
+    /// Rows of blocks of this format. Places are bytes, of whole blocks.
+    Blocks(DType, &'a [u8]),
 }
 
 impl Elements<'_> {
@@ -27,6 +31,7 @@ impl Elements<'_> {
             Elements::BF16(x) => x[at].to_f32(),
             Elements::I8(x) => f32::from(x[at]),
             Elements::I32(x) => x[at] as f32,
+            Elements::Blocks(..) => unreachable!("blocks are read whole"),
         }
     }
 
@@ -46,10 +51,22 @@ impl Elements<'_> {
             Elements::BF16(x) => bytemuck::cast_slice(&x[range]),
             Elements::I8(x) => bytemuck::cast_slice(&x[range]),
             Elements::I32(x) => bytemuck::cast_slice(&x[range]),
+            Elements::Blocks(_, x) => &x[range],
         }
     }
 
-    /// `to[i]` = element `at + i * stride`.
+    /// Where the element lies that follows `k` others in a row that begins at `at`, one after the other.
+    pub(super) fn along_row(&self, at: usize, k: usize) -> usize {
+        match self {
+            Elements::Blocks(format, _) => {
+                let block = format.block().expect("a format of blocks");
+                at + k / block.elements as usize * block.bytes as usize
+            }
+            _ => at + k,
+        }
+    }
+
+    /// `to[i]` = element `at + i * stride`; of blocks, those from the block at byte `at` on.
     pub(super) fn widen(&self, at: usize, stride: usize, to: &mut [f32]) {
         if to.is_empty() {
             return;
@@ -62,6 +79,7 @@ impl Elements<'_> {
         }
         let range = at..at + to.len();
         match self {
+            Elements::Blocks(format, x) => blocks::widen(*format, &x[at..], to),
             Elements::None => to.fill(0.0),
             Elements::F32(x) => to.copy_from_slice(&x[range]),
             Elements::F16(x) => convert::widen_f16(&x[range], to),

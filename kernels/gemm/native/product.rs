@@ -194,7 +194,7 @@ impl Product<'_> {
                         true => block.columns.start + w,
                         false => self.columns() + block.columns.start + w - columns,
                     };
-                    b.at + column * b.column + k
+                    b.elements.along_row(b.at + column * b.column, k)
                 };
                 let sizes = [block.width, rows, self.k];
                 let tiles = count * block.width.div_ceil(ROWS);
@@ -203,7 +203,8 @@ impl Product<'_> {
                     // What comes next is asked for while others are multiplied.
                     if w + ROWS < block.width {
                         let next = place(w + ROWS, k);
-                        device.prefetch(b.elements.bytes(next..next + to.len()));
+                        let end = b.elements.along_row(next, to.len());
+                        device.prefetch(b.elements.bytes(next..end));
                     }
                     b.elements.widen(place(w, k), 1, to);
                 });

@@ -4,8 +4,8 @@ use rayon::prelude::*;
 
 use ropeway_core::native::NativeDevice;
 
-use super::Side;
 use super::elements::Elements;
+use super::{Side, blocks};
 use crate::convert::Widen;
 use crate::dots::few_rows;
 
@@ -28,11 +28,11 @@ pub(super) struct Skinny<'a> {
 }
 
 impl Skinny<'_> {
-    /// Whether w holds floats and one of its strides is 1, so that it can be read forwards.
+    /// Whether w holds floats (or blocks of them) and one of its strides is 1, so that it can be read forwards.
     pub(super) fn fits(&self) -> bool {
         let floats = matches!(
             self.w.elements,
-            Elements::F32(_) | Elements::F16(_) | Elements::BF16(_)
+            Elements::F32(_) | Elements::F16(_) | Elements::BF16(_) | Elements::Blocks(..)
         );
         floats && self.x_rows <= ROWS && (self.w.column == 1 || self.w.row == 1)
     }
@@ -74,6 +74,11 @@ impl Skinny<'_> {
             Elements::F32(w) => self.dot_products_of(w, x, first, sums),
             Elements::F16(w) => self.dot_products_of(w, x, first, sums),
             Elements::BF16(w) => self.dot_products_of(w, x, first, sums),
+            Elements::Blocks(format, w) => {
+                let bytes = self.w.elements.along_row(0, self.k);
+                let row = |row: usize| &w[self.w.at + (first + row) * self.w.row..][..bytes];
+                blocks::few_rows(format, row, x, self.k, sums);
+            }
             _ => unreachable!("`fits` has looked"),
         }
     }

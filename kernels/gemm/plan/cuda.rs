@@ -24,7 +24,7 @@ pub(super) fn gemm_candidates(problem: &Problem<'_>, info: &DeviceInfo) -> Vec<&
         true => vec![&SIMT, &TILED],
         false => vec![&TILED, &SIMT],
     };
-    let by_matrix_units = mma::takes(problem.op.a.dtype, problem.op.b.dtype);
+    let by_matrix_units = mma::takes(problem.op.a.dtype, problem.op.b_dtype());
     if by_matrix_units {
         wanted.splice(
             0..0,

@@ -46,9 +46,11 @@ pub(super) fn is_along_k(problem: &Problem<'_>) -> bool {
     w_k == 1 || w_row != 1
 }
 
-/// Whether w is a. The halves of d's columns under swiglu cannot be rows of x.
+/// Whether w is a. The halves of d's columns under swiglu cannot be rows of x, nor can blocks of weights.
 fn few_columns(problem: &Problem<'_>) -> bool {
-    problem.n <= SKINNY && problem.op.activation != Activation::Swiglu
+    problem.op.b_format.is_none()
+        && problem.n <= SKINNY
+        && problem.op.activation != Activation::Swiglu
 }
 
 /// The plan of a product with few rows, or with few columns: that of the transposed problem.
@@ -67,7 +69,7 @@ pub(super) fn gemv(problem: &Problem<'_>, config: &Config, info: &DeviceInfo, pl
             n,
             problem.m.clone(),
             problem.n,
-            [op.a.dtype, op.b.dtype],
+            [op.a.dtype, op.b_dtype()],
             [zero, bias],
         ),
         true => (

@@ -157,12 +157,14 @@ impl Tile {
 pub(super) fn gemm(problem: &Problem<'_>, config: &Config, info: &DeviceInfo, plan: &mut Plan) {
     let op = problem.op;
     let swiglu = op.activation == Activation::Swiglu;
-    let swapped = problem.n <= SKINNY && problem.m_max > SKINNY && !swiglu;
+    let blocks = op.b_format.is_some();
+    let swapped = problem.n <= SKINNY && problem.m_max > SKINNY && !swiglu && !blocks;
     let [a_row, a_k, b_k, b_column] = problem.element_strides();
-    let orders = [
-        Order::of(a_k, a_row, op.a.dtype),
-        Order::of(b_k, b_column, op.b.dtype),
-    ];
+    let orders = match (Order::of(a_k, a_row, op.a.dtype), blocks) {
+        (order, false) => [order, Order::of(b_k, b_column, op.b.dtype)],
+        (Order::AlongK, true) => [Order::AlongK; 2],
+        (_, true) => [Order::Nowhere, Order::AlongK],
+    };
     let bias = Arg::U64(problem.bias_stride());
     let zero = Arg::U64(Expr::Const(0));
     let n = Expr::from(problem.n);
@@ -197,7 +199,7 @@ pub(super) fn gemm(problem: &Problem<'_>, config: &Config, info: &DeviceInfo, pl
         let [a, b] = if swapped {
             [op.b.dtype, op.a.dtype]
         } else {
-            [op.a.dtype, op.b.dtype]
+            [op.a.dtype, op.b_dtype()]
         };
         config.set_dtype(
             "C_DTYPE",

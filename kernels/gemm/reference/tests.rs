@@ -14,6 +14,7 @@ use super::super::{
     Activation, Gemm, GemmKind, GroupedGemm, GroupedGemmKind, MaskedGroupedGemm,
     MaskedGroupedGemmKind,
 };
+use super::blocks;
 use DType::{BF16, F16, F32, I8, I32};
 
 type Tensor<'a> = (&'a str, DType, &'a [u64], &'a [f64]);
@@ -212,6 +213,54 @@ fn grouped_products_computed_by_hand() {
         DataClass::Exact,
     );
     assert_eq!(found.values, [15.0, 21.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+}
+
+/// One block of each format, its weights worked out from ggml's description of it.
+#[test]
+fn blocks_computed_by_hand() {
+    let half = |value: f32| half::f16::from_f32(value).to_le_bytes();
+    // Q4_0: 0.5 · (q − 8)
+    let mut block = half(0.5).to_vec();
+    block.extend([0x80, 0x1f].iter().chain(&[0x88; 14]));
+    let weights = blocks::row(DType::Q4_0, &block, 32);
+    assert_eq!(weights[..3], [-4.0, 3.5, 0.0]);
+    assert_eq!(weights[16..19], [0.0, -3.5, 0.0]);
+    // Q4_1: 0.25 · q − 2
+    let mut block = [half(0.25), half(-2.0)].concat();
+    block.extend([0xf0, 0x3a].iter().chain(&[0x88; 14]));
+    let weights = blocks::row(DType::Q4_1, &block, 32);
+    assert_eq!(weights[..3], [-2.0, 0.5, 0.0]);
+    assert_eq!(weights[16..19], [1.75, -1.25, 0.0]);
+    // Q8_0: −2 · q
+    let mut block = half(-2.0).to_vec();
+    block.extend([0x80, 0x7f].iter().chain(&[1; 30]));
+    let weights = blocks::row(DType::Q8_0, &block, 32);
+    assert_eq!((weights[0], weights[1], weights[31]), (256.0, -254.0, -2.0));
+    // Q4_K: group 0 has scale 3 and minimum 5; group 5 scale 2 + 16 and minimum 1 + 32.
+    let mut block = [half(0.5), half(2.0)].concat();
+    let mut packed = [0; 12];
+    (packed[0], packed[4]) = (3, 5);
+    packed[1] |= 1 << 6;
+    packed[5] |= 2 << 6;
+    packed[9] = 2 | 1 << 4;
+    block.extend(packed);
+    let mut quants = [0; 128];
+    (quants[0], quants[64 + 31]) = (0x07, 0xb0);
+    block.extend(quants);
+    let weights = blocks::row(DType::Q4K, &block, 256);
+    assert_eq!((weights[0], weights[1]), (0.5 * 3.0 * 7.0 - 10.0, -10.0));
+    assert_eq!(weights[5 * 32 + 31], 0.5 * 18.0 * 11.0 - 66.0);
+    assert_eq!(weights[5 * 32], -66.0);
+    // Q6_K: weight 1 of the block (scale 4) is 0x2a; weight 128 + 96 + 20 (scale −3) is 0x31.
+    let mut block = vec![0; 208];
+    (block[1], block[128 + 1]) = (0x0a, 0x02);
+    (block[64 + 32 + 20], block[128 + 32 + 20]) = (0x10, 0xc0);
+    (block[192], block[192 + 15]) = (4, -3i8 as u8);
+    block.extend(half(0.5));
+    let weights = blocks::row(DType::Q6K, &block, 256);
+    assert_eq!(weights[1], 0.5 * 4.0 * (42.0 - 32.0));
+    assert_eq!(weights[0], 0.5 * 4.0 * -32.0);
+    assert_eq!(weights[128 + 96 + 20], 0.5 * -3.0 * (49.0 - 32.0));
 }
 
 fn integers(random: &mut Random, elements: u64) -> Vec<f64> {
@@ -424,6 +473,28 @@ fn rows(tensor: &HostTensor, layout: &Layout, batch: &[u64]) -> Vec<Vec<f64>> {
         .collect()
 }
 
+/// The rows of b [.., n, k] as f32 holds them.
+fn weight_rows(
+    tensor: &HostTensor,
+    format: Option<DType>,
+    layout: &Layout,
+    batch: &[u64],
+    k: u64,
+) -> Vec<Vec<f64>> {
+    let Some(format) = format else {
+        return rows(tensor, layout, batch);
+    };
+    let row = |row| {
+        let at = tensor.offset + layout.offset_of(&[batch, &[row, 0]].concat());
+        let weights = blocks::row(format, &tensor.data[at as usize..], k as usize);
+        weights.iter().map(|w| f64::from(*w as f32)).collect()
+    };
+    match k {
+        0 => vec![Vec::new(); layout.shape()[batch.len()] as usize],
+        _ => (0..layout.shape()[batch.len()]).map(row).collect(),
+    }
+}
+
 fn naive(op: &dyn Op, inputs: &Operands, fault: Fault) -> Result<Operands> {
     let mut values = Vec::new();
     let plain = |activation, out| Naive {
@@ -449,7 +520,8 @@ fn naive(op: &dyn Op, inputs: &Operands, fault: Fault) -> Result<Operands> {
             let a = rows(&inputs["a"], &op.a_layout(), &batch);
             let b_layout = op.b_layout();
             let last = b_layout.rank() - 1;
-            let b = rows(&inputs["b"], &b_layout.transposed(last - 1, last), &batch);
+            let b_layout = b_layout.transposed(last - 1, last);
+            let b = weight_rows(&inputs["b"], op.b_format, &b_layout, &batch, op.k());
             let c = op
                 .c_layout()
                 .map(|layout| rows(&inputs["c"], &layout, &batch));
@@ -472,7 +544,7 @@ fn naive(op: &dyn Op, inputs: &Operands, fault: Fault) -> Result<Operands> {
         let offsets = inputs["expert_offsets"].to_i32()?;
         let a = rows(&inputs["a"], &op.a.layout, &[]);
         for expert in 0..op.experts() {
-            let b = rows(&inputs["b"], &op.b.layout, &[expert]);
+            let b = weight_rows(&inputs["b"], op.b_format, &op.b.layout, &[expert], op.k());
             let [begin, end] = [0, 1].map(|next| offsets[expert as usize + next] as usize);
             for a in &a[begin..end] {
                 let x: Vec<_> = b.iter().map(|b| naive.linear(a, b, 0.0, 0.0)).collect();
@@ -489,7 +561,7 @@ fn naive(op: &dyn Op, inputs: &Operands, fault: Fault) -> Result<Operands> {
         let counts = inputs["counts"].to_i32()?;
         for expert in 0..op.experts() {
             let a = rows(&inputs["a"], &op.a.layout, &[expert]);
-            let b = rows(&inputs["b"], &op.b.layout, &[expert]);
+            let b = weight_rows(&inputs["b"], op.b_format, &op.b.layout, &[expert], op.k());
             for a in &a[..counts[expert as usize] as usize] {
                 let x: Vec<_> = b.iter().map(|b| naive.linear(a, b, 0.0, 0.0)).collect();
                 values.extend(naive.row(&x));

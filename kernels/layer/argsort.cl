@@ -52,7 +52,8 @@ void argsort_runs(__global const void* x, ulong x_offset, __global int* to, ulon
 #else
   uint keys[RUN];
 #endif
-  const uint lane = get_local_id(0), row = get_group_id(0) / runs, run = remainder_of(get_group_id(0), runs, row);
+  const uint lane = get_local_id(0), group = group_number(), row = group / runs, run = remainder_of(group, runs, row);
+  if (row >= n1 * n2 * n3) return;
   const uint begin = run * RUN, length = min((uint)RUN, n0 - begin);
   const place r = place_of(row, n1, n2);
   x_offset += r.i1 * x1 + r.i2 * x2 + r.i3 * x3;
@@ -85,7 +86,8 @@ void argsort_merge(__global const void* x, ulong x_offset, __global const int* f
                    uint n0, uint n1, uint n2, uint n3, ulong x0, ulong x1, ulong x2, ulong x3, ulong to0, ulong to1, ulong to2, ulong to3,
                    uint keep, uint descending, uint width, uint blocks)
 {
-  const uint row = get_group_id(0) / blocks, block = remainder_of(get_group_id(0), blocks, row);
+  const uint group = group_number(), row = group / blocks, block = remainder_of(group, blocks, row);
+  if (row >= n1 * n2 * n3) return;
   const place r = place_of(row, n1, n2);
   x_offset += r.i1 * x1 + r.i2 * x2 + r.i3 * x3;
   from_offset += (ulong)row * n0;

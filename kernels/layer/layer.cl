@@ -41,10 +41,18 @@ typedef struct { uint i1, i2, i3; } place;
 
 inline place place_of(uint row, uint n1, uint n2)
 {
+  place p = {row, 0, 0};
+  // Divisions cost more than a vector's work.
+  if (row < n1) return p;
   const uint plane = row / n1, batch = plane / n2;
-  place p = {remainder_of(row, n1, plane), remainder_of(plane, n2, batch), batch};
+  p.i1 = remainder_of(row, n1, plane);
+  p.i2 = remainder_of(plane, n2, batch);
+  p.i3 = batch;
   return p;
 }
+
+// The group's number: they are asked for in two dimensions, of which devices bound each.
+inline uint group_number(void) { return get_group_id(1) * get_num_groups(0) + get_group_id(0); }
 
 // Repeats an axis of `extent` elements.
 inline uint wrapped(uint index, uint extent) { return index < extent ? index : remainder_of(index, extent, index / extent); }

@@ -3,9 +3,9 @@
 //! Each comes twice: with one wide work-item a group, for CPUs, and with groups of many narrow ones.
 
 use ropeway_core::info::DeviceInfo;
-use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
+use ropeway_core::kernel::{Binary, Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
-use super::native;
+use super::{native, spirv};
 
 /// What computes `elementwise`, `unary`, `glu`, `copy`, `get_rows` and `set_rows`.
 pub(super) const MAP: &[&Kernel] = &[&MAP_ROWS, &MAP_ROWS_GROUP];
@@ -30,6 +30,36 @@ macro_rules! opencl {
             requires: &[],
         }
     };
+}
+
+/// A CUDA source behind the file that all of them stand on.
+macro_rules! cuda {
+    ($file:literal) => {
+        Source {
+            language: Language::CudaC,
+            code: Code::Text(&[
+                ("layer.cu", include_str!("layer.cu")),
+                ($file, include_str!($file)),
+            ]),
+            requires: &[],
+        }
+    };
+}
+
+const fn vulkan(binaries: &'static [Binary]) -> Source {
+    Source {
+        language: Language::SpirV,
+        code: Code::Binaries(binaries),
+        requires: &[],
+    }
+}
+
+/// For devices that load and store 16 bits, and compute addresses in 64.
+const fn vulkan_16(binaries: &'static [Binary]) -> Source {
+    Source {
+        requires: &["shaderInt64", "storageBuffer16BitAccess"],
+        ..vulkan(binaries)
+    }
 }
 
 const fn native(functions: &'static [(&'static str, ropeway_core::native::NativeFn)]) -> Source {
@@ -114,7 +144,12 @@ pub(super) static MAP_ROWS_GROUP: Kernel = Kernel {
     name: "map_rows_group",
     summary: "functions of elements and movement of rows with many narrow work-items a group, for GPUs",
     version: 1,
-    sources: &[opencl!("map.cl")],
+    sources: &[
+        opencl!("map.cl"),
+        vulkan_16(spirv::MAP_16),
+        vulkan(spirv::MAP),
+        cuda!("map.cu"),
+    ],
     tunables: &[MANY, NARROW_VECTOR, NARROW_BLOCK],
     constraints: &[GROUP_FITS],
     local_memory: |_| 0,
@@ -125,7 +160,7 @@ pub(super) static NORM_ROWS: Kernel = Kernel {
     name: "norm_rows",
     summary: "norms and sums of rows with one wide work-item a group, for CPUs",
     version: 1,
-    sources: &[native(&[("norm", native::norm)]), opencl!("norm.cl")],
+    sources: &[native(&[("norm_rows", native::norm)]), opencl!("norm.cl")],
     tunables: &[ONE, WIDE_VECTOR, WIDE_BLOCK],
     constraints: &[],
     local_memory: |_| 0,
@@ -136,7 +171,12 @@ pub(super) static NORM_ROWS_GROUP: Kernel = Kernel {
     name: "norm_rows_group",
     summary: "norms and sums of rows with many narrow work-items a row, for GPUs",
     version: 1,
-    sources: &[opencl!("norm.cl")],
+    sources: &[
+        opencl!("norm.cl"),
+        vulkan_16(spirv::NORM_16),
+        vulkan(spirv::NORM),
+        cuda!("norm.cu"),
+    ],
     tunables: &[MANY, NARROW_VECTOR, NARROW_BLOCK],
     constraints: &[GROUP_FITS],
     local_memory: partial_sums,
@@ -161,7 +201,12 @@ pub(super) static SOFTMAX_ROWS_GROUP: Kernel = Kernel {
     name: "softmax_rows_group",
     summary: "softmax of rows with many narrow work-items a row, for GPUs",
     version: 1,
-    sources: &[opencl!("softmax.cl")],
+    sources: &[
+        opencl!("softmax.cl"),
+        vulkan_16(spirv::SOFTMAX_16),
+        vulkan(spirv::SOFTMAX),
+        cuda!("softmax.cu"),
+    ],
     tunables: &[MANY, NARROW_VECTOR, NARROW_BLOCK],
     constraints: &[GROUP_FITS],
     local_memory: partial_sums,
@@ -173,7 +218,7 @@ pub(super) static ROPE_ROWS: Kernel = Kernel {
     summary: "rotary position embedding with one wide work-item a token, for CPUs",
     version: 1,
     sources: &[native(&[("rope", native::rope)]), opencl!("rope.cl")],
-    tunables: &[ONE],
+    tunables: &[ONE, WIDE_VECTOR],
     constraints: &[],
     local_memory: |_| 0,
 };
@@ -183,8 +228,13 @@ pub(super) static ROPE_ROWS_GROUP: Kernel = Kernel {
     name: "rope_rows_group",
     summary: "rotary position embedding with many narrow work-items a token, for GPUs",
     version: 1,
-    sources: &[opencl!("rope.cl")],
-    tunables: &[MANY],
+    sources: &[
+        opencl!("rope.cl"),
+        vulkan_16(spirv::ROPE_16),
+        vulkan(spirv::ROPE),
+        cuda!("rope.cu"),
+    ],
+    tunables: &[MANY, NARROW_VECTOR],
     constraints: &[GROUP_FITS],
     local_memory: |_| 0,
 };
@@ -217,7 +267,12 @@ pub(super) static ARGSORT_ROWS_GROUP: Kernel = Kernel {
     name: "argsort_rows_group",
     summary: "order of each row's elements with many narrow work-items a run, for GPUs",
     version: 1,
-    sources: &[opencl!("argsort.cl")],
+    sources: &[
+        opencl!("argsort.cl"),
+        vulkan_16(spirv::ARGSORT_16),
+        vulkan(spirv::ARGSORT),
+        cuda!("argsort.cu"),
+    ],
     tunables: &[MANY, run(256), NARROW_BLOCK],
     constraints: &[GROUP_FITS],
     local_memory: |config| 4 * value(config, "RUN"),

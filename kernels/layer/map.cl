@@ -100,15 +100,22 @@ void map(__global const void* a, ulong a_offset, __global const void* b, ulong b
          ulong d0, ulong d1, ulong d2, ulong d3, uint indexing, ulong ids_half, ulong ids1, ulong ids2, ulong ids3, uint ids_n2,
          uint ids_n3, uint table, uint function, float p, float q, uint rows_each, uint blocks)
 {
-  const uint group = get_group_id(0), row_block = group / blocks, lane = get_local_id(0);
+  const uint group = group_number(), row_block = group / blocks;
   const uint column_block = remainder_of(group, blocks, row_block), rows = n1 * n2 * n3;
+  if (row_block * rows_each >= rows) return;
   const uint begin = blocks == 1 ? 0 : column_block * BLOCK, end = blocks == 1 ? n0 : min(begin + BLOCK, n0);
   const uint last = min((row_block + 1) * rows_each, rows);
-  const uint vectors = (end - begin + VECTOR - 1) / VECTOR, first = row_block * rows_each;
-  // Narrow work-items share all rows of the group; a wide one takes them one by one.
-  for (uint t = lane; t < (last - first) * vectors; t += GROUP) {
-    const uint skipped = t / vectors, row = first + skipped;
-    const uint column = begin + remainder_of(t, vectors, skipped) * VECTOR, live = end - column;
+  const uint first = row_block * rows_each;
+#if GROUP == 1
+  for (uint row = first; row < last; row++)
+  for (uint column = begin; column < end; column += VECTOR) {
+#else
+  // All of the group's rows are shared.
+  const uint vectors = (end - begin + VECTOR - 1) / VECTOR;
+  for (uint t = get_local_id(0); t < (last - first) * vectors; t += GROUP) {
+    const uint passed = t / vectors, row = first + passed, column = begin + remainder_of(t, vectors, passed) * VECTOR;
+#endif
+    const uint live = end - column;
     const place r = place_of(row, n1, n2);
     ulong a_row = a_offset + r.i1 * a1 + r.i2 * a2 + r.i3 * a3, d_row = d_offset + r.i1 * d1 + r.i2 * d2 + r.i3 * d3;
     int missing = 0;

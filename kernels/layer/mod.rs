@@ -38,6 +38,9 @@ mod reference;
 mod rope;
 mod rows;
 mod sort;
+mod spirv;
+#[cfg(all(test, feature = "spec"))]
+mod tests;
 
 pub use pointwise::{Binary, Copy, Elementwise, Glu, GluFunction, Unary, UnaryFunction};
 pub use reduce::{Norm, NormKind, Softmax, SumRows};

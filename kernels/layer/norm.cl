@@ -1,4 +1,4 @@
-// norm: each row divided by the root of its mean square, or centred and divided by its standard deviation; or its sum.
+// norm_rows: each row divided by the root of its mean square, or centred and divided by its standard deviation; or its sum.
 //
 //   RMS    d = x / sqrt(mean x^2 + eps) * weight
 //   LAYER  d = (x - m) / sqrt(mean (x - m)^2 + eps) * weight, m = mean x
@@ -31,27 +31,30 @@
 #endif
 
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1)))
-void norm(__global const void* x, ulong x_offset, __global const void* weight, ulong weight_offset, __global void* d, ulong d_offset,
-          uint n0, uint n1, uint n2, uint n3, ulong x0, ulong x1, ulong x2, ulong x3, ulong weight0,
-          ulong d0, ulong d1, ulong d2, ulong d3, float eps, uint rows_each)
+void norm_rows(__global const void* x, ulong x_offset, __global const void* weight, ulong weight_offset, __global void* d, ulong d_offset,
+               uint n0, uint n1, uint n2, uint n3, ulong x0, ulong x1, ulong x2, ulong x3, ulong weight0,
+               ulong d0, ulong d1, ulong d2, ulong d3, float eps, uint rows_each)
 {
 #if GROUP > 1
   __local float shared[GROUP];
 #endif
-  const uint lane = get_local_id(0), first = get_group_id(0) * rows_each, last = min(first + rows_each, n1 * n2 * n3);
+  const uint lane = get_local_id(0), first = group_number() * rows_each, last = min(first + rows_each, n1 * n2 * n3);
   for (uint row = first; row < last; row++) {
     const place r = place_of(row, n1, n2);
     const ulong x_row = x_offset + r.i1 * x1 + r.i2 * x2 + r.i3 * x3, d_row = d_offset + r.i1 * d1 + r.i2 * d2 + r.i3 * d3;
-#if KIND == RMS
-    const float mean = 0.0f;
-#else
+#if KIND != RMS
     floats sum = 0.0f;
     for (uint c = lane * VECTOR; c < n0; c += GROUP * VECTOR) sum += load_vector(x, x_row + c * x0, x0, n0 - c, 0.0f, X_DTYPE);
-    const float total = group_sum(sum_of(sum), shared), mean = total / n0;
+    const float total = group_sum(sum_of(sum), shared);
 #endif
 #if KIND == SUM
     if (lane == 0) store_1(d, d_row, total, D_DTYPE);
 #else
+#if KIND == RMS
+    const float mean = 0.0f;
+#else
+    const float mean = total / n0;
+#endif
     floats squares = 0.0f;
     for (uint c = lane * VECTOR; c < n0; c += GROUP * VECTOR) {
       const floats v = load_vector(x, x_row + c * x0, x0, n0 - c, mean, X_DTYPE) - mean;

@@ -69,6 +69,9 @@ fn countable(op: &dyn Op) -> Result<()> {
     Ok(())
 }
 
+/// Groups along the first dimension of a grid; the others follow along the second, since devices may bound each to 65,535.
+const GRID_WIDTH: u64 = 1 << 15;
+
 /// A plan under way. Its iteration space is that of the op's rows: each axis but the last may shrink, as one symbol.
 struct Planner {
     plan: Plan,
@@ -233,13 +236,42 @@ impl Planner {
         ((block / columns).max(1), columns.div_ceil(block))
     }
 
+    /// Rows of which a group takes several, one after the other: few, where its work-items share each of them.
+    fn rows_each(&self) -> u64 {
+        let (rows, _) = self.blocks();
+        match self.key.config.get("GROUP") {
+            Some(1) | None => rows,
+            Some(_) => rows.min(16),
+        }
+    }
+
+    /// Fails where the driver would end the loops over rows of so many columns, each of which is gone through `passes` times.
+    fn need_rounds(&self, passes: u64, request: &PlanRequest<'_>) -> Result<()> {
+        let config = &self.key.config;
+        let [group, vector] = ["GROUP", "VECTOR"].map(|name| config.get(name).unwrap_or(1) as u64);
+        let rows_each = self.rows_each();
+        // Besides a vector's own elements.
+        let rounds = rows_each * passes * (vector + 2) * self.space[0].div_ceil(group * vector);
+        match request.info.limits.loop_rounds {
+            Some(most) if rounds > most => Err(Error::unsupported(format!(
+                "rows of {} columns on {}, which ends loops after {most} rounds",
+                self.space[0], request.info.name
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     fn launch(&mut self, entry: &'static str, groups: Expr, args: Vec<Arg>) {
         let module = self.plan.module(self.key.clone());
         let group = self.key.config.get("GROUP").unwrap_or(1) as u32;
         self.plan.launches.push(Launch {
             module,
             entry,
-            grid: [groups, 1.into(), 1.into()],
+            grid: [
+                groups.clone().min(GRID_WIDTH),
+                groups.div_ceil(GRID_WIDTH),
+                1.into(),
+            ],
             group: [group, 1, 1],
             local_memory: 0,
             args,

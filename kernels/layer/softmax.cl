@@ -69,7 +69,7 @@ void softmax(__global const void* x, ulong x_offset, __global const void* mask, 
 #if GROUP > 1
   __local float shared[GROUP];
 #endif
-  const uint lane = get_local_id(0), first = get_group_id(0) * rows_each, last = min(first + rows_each, n1 * n2 * n3);
+  const uint lane = get_local_id(0), first = group_number() * rows_each, last = min(first + rows_each, n1 * n2 * n3);
   for (uint row = first; row < last; row++) {
     const place r = place_of(row, n1, n2);
     const ulong d_row = d_offset + r.i1 * d1 + r.i2 * d2 + r.i3 * d3;

@@ -23,7 +23,7 @@ fn launch_norm(
     kind: i64,
     eps: f32,
 ) {
-    let (rows_each, _) = planner.blocks();
+    let rows_each = planner.rows_each();
     let mut args = vec![x.arg(), weight.map_or(Arg::Absent, Bound::arg), d.arg()];
     args.extend(x.extents());
     args.extend(x.strides());
@@ -31,11 +31,12 @@ fn launch_norm(
     args.extend(d.strides());
     args.extend([Arg::F32(eps), u32(rows_each)]);
     planner.config().set("KIND", kind);
-    planner.launch("norm", x.rows().div_ceil(rows_each), args);
+    planner.launch("norm_rows", x.rows().div_ceil(rows_each), args);
 }
 
 pub(in crate::layer) fn norm(op: &Norm, request: &PlanRequest<'_>) -> Result<Plan> {
     let mut planner = Planner::new(op, request, NORM, &op.x, [false; RANK])?;
+    planner.need_rounds(3, request)?;
     let weight_dtype = op.weight.map_or(DType::F32, |weight| weight.dtype);
     planner
         .config()
@@ -58,6 +59,7 @@ pub(in crate::layer) fn norm(op: &Norm, request: &PlanRequest<'_>) -> Result<Pla
 
 pub(in crate::layer) fn sum_rows(op: &SumRows, request: &PlanRequest<'_>) -> Result<Plan> {
     let mut planner = Planner::new(op, request, NORM, &op.x, [false; RANK])?;
+    planner.need_rounds(3, request)?;
     planner
         .config()
         .set_dtype("X_DTYPE", op.x.dtype)
@@ -74,6 +76,7 @@ pub(in crate::layer) fn softmax(op: &Softmax, request: &PlanRequest<'_>) -> Resu
     // Heads are numbered: slopes and sinks are theirs.
     fixed[2] |= op.max_bias > 0.0 || op.sinks.is_some();
     let mut planner = Planner::new(op, request, SOFTMAX, &op.x, fixed)?;
+    planner.need_rounds(3 * 4, request)?;
     let mask_dtype = op.mask.map_or(DType::F32, |mask| mask.dtype);
     planner
         .config()
@@ -87,7 +90,7 @@ pub(in crate::layer) fn softmax(op: &Softmax, request: &PlanRequest<'_>) -> Resu
         .map(|sinks| planner.bind_along("sinks", &sinks, false, [None; RANK]));
     let d = planner.bind("d", &op.d, true);
     planner.in_place(d, x);
-    let (rows_each, _) = planner.blocks();
+    let rows_each = planner.rows_each();
     let (exponent, second_exponent, first_heads) = op.alibi();
     let mut args = vec![
         x.arg(),

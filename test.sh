@@ -32,6 +32,8 @@ NVDISASM_PACKAGE=nvidia-cuda-nvdisasm==13.5.37
 # Operations and bytes of the largest case that oclgrind runs; it needs about a microsecond for each.
 OCLGRIND_WORK=${OCLGRIND_WORK:-20000}
 PACKAGES="ocl-icd-libopencl1 pocl-opencl-icd oclgrind libclblast1 libvulkan1 mesa-vulkan-drivers vulkan-validationlayers"
+# What the tests of the C interface compile and watch programs with, beside the linker's gcc.
+PACKAGES+=" clang valgrind"
 # SwiftShader's library, out of a package that would install a browser's files.
 SWIFTSHADER_PACKAGE=chromium-common
 
@@ -107,6 +109,8 @@ missing_packages() {
     has_library libvulkan.so.1 || echo libvulkan1
     [ -n "$(lavapipe_driver)" ] || echo mesa-vulkan-drivers
     has_validation_layer || echo vulkan-validationlayers
+    command -v clang++ >/dev/null || echo clang
+    command -v valgrind >/dev/null || echo valgrind
 }
 
 install_devices() {
@@ -308,6 +312,9 @@ staged() (
     on_vulkan "$@"
 )
 
+# The short examples, which check their results.
+examples() { "$TARGET/release/examples/gemm" "$1" && "$TARGET/release/examples/moe_layer" "$1"; }
+
 if ! command -v cargo >/dev/null; then
     echo "cargo is missing: install Rust from https://rustup.rs" >&2
     exit 1
@@ -325,6 +332,7 @@ step "cargo test" cargo test --workspace --release --no-fail-fast -j "$JOBS"
 # Vulkan's come below, driver by driver.
 for device in $("$TARGET/release/ropeway" devices --json | sed -n 's/^ *"device": "\(.*\)",$/\1/p' | grep -v vulkan); do
     step "check on $device" "$TARGET/release/ropeway" check --device "$device"
+    [ "$device" != null:0 ] && step "examples on $device" examples "$device"
     if [ -n "${ROPEWAY_MINILM:-}" ] && [ "$device" != null:0 ]; then
         if [[ $device == vulkan:* ]] && grep -q '"gemm/\*"' conformance/expectations/vulkan.toml; then
             skip "MiniLM on $device" "gemm is not written for Vulkan yet"

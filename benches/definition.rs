@@ -30,6 +30,7 @@ pub const BUILT_IN: [(&str, &str); 6] = [
     ("gemm", include_str!("definitions/gemm.toml")),
     ("attention", include_str!("definitions/attention.toml")),
     ("moe", include_str!("definitions/moe.toml")),
+    ("layer", include_str!("definitions/layer.toml")),
     ("models", include_str!("definitions/models.toml")),
     ("engines", include_str!("definitions/engines.toml")),
     ("quantised", include_str!("definitions/quantised.toml")),

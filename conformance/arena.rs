@@ -221,6 +221,22 @@ impl Arena {
         self.inspect(queue, findings)
     }
 
+    /// Runs a plan with one of its outputs holding `input` before, to whose view an input is bound.
+    pub(crate) fn run_in_place(
+        &self,
+        queue: &dyn Queue,
+        executable: &Executable,
+        views: &[View],
+        (output, input): (&'static str, &[u8]),
+        findings: &mut Vec<String>,
+    ) -> Result<BTreeMap<&'static str, Vec<u8>>> {
+        self.outputs[output].1.write(queue, input)?;
+        let workspace = self.workspace.as_ref().map(Guarded::slice).transpose()?;
+        executable.enqueue(queue, views, workspace.as_ref())?;
+        queue.synchronize(Some(HUNG))?;
+        self.inspect(queue, findings)
+    }
+
     /// Poisons what the plan shall write, and enqueues it.
     pub(crate) fn enqueue(
         &self,

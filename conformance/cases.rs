@@ -40,9 +40,9 @@ impl Selection {
     /// The seed of the gate: the same each time, so that the gate is the same for everybody.
     pub const GATE_SEED: u64 = 1;
     /// Generated cases of the gate.
-    pub const GATE_GENERATED: usize = 160;
+    pub const GATE_GENERATED: usize = 340;
     /// Generated cases of a full run.
-    pub const FULL_GENERATED: usize = 2_000;
+    pub const FULL_GENERATED: usize = 4_200;
 }
 
 impl Default for Selection {

@@ -410,6 +410,7 @@ fn run_and_judge(
     if thorough && findings.is_empty() {
         rerun.with_fewer_rows(&arena, &views, findings)?;
         rerun.with_padded_outputs(findings)?;
+        rerun.in_place(&arena, &views, findings)?;
         rerun.with_part_of_the_batch(findings)?;
     }
     Ok(pass)

@@ -126,6 +126,48 @@ impl Rerun<'_> {
         )
     }
 
+    /// The same plan with an input bound to the output's own view, where the plan admits that.
+    pub(crate) fn in_place(
+        &self,
+        arena: &Arena,
+        views: &[View],
+        findings: &mut Vec<String>,
+    ) -> Result<()> {
+        let plan = self.executable.plan();
+        let operands = self.problem.op.operands();
+        for &(output, input) in &plan.in_place {
+            let (to, from) = (&operands[output], &operands[input]);
+            if to.desc.dtype != from.desc.dtype || to.desc.shape() != from.desc.shape() {
+                continue;
+            }
+            let mut views = views.to_vec();
+            views[input] = views[output].clone();
+            let bytes = self.problem.inputs[from.name].to_bytes();
+            let mut found = Vec::new();
+            let run = arena.run_in_place(
+                self.queue,
+                self.executable,
+                &views,
+                (to.name, &bytes),
+                &mut found,
+            )?;
+            if run[to.name] != self.first[to.name] {
+                // Operands in other places may be summed in another order.
+                let output = HostTensor::new(to.desc.dtype, to.desc.shape(), run[to.name].clone())?;
+                let outputs = Operands::from([(to.name.to_owned(), output)]);
+                self.judge(
+                    &*self.problem.op,
+                    &self.problem.inputs,
+                    &outputs,
+                    &mut found,
+                )?;
+            }
+            let what = format!("with {} in place of {}", to.name, from.name);
+            findings.extend(found.into_iter().map(|f| format!("{what}: {f}")));
+        }
+        Ok(())
+    }
+
     /// The same plan on operands in other places: what is not bound stays as it was, the rest is right.
     fn run_elsewhere(
         &self,

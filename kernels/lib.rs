@@ -10,6 +10,7 @@ mod described;
 mod dots;
 mod exp;
 pub mod gemm;
+pub mod layer;
 pub mod moe;
 mod operand;
 #[cfg(all(test, feature = "spec"))]
@@ -20,7 +21,7 @@ use ropeway_core::op::OpKind;
 
 /// Every op that Ropeway ships, in the order of reports.
 pub fn ops() -> Vec<&'static dyn OpKind> {
-    [gemm::OPS, attention::OPS, moe::OPS].concat()
+    [gemm::OPS, attention::OPS, moe::OPS, layer::OPS].concat()
 }
 
 /// The op of this name.

@@ -194,8 +194,26 @@ impl State {
         let mut status_word = Some(bytemuck::bytes_of_mut(&mut status));
         let mut native = Vec::with_capacity(args.len());
         let turn = lock(&self.shared.execution);
+        // Slices may not alias: an input that is bound to the output's own view is read from a copy.
+        let mut copies = Vec::new();
+        for arg in args {
+            if let Owned::Buffer { buffer, begin, bytes, write: false } = arg
+                && args.iter().any(|other| is_written_in_place(arg, other))
+            {
+                // Of u64, so that every element is aligned.
+                let mut copy = vec![0u64; bytes.div_ceil(8) as usize];
+                let to = &mut bytemuck::cast_slice_mut(&mut copy)[..*bytes as usize];
+                with_bytes(&buffer.slice(*begin, *bytes)?, |from| to.copy_from_slice(from))?;
+                copies.push(copy);
+            }
+        }
+        let mut copies = copies.iter();
         for arg in args {
             native.push(match arg {
+                Owned::Buffer { bytes, write: false, .. } if args.iter().any(|other| is_written_in_place(arg, other)) => {
+                    let copy: &[u64] = copies.next().expect("one was made of each such argument");
+                    NativeArg::Read(&bytemuck::cast_slice(copy)[..*bytes as usize])
+                }
                 Owned::Buffer { buffer, begin, bytes, write } => {
                     let pointer = memory(buffer)?.pointer().wrapping_add(*begin as usize);
                     // SAFETY: the range lies in the buffer (checked when it was enqueued); nothing else touches memory
@@ -231,14 +249,27 @@ impl State {
     }
 }
 
-/// No argument that is written may share memory with another: the slices would alias. Goes by address, since two imports may overlap.
+/// Whether `arg` is read from the very bytes that `other` is written to.
+fn is_written_in_place(arg: &Owned, other: &Owned) -> bool {
+    match (arg, other) {
+        (
+            Owned::Buffer { buffer, begin, bytes, write: false },
+            Owned::Buffer { buffer: other, begin: other_begin, bytes: other_bytes, write: true },
+        ) => *bytes > 0 && buffer.same(other) && begin == other_begin && bytes == other_bytes,
+        _ => false,
+    }
+}
+
+/// No argument that is written may share memory with another, unless it is all of it and that one is read: the slices would alias. Goes by
+/// address, since two imports may overlap.
 fn check_overlap(args: &[Owned]) -> Result<()> {
     for (index, arg) in args.iter().enumerate() {
         let Owned::Buffer { buffer, begin, bytes, write: true } = arg else { continue };
         let written = addresses(buffer, *begin, *bytes)?;
         for (other_index, other) in args.iter().enumerate() {
             let Owned::Buffer { buffer: other, begin: other_begin, bytes: other_bytes, .. } = other else { continue };
-            if index != other_index && meet(&written, &addresses(other, *other_begin, *other_bytes)?) {
+            let in_place = is_written_in_place(&args[other_index], arg);
+            if index != other_index && !in_place && meet(&written, &addresses(other, *other_begin, *other_bytes)?) {
                 let context = format!("argument {index} is written and overlaps argument {other_index}");
                 return Err(Error::new(ErrorKind::LaunchFailed, context));
             }

@@ -33,7 +33,7 @@ pub struct Check {
     #[arg(long, value_parser = parse_seed)]
     seed: Option<u64>,
 
-    /// Generated cases on each device, spread over the ops [default: 160, with --full 2000].
+    /// Generated cases on each device, spread over the ops [default: 340, with --full 4200].
     #[arg(long, value_name = "N")]
     cases: Option<usize>,
 

@@ -187,6 +187,8 @@ pub const TESTS: &[DeviceTest] = &[
     test("status/expert_scatter", true, status::expert_scatter),
     test("status/expert_gather", true, status::expert_gather),
     test("status/after_a_replay", true, status::after_a_replay),
+    test("status/get_rows", true, status::get_rows),
+    test("status/set_rows", true, status::set_rows),
 ];
 
 impl DeviceTest {

@@ -227,3 +227,30 @@ pub(super) fn after_a_replay(device: &Arc<dyn Device>) -> Outcome {
     queue.synchronize(Some(TIMEOUT))?;
     Ok(())
 }
+
+/// Ids that are no row: what they would name is zero, or is not set.
+pub(super) fn get_rows(device: &Arc<dyn Device>) -> Outcome {
+    let ids: [&[i32]; 2] = [&[0, 5, -1], &[2_000_000_000, 4, -2_000_000_000]];
+    let recipes = ids.map(|ids| {
+        recipe("get_rows")
+            .tensor("x", F32, &[5, 24], random())
+            .tensor("ids", I32, &[3], integers(ids))
+    });
+    reported_beside(device, &recipes, f64::is_finite)
+}
+
+/// The same, and ids of which only the high half is out of range.
+pub(super) fn set_rows(device: &Arc<dyn Device>) -> Outcome {
+    let ids: [(&[u64], &[i32]); 3] = [
+        (&[3], &[0, 5, -1]),
+        (&[3], &[2_000_000_000, 4, -2_000_000_000]),
+        (&[3, 2], &[1, 0, 2, 1, 3, -1]),
+    ];
+    let recipes = ids.map(|(shape, ids)| {
+        recipe("set_rows")
+            .tensor("x", F32, &[3, 24], random())
+            .tensor("ids", I32, shape, integers(ids))
+            .tensor("data", F32, &[5, 24], random())
+    });
+    reported_beside(device, &recipes, f64::is_finite)
+}

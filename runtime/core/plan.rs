@@ -201,6 +201,9 @@ pub struct Plan {
     pub launches: Vec<Launch>,
     /// Bytes of workspace at the symbols' maxima.
     pub workspace: u64,
+    /// Pairs of an output and an input (indices into `operands`) that may be bound to one view, with the same layout: the launches have
+    /// read an element, and whatever else depends on it, before they write it.
+    pub in_place: Vec<(usize, usize)>,
     /// What it promises about repeated runs.
     pub determinism: Determinism,
 }
@@ -215,6 +218,7 @@ impl Plan {
             modules: Vec::new(),
             launches: Vec::new(),
             workspace: 0,
+            in_place: Vec::new(),
             determinism,
         }
     }
@@ -267,7 +271,13 @@ impl Plan {
                 ));
             }
             for (other_index, other) in operands.iter().enumerate() {
-                if rule.write && index != other_index && overlap(&view.bytes(), &other.bytes()) {
+                let is_one =
+                    || self.in_place.contains(&(index, other_index)) && is_same(view, other);
+                if rule.write
+                    && index != other_index
+                    && overlap(&view.bytes(), &other.bytes())
+                    && !is_one()
+                {
                     let name = self.operands[other_index].name;
                     return Err(Error::invalid(
                         rule.name,
@@ -307,6 +317,20 @@ impl Plan {
             None => Ok(()),
         }
     }
+}
+
+/// Whether element i of one view is element i of the other.
+fn is_same(a: &View, b: &View) -> bool {
+    let same_axis =
+        |((&extent, &stride), &other): ((&u64, &u64), &u64)| extent == 1 || stride == other;
+    a.buffer().same(b.buffer())
+        && a.offset() == b.offset()
+        && a.dtype() == b.dtype()
+        && a.layout().shape() == b.layout().shape()
+        && (a.layout().shape().iter())
+            .zip(a.layout().strides())
+            .zip(b.layout().strides())
+            .all(same_axis)
 }
 
 fn overlap(a: &Slice, b: &Slice) -> bool {

@@ -323,6 +323,16 @@ impl<'a> AttrReader<'a> {
             .ok_or_else(|| Error::invalid(name, "nothing", "a whole number"))
     }
 
+    /// A list of whole numbers of 0 or more, if it is there.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming the attribute.
+    pub fn optional_sizes(&mut self, name: &'static str) -> Result<Option<Vec<u64>>> {
+        self.get(name, "a list of whole numbers of 0 or more", |value| {
+            value.as_array()?.iter().map(Value::as_u64).collect()
+        })
+    }
+
     /// A number, if it is there; finite in f32.
     ///
     /// # Errors

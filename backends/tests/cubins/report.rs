@@ -87,6 +87,10 @@ pub fn check_usage<'a>(
 
 /// The instructions that the code of a kernel must hold.
 pub fn wanted(key: &ModuleKey) -> Vec<&'static str> {
+    // Moves, comparisons and sums need not multiply.
+    if ["map_rows_group", "norm_rows_group", "argsort_rows_group"].contains(&key.kernel.name) {
+        return Vec::new();
+    }
     let integers = key.config.dtype("A_DTYPE") == Some(DType::I8);
     match (key.kernel.name.contains("_mma"), integers) {
         (true, false) => vec!["HMMA", "LDSM", "LDGSTS"],

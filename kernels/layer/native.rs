@@ -195,7 +195,7 @@ fn for_each_row(
     for axis in 1..4 {
         if n[axis] > 1 {
             apart &= strides[axis] >= reach;
-            reach = (n[axis] - 1) * strides[axis] + reach;
+            reach += (n[axis] - 1) * strides[axis];
         }
     }
     if !apart {

@@ -124,7 +124,7 @@ pub(in super::super) fn mma_local_memory(config: &Config) -> u64 {
     let [d, dv] = ["D_MAX", "DV_MAX"].map(|name| config.get(name).unwrap_or(128) as u64);
     let [keys, warps_keys, ring] =
         ["KEYS", "WARPS_KEYS", "RING"].map(|name| config.value(name) as u64);
-    let pitch = |columns: u64| (columns / 8 | 1) * 16;
+    let pitch = |columns: u64| ((columns / 8) | 1) * 16;
     let rows = mma_rows(config);
     let tiles = rows * pitch(d) + ring * keys * pitch(d.max(dv));
     let joined = match warps_keys {

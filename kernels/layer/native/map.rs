@@ -117,7 +117,7 @@ pub(in crate::layer) fn map(call: &mut NativeCall<'_>) -> Result<()> {
 
 /// `x[i] = f(x[i], y[i])`
 fn apply(class: i64, function: usize, x: &mut [f32], y: &[f32], p: f32, q: f32) {
-    let gelu = |x: f32| x / (1.0 + exp(-1.595_769_1 * (0.044_715 * x * x * x + x)));
+    let gelu = |x: f32| x / (1.0 + exp(-1.595_769 * (0.044_715 * x * x * x + x)));
     let gelu_quick = |x: f32| x / (1.0 + exp(-1.702 * x));
     let relu = |x: f32| if x < 0.0 { 0.0 } else { x };
     match (class, function) {

@@ -211,7 +211,7 @@ pub(in crate::layer) fn argsort(op: &Argsort, request: &PlanRequest<'_>) -> Resu
         width *= 2;
     }
     // Orders so far lie in one of two ranges [rows, n] of the workspace by turns; the last is the output.
-    let ranges = [merges.len() > 0, merges.len() > 1]
+    let ranges = [!merges.is_empty(), merges.len() > 1]
         .map(|used| used.then(|| planner.plan.take_workspace(bytes)));
     let place = |step: usize, write: bool| -> (Arg, [Arg; RANK]) {
         match &ranges[step % 2] {

@@ -1002,6 +1002,21 @@ typedef struct ropeway_api {
 // OCP MXFP4.
 #define ROPEWAY_DTYPE_MXFP4 10
 
+// GGML block of 32 weights, 18 bytes. A tensor of blocks is described as rows of U8, with b_format.
+#define ROPEWAY_DTYPE_Q4_0 11
+
+// GGML block of 32 weights, 20 bytes.
+#define ROPEWAY_DTYPE_Q4_1 12
+
+// GGML block of 32 weights, 34 bytes.
+#define ROPEWAY_DTYPE_Q8_0 13
+
+// GGML block of 256 weights, 144 bytes.
+#define ROPEWAY_DTYPE_Q4_K 14
+
+// GGML block of 256 weights, 210 bytes.
+#define ROPEWAY_DTYPE_Q6_K 15
+
 // Row-major without gaps; `strides` are not read.
 #define ROPEWAY_LAYOUT_CONTIGUOUS 0
 

@@ -116,8 +116,8 @@ fn main() -> Result<()> {
 
 /// Bytes of f32 values between -1/2 and 1/2, different for each seed.
 fn values(count: u64, seed: u64) -> Vec<u8> {
-    let value = |index| {
-        let bits = (index + seed * 0x1_0000_0000u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+    let value = |index: u64| {
+        let bits = (index + (seed << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
         bits as f32 / (1u32 << 24) as f32 - 0.5
     };
     (0..count)

@@ -8,7 +8,7 @@
  *
  * Errors. A function that can fail returns a ropeway_status. last_error() then says what went wrong in the calling thread's last call that
  * failed. No failure leaves anything half done: an output handle is set to NULL, a device stays usable unless the status is
- * ROPEWAY_ERROR_DEVICE_LOST. No panic and no exception crosses the interface: a fault in the library is ROPEWAY_ERROR_INTERNAL.
+ * ROPEWAY_ERROR_DEVICE_LOST. No panic crosses the interface: a fault in the library is ROPEWAY_ERROR_INTERNAL. Callbacks must not throw.
  *
  * Structs. Each begins with struct_size, which the caller sets to sizeof the struct; it has no padding. A field of zero (NULL) is left at its default.
  * Later versions add fields at the end, and only ones whose zero means what was before: a program built with an older header goes on running.
@@ -90,7 +90,7 @@ typedef uint32_t ropeway_log_level;
 // set_log; what is logged meanwhile is dropped.
 typedef void (*ropeway_log_callback)(void *user, ropeway_log_level level, const char *target, const char *message);
 
-// Why a backend has no device: the first field of that name in ropeway_backend_info.
+// Why a backend has no device.
 typedef uint32_t ropeway_unavailable;
 
 // What a backend answered. The strings live as long as the probe.
@@ -1001,6 +1001,21 @@ typedef struct ropeway_api {
 
 // OCP MXFP4.
 #define ROPEWAY_DTYPE_MXFP4 10
+
+// GGML block of 32 weights, 18 bytes. A tensor of blocks is described as rows of U8, with b_format.
+#define ROPEWAY_DTYPE_Q4_0 11
+
+// GGML block of 32 weights, 20 bytes.
+#define ROPEWAY_DTYPE_Q4_1 12
+
+// GGML block of 32 weights, 34 bytes.
+#define ROPEWAY_DTYPE_Q8_0 13
+
+// GGML block of 256 weights, 144 bytes.
+#define ROPEWAY_DTYPE_Q4_K 14
+
+// GGML block of 256 weights, 210 bytes.
+#define ROPEWAY_DTYPE_Q6_K 15
 
 // Row-major without gaps; `strides` are not read.
 #define ROPEWAY_LAYOUT_CONTIGUOUS 0

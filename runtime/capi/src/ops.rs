@@ -614,7 +614,7 @@ pub(crate) unsafe extern "C" fn plan<D: Descriptor>(
         // SAFETY: the arguments are what the header asks for.
         unsafe {
             sized::read(op, D::OP)?.fill(&mut request)?;
-            Planned::new(device, D::OP, &request.0, options)
+            Planned::plan(device, D::OP, &request.0, options)
         }
     };
     // SAFETY: `out` is what the header asks for.

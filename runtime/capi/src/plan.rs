@@ -284,7 +284,7 @@ impl Planned {
     ///
     /// # Safety
     /// `device` and `options` are null or valid.
-    pub(crate) unsafe fn new(
+    pub(crate) unsafe fn plan(
         device: *const ropeway_device,
         op: &str,
         signature: &Signature,
@@ -370,7 +370,7 @@ pub(crate) unsafe extern "C" fn plan_create(
         // SAFETY: the arguments are what the header asks for.
         unsafe {
             let (op, signature) = ropeway_request::signature(request)?;
-            Planned::new(device, op, &signature, options)
+            Planned::plan(device, op, &signature, options)
         }
     };
     // SAFETY: `out` is what the header asks for.

@@ -33,6 +33,16 @@ pub const ROPEWAY_DTYPE_U8: ropeway_dtype = 8;
 pub const ROPEWAY_DTYPE_I4: ropeway_dtype = 9;
 /// OCP MXFP4.
 pub const ROPEWAY_DTYPE_MXFP4: ropeway_dtype = 10;
+/// GGML block of 32 weights, 18 bytes. A tensor of blocks is described as rows of U8, with b_format.
+pub const ROPEWAY_DTYPE_Q4_0: ropeway_dtype = 11;
+/// GGML block of 32 weights, 20 bytes.
+pub const ROPEWAY_DTYPE_Q4_1: ropeway_dtype = 12;
+/// GGML block of 32 weights, 34 bytes.
+pub const ROPEWAY_DTYPE_Q8_0: ropeway_dtype = 13;
+/// GGML block of 256 weights, 144 bytes.
+pub const ROPEWAY_DTYPE_Q4_K: ropeway_dtype = 14;
+/// GGML block of 256 weights, 210 bytes.
+pub const ROPEWAY_DTYPE_Q6_K: ropeway_dtype = 15;
 
 /// The number of a dtype in the interface. It is frozen; the order of the Rust enumeration is not.
 pub(crate) const fn dtype_code(dtype: DType) -> ropeway_dtype {
@@ -47,6 +57,11 @@ pub(crate) const fn dtype_code(dtype: DType) -> ropeway_dtype {
         DType::U8 => ROPEWAY_DTYPE_U8,
         DType::I4 => ROPEWAY_DTYPE_I4,
         DType::MxFp4 => ROPEWAY_DTYPE_MXFP4,
+        DType::Q4_0 => ROPEWAY_DTYPE_Q4_0,
+        DType::Q4_1 => ROPEWAY_DTYPE_Q4_1,
+        DType::Q8_0 => ROPEWAY_DTYPE_Q8_0,
+        DType::Q4K => ROPEWAY_DTYPE_Q4_K,
+        DType::Q6K => ROPEWAY_DTYPE_Q6_K,
         // A dtype that the interface does not name yet.
         _ => ROPEWAY_DTYPE_DEFAULT,
     }

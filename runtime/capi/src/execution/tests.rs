@@ -58,24 +58,22 @@ fn executing_allocates_nothing() {
             .expect("a null device")
             .pause();
     }
-    let operands = [0, 256, 512].map(|offset| ropeway_tensor {
-        name: [c"a", c"b", c"d"][offset as usize / 256].as_ptr(),
-        buffer,
-        offset,
-        ..tensor
-    });
+    let mut operands = [tensor; 3];
+    for (index, (operand, name)) in operands.iter_mut().zip([c"a", c"b", c"d"]).enumerate() {
+        operand.name = name.as_ptr();
+        operand.buffer = buffer;
+        operand.offset = index as u64 * 256;
+    }
     let execution = ropeway_execution {
         plan,
         operands: operands.as_ptr(),
         operand_count: operands.len(),
         ..zero()
     };
-    // SAFETY: as above.
     let execute = || {
-        assert_eq!(
-            unsafe { (api.queue_execute)(queue, &execution) },
-            ROPEWAY_OK
-        )
+        // SAFETY: as above.
+        let status = unsafe { (api.queue_execute)(queue, &execution) };
+        assert_eq!(status, ROPEWAY_OK);
     };
     assert_eq!(
         counting::allocations(|| (0..100).for_each(|_| execute())),

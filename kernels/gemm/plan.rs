@@ -216,10 +216,7 @@ pub(super) fn prepare_gemm(op: &Gemm, operand: &str, request: &PlanRequest<'_>) 
     let panels = Panels::of_b(&problem)?;
     let mut plan = Plan::new("gemm_prepare", Determinism::RunToRun);
     plan.operands = vec![
-        OperandRule {
-            strides: vec![StrideRule::Any; op.b.layout.rank()],
-            ..plain_rule("b", &op.b, false, None)
-        },
+        b_rule(&op.b, op.b_format),
         OperandRule {
             write: true,
             form: Form::Plain,

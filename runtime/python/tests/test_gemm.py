@@ -138,3 +138,15 @@ def test_a_product_for_each_expert_with_room(device, rng):
     for expert, count in enumerate(counts):
         reference.expect(found[expert, :count], reference.gemm(a[expert, :count], b[expert].T))
         assert not found[expert, count:].any()
+
+
+def test_weights_in_blocks_of_ggml(device, rng):
+    # q8_0: a float16 scale and 32 int8 weights.
+    n, k = 6, 64
+    blocks = np.empty((n, k // 32), np.dtype([("scale", np.float16), ("weights", np.int8, 32)]))
+    blocks["scale"] = rng.random((n, k // 32)) / 64
+    blocks["weights"] = rng.integers(-127, 128, (n, k // 32, 32))
+    weight = (blocks["scale"].astype(np.float64)[..., None] * blocks["weights"]).reshape(n, k)
+    a, b = normal(rng, 5, k), blocks.view(np.uint8).reshape(n, -1)
+    found = ropeway.gemm(a, b, trans_b=True, b_format="q8_0", device=device)
+    reference.expect(found, reference.gemm(a, weight.T))

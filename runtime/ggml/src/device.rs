@@ -228,7 +228,7 @@ impl RopewayDevice {
             .and_then(|recipe| recipe.check(&PlanRequest::new(&self.info)))
             .err()
             .map(|error| error.context().to_owned());
-        lock(&self.verdicts).insert(key, verdict.clone());
+        remember(&self.verdicts, key, verdict.clone());
         verdict
     }
 
@@ -242,7 +242,7 @@ impl RopewayDevice {
         }
         let plan = ops::recipe(node)?.compile(&self.open()?.session)?;
         let plan = Arc::new(plan);
-        lock(&self.plans).insert(key.clone(), Arc::clone(&plan));
+        remember(&self.plans, key.clone(), Arc::clone(&plan));
         Ok(plan)
     }
 }
@@ -253,6 +253,17 @@ impl fmt::Display for RopewayDevice {
         let [name, description] = [name, description].map(|text| text.to_string_lossy());
         write!(f, "{name}: {description}, {}", self.info.execution)
     }
+}
+
+/// Signatures that are remembered. A model needs hundreds; an engine whose every graph has shapes of its own must not fill the memory.
+const REMEMBERED: usize = 4096;
+
+fn remember<T>(known: &Mutex<HashMap<Key, T>>, key: Key, value: T) {
+    let mut known = lock(known);
+    if known.len() >= REMEMBERED {
+        known.clear();
+    }
+    known.insert(key, value);
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -66,12 +66,9 @@ pub struct Rooms {
 struct Lasting {
     /// Where the operand that it was made from lies.
     from: Slice,
-    plan: *const Executable,
+    plan: Arc<Executable>,
     buffer: Buffer,
 }
-
-// SAFETY: the pointer is compared, never followed.
-unsafe impl Send for Lasting {}
 
 impl Rooms {
     /// Forgets what lasted for the graph before.
@@ -144,9 +141,8 @@ impl NodePlan {
                 };
                 let (buffer, offset) = place(node.operand(index)?)?;
                 let from = buffer.slice(offset, step.operands[0].desc.span_bytes()?)?;
-                let plan = Arc::as_ptr(&step.plan);
                 let known = rooms.lasting.iter().find(|known| {
-                    known.plan == plan
+                    Arc::ptr_eq(&known.plan, &step.plan)
                         && known.from.buffer().same(buffer)
                         && known.from.offset() == offset
                 });
@@ -160,6 +156,7 @@ impl NodePlan {
                     .map_or(Ok(0), |result| result.desc.span_bytes())?;
                 let buffer = rooms.take(device, bytes)?;
                 lasting = Some(buffer.clone());
+                let plan = Arc::clone(&step.plan);
                 rooms.lasting.push(Lasting { from, plan, buffer });
             }
             let views = step.operands.iter().map(|operand| {

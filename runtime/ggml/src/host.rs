@@ -230,6 +230,7 @@ impl Host {
         let node = self.graph_node;
         // SAFETY: as the caller promises; the numbers are below the graph's count.
         let count = unsafe { (self.graph_n_nodes)(graph) };
+        // SAFETY: each of the graph's nodes is a tensor that lives as long as it.
         (0..count).map(move |index| unsafe { &*node(graph, index) })
     }
 }

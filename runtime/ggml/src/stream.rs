@@ -117,7 +117,7 @@ impl Stream {
                 continue;
             }
             let describe = |error: Error| {
-                error.within(&format!("{} {}", tensor.operation_name(), tensor.name()))
+                error.within(format!("{} {}", tensor.operation_name(), tensor.name()))
             };
             state.key.fill(tensor);
             let plan = self.device.plan(tensor, &state.key).map_err(describe)?;

@@ -127,7 +127,7 @@ impl<'a> Tensor<'a> {
         let size = self.dtype()?.size().unwrap_or(1);
         let mut strides = [0; MAX_DIMS];
         for (stride, &bytes) in strides.iter_mut().zip(&self.0.nb) {
-            if bytes as u64 % size != 0 {
+            if !(bytes as u64).is_multiple_of(size) {
                 return Err(Error::unsupported(format!("a stride of {bytes} bytes")));
             }
             *stride = bytes as u64 / size;

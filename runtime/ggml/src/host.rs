@@ -228,10 +228,12 @@ impl Host {
         graph: *mut Graph,
     ) -> impl Iterator<Item = &'a Tensor> + use<'a> {
         let node = self.graph_node;
-        // SAFETY: as the caller promises; the numbers are below the graph's count.
+        // SAFETY: as the caller promises.
         let count = unsafe { (self.graph_n_nodes)(graph) };
-        // SAFETY: each of the graph's nodes is a tensor that lives as long as it.
-        (0..count).map(move |index| unsafe { &*node(graph, index) })
+        (0..count).map(move |index| {
+            // SAFETY: as the caller promises, and the index is below the graph's count.
+            unsafe { &*node(graph, index) }
+        })
     }
 }
 

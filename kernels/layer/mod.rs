@@ -297,23 +297,18 @@ fn output_dtype(
         })
 }
 
-/// Fails unless `found` extents repeat to `whole`: each is 1 or a divisor, as ggml repeats a second operand.
-fn check_repeats(name: &str, desc: &TensorDesc, whole: Extents) -> Result<()> {
-    let found = extents(desc);
-    let fits = found.iter().zip(whole).all(|(&part, whole)| {
-        if part == 0 {
-            whole == 0
-        } else {
-            whole.is_multiple_of(part)
-        }
-    });
-    if fits {
+/// Fails unless the extents of a tensor repeat to those of `whole`: of no more dimensions, each 1 or a divisor, as ggml repeats a second
+/// operand.
+fn check_repeats(name: &str, desc: &TensorDesc, whole: &TensorDesc) -> Result<()> {
+    let divides = |(&part, &whole): (&u64, &u64)| match part {
+        0 => whole == 0,
+        part => whole.is_multiple_of(part),
+    };
+    let mut axes = desc.shape().iter().rev().zip(whole.shape().iter().rev());
+    if desc.shape().len() <= whole.shape().len() && axes.all(divides) {
         return Ok(());
     }
-    let expected = format!("extents that divide those of {whole:?}, last axis first");
-    Err(Error::invalid(
-        name,
-        format!("shape {:?}", desc.shape()),
-        expected,
-    ))
+    let expected = format!("extents that divide those of {:?}", whole.shape());
+    let found = format!("shape {:?}", desc.shape());
+    Err(Error::invalid(name, found, expected))
 }

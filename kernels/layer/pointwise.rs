@@ -11,8 +11,7 @@ use ropeway_core::spec::{DataClass, Expected};
 use ropeway_core::{DType, Error, Result};
 
 use super::{
-    FLOATS, Problem, check_repeats, check_result, check_tensor, extents, operand, output_dtype,
-    plan,
+    FLOATS, Problem, check_repeats, check_result, check_tensor, operand, output_dtype, plan,
 };
 use crate::operand::output;
 
@@ -51,7 +50,7 @@ impl Elementwise {
         check_tensor("a", &self.a, FLOATS)?;
         check_tensor("b", &self.b, FLOATS)?;
         check_result("d", &self.d, self.a.shape(), FLOATS)?;
-        check_repeats("b", &self.b, extents(&self.a))?;
+        check_repeats("b", &self.b, &self.a)?;
         Ok(self)
     }
 }

@@ -184,7 +184,7 @@ impl Softmax {
         let whole = extents(&self.x);
         if let Some(mask) = &self.mask {
             check_tensor("mask", mask, FLOATS)?;
-            check_repeats("mask", mask, whole)?;
+            check_repeats("mask", mask, &self.x)?;
             if extents(mask)[0] != whole[0] {
                 let found = format!("shape {:?}", mask.shape());
                 return Err(Error::invalid(

@@ -1,9 +1,9 @@
 //! The planners of the ops that `map` computes: functions of elements, and rows moved by ids.
 
-use ropeway_core::Result;
 use ropeway_core::dtype::DType;
 use ropeway_core::op::PlanRequest;
 use ropeway_core::plan::{Arg, Expr, Plan};
+use ropeway_core::{Error, Result};
 
 use super::{Bound, Planner, RANK, repeated, u32, u64};
 use crate::layer::manifest::MAP;
@@ -214,6 +214,11 @@ pub(in crate::layer) fn glu(op: &Glu, request: &PlanRequest<'_>) -> Result<Plan>
 pub(in crate::layer) fn copy(op: &Copy, request: &PlanRequest<'_>) -> Result<Plan> {
     let is_reshaped = extents(&op.x) != extents(&op.d);
     let fixed = [is_reshaped; RANK];
+    let elements = op.x.layout.elements();
+    if is_reshaped && elements > i32::MAX as u64 {
+        let context = format!("{elements} elements in another shape; they are counted in 31 bits");
+        return Err(Error::unsupported(context));
+    }
     let mut planner = Planner::new(op, request, MAP, &op.d, fixed)?;
     dtypes(&mut planner, MOVE, op.x.dtype, op.x.dtype, op.d.dtype);
     let x = match is_reshaped {

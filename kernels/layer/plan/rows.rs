@@ -203,7 +203,8 @@ pub(in crate::layer) fn argsort(op: &Argsort, request: &PlanRequest<'_>) -> Resu
     let run = planner.key.config.value("RUN") as u64;
     let block = planner.key.config.value("BLOCK") as u64;
     let space = planner.space;
-    let bytes = 4 * n * space[1] * space[2] * space[3];
+    // Rows are countable; beyond 64 bits no device has room anyway.
+    let bytes = (4 * n).saturating_mul(space[1] * space[2] * space[3]);
     let mut merges = Vec::new();
     let mut width = run;
     while width < n {
@@ -222,8 +223,9 @@ pub(in crate::layer) fn argsort(op: &Argsort, request: &PlanRequest<'_>) -> Resu
                     write,
                 };
                 let plane = x.extent(1) * n;
-                let strides = [1.into(), n.into(), plane.clone(), plane * x.extent(2)];
-                (arg, strides.map(|stride: Expr| u64(stride)))
+                let strides: [Expr; RANK] =
+                    [1.into(), n.into(), plane.clone(), plane * x.extent(2)];
+                (arg, strides.map(u64))
             }
             _ => (d.arg(), d.strides()),
         }

@@ -1,6 +1,6 @@
 //! ggml's binary interface for backends, as far as a plugin meets it: the layout of its structs and the numbers of its enums.
 //!
-//! Written down from what the releases in [`crate::host`] lay out on 64-bit machines. Functions that ggml allows a backend to leave out are
+//! Written down from what the releases in `host.rs` lay out on 64-bit machines. Functions that ggml allows a backend to leave out are
 //! `Option`s here, and so is everything that may be null.
 
 // The names say what the fields are; ggml's own documentation says the rest.

@@ -73,7 +73,7 @@ operations() {
     echo "== test-backend-ops on $device"
     on "$device" "$bin/test-backend-ops" test -b Ropeway0 -o "$names" >"$work/ops-$device.log" 2>&1 ||
       { grep FAIL "$work/ops-$device.log"; exit 1; }
-    echo "$(grep -c 'OK' "$work/ops-$device.log") passed, $(grep -c 'not supported' "$work/ops-$device.log") not claimed"
+    echo "$(grep "tests passed" "$work/ops-$device.log" | tail -1), $(grep -c "not supported" "$work/ops-$device.log") not claimed"
   done
 }
 

@@ -63,7 +63,7 @@ fn json_holds_every_case_and_the_seed() {
         "--device",
         "cpu",
         "--cases",
-        "50",
+        "105",
         "--seed",
         "0xabc",
         "--json",

@@ -14,7 +14,7 @@ const END: &str = "<!-- end -->";
 const BACKENDS: [&str; 4] = ["cpu", "cuda", "opencl", "vulkan"];
 
 /// A small problem of every op: tensors with dtype (`A` and `B`: those being asked for) and extents, and attributes.
-const PROBLEMS: [(&str, &str, &str); 10] = [
+const PROBLEMS: [(&str, &str, &str); 21] = [
     ("gemm", "a A 4 8, b B 8 4", "{}"),
     (
         "grouped_gemm",
@@ -53,6 +53,17 @@ const PROBLEMS: [(&str, &str, &str); 10] = [
         "x A 3 8, logits F32 3 4, w_gate_up B 4 16 8, w_down B 4 8 8",
         r#"{"topk": 2}"#,
     ),
+    ("elementwise", "a A 3 8, b B 8", "{}"),
+    ("unary", "x A 3 8", r#"{"function": "silu"}"#),
+    ("glu", "x A 3 8", "{}"),
+    ("copy", "x A 3 8", "{}"),
+    ("get_rows", "x A 5 8, ids I32 3", "{}"),
+    ("set_rows", "x A 3 8, ids I32 3", r#"{"rows": 5}"#),
+    ("norm", "x A 3 8, weight B 8", "{}"),
+    ("sum_rows", "x A 3 8", "{}"),
+    ("softmax", "x A 2 3 8", "{}"),
+    ("rope", "x A 3 2 8, positions I32 3", "{}"),
+    ("argsort", "x A 3 8", "{}"),
 ];
 
 fn signature(tensors: &str, attrs: &str, a: DType, b: DType) -> Signature {

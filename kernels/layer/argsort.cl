@@ -63,20 +63,8 @@ void argsort_runs(__global const void* x, ulong x_offset, __global int* to, ulon
   for (uint i = lane; i < length; i += GROUP) {
     const uint key = keys[i];
     uint before = 0;
-#if GROUP == 1
-    // Whole vectors: what is past the end counts as NaN, and comes last.
-    uint16 count = 0;
-    const uint16 step = (uint16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (uint j = 0; j < length; j += 16) {
-      const uint16 other = vload16(0, keys + j);
-      count -= as_uint16(other < key) | (as_uint16(other == key) & as_uint16(step + j < i));
-    }
-    const uint8 eight = count.lo + count.hi;
-    const uint4 four = eight.lo + eight.hi;
-    before = four.x + four.y + four.z + four.w;
-#else
-    for (uint j = 0; j < length; j++) before += keys[j] < key || (keys[j] == key && j < i);
-#endif
+    // Of equal elements those with lower indices come before. No short circuit, so that compilers take whole vectors.
+    for (uint j = 0; j < length; j++) before += (keys[j] < key) | ((keys[j] == key) & (j < i));
     if (before < keep) to[to_offset + before * to0] = (int)(begin + i);
   }
 }

@@ -97,7 +97,7 @@ inline void store_1(__global void* d, ulong i, float v, const int dtype)
   if (dtype == F32) ((__global float*)d)[i] = v;
   else if (dtype == F16) vstore_half_rte(v, i, (__global half*)d);
   else if (dtype == BF16) ((__global ushort*)d)[i] = bf16_of(v);
-  else ((__global int*)d)[i] = convert_int_sat_rtz(v);
+  else ((__global int*)d)[i] = isnan(v) ? 0 : convert_int_sat_rtz(v);
 }
 
 inline void store_vector(__global void* d, ulong i, ulong stride, uint live, floats v, const int dtype)

@@ -23,7 +23,7 @@
 #define D_DTYPE X_DTYPE
 #endif
 
-extern "C" __global__ void __launch_bounds__(GROUP)
+extern "C" __global__ void __launch_bounds__(GROUP, 1024 / GROUP)
 norm_rows(const void* x, u64 x_offset, const void* weight, u64 weight_offset, void* d, u64 d_offset, u32 n0, u32 n1, u32 n2, u32 n3,
           u64 x0, u64 x1, u64 x2, u64 x3, u64 weight0, u64 d0, u64 d1, u64 d2, u64 d3, float eps, u32 rows_each)
 {

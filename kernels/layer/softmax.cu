@@ -32,7 +32,7 @@ static __device__ __forceinline__ void scores_at(const Scores& s, u32 c, float v
   for (u32 e = 0; e < 4; e++) v[e] = e >= live || m[e] == -INFINITE ? -INFINITE : s.mask ? s.scale * v[e] + s.slope * m[e] : s.scale * v[e];
 }
 
-extern "C" __global__ void __launch_bounds__(GROUP)
+extern "C" __global__ void __launch_bounds__(GROUP, 1024 / GROUP)
 softmax(const void* x, u64 x_offset, const void* mask, u64 mask_offset, const float* sinks, u64 sinks_offset, void* d, u64 d_offset,
         u32 n0, u32 n1, u32 n2, u32 n3, u64 x0, u64 x1, u64 x2, u64 x3, u32 m_n1, u32 m_n2, u32 m_n3, u64 m0, u64 m1, u64 m2, u64 m3,
         u64 sinks0, u64 d0, u64 d1, u64 d2, u64 d3, float scale, float exponent, float second_exponent, u32 first_heads, u32 rows_each)

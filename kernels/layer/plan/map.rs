@@ -104,9 +104,10 @@ impl Map {
 }
 
 fn dtypes(planner: &mut Planner, class: i64, a: DType, b: DType, d: DType) {
-    // 32 bits that are only moved may be any.
+    // Bits that are only moved may be any of their width: those of BF16 need no conversion.
     let (a, b, d) = match (a, d) {
         (DType::I32, DType::I32) => (DType::F32, DType::F32, DType::F32),
+        (DType::F16, DType::F16) if class == MOVE => (DType::BF16, DType::BF16, DType::BF16),
         _ => (a, b, d),
     };
     planner

@@ -349,7 +349,8 @@ if [ -n "$(oclgrind_driver)" ]; then
     for op in attention moe_route expert_ grouped_gemm; do
         step "oclgrind: uninitialised reads, $op" uninitialised $((OCLGRIND_WORK / 10)) "$op"
     done
-    for kernel in gemm_packed gemv; do
+    # Not gemm_packed: oclgrind 21.10 crashes on its unoptimised text since it reads blocks.
+    for kernel in gemv; do
         step "oclgrind: uninitialised reads, $kernel" uninitialised_unoptimised 1500 --kernel "$kernel" fixed
     done
 else

@@ -106,24 +106,16 @@ void rope(__global const void* x, ulong x_offset, __global const int* positions,
         store_vector(d, d_head + pair * d0, d0, live, a * cosine - b * sine, D_DTYPE);
         store_vector(d, d_head + (pairs + pair) * d0, d0, live, a * sine + b * cosine, D_DTYPE);
       } else {
-        const uint columns = 2 * live;
-        const int has_second = columns > VECTOR;
+        const uint columns = 2 * live, second = columns > VECTOR ? columns - VECTOR : 0;
         const floats v = load_vector(x, x_head + 2 * pair * x0, x0, columns, 0.0f, X_DTYPE);
-        floats w = 0.0f;
-        if (has_second) w = load_vector(x, x_head + (2 * pair + VECTOR) * x0, x0, columns - VECTOR, 0.0f, X_DTYPE);
-        // By way of arrays, which compilers make shuffles of. (oclgrind follows neither .even and .odd nor shuffle2.)
-        float both[2 * VECTOR], turned[2 * VECTOR], by_lane[2 * VECTOR];
-        JOIN(vstore, VECTOR)(v, 0, both);
-        JOIN(vstore, VECTOR)(w, 1, both);
-        JOIN(vstore, VECTOR)(cosine, 0, by_lane);
-        JOIN(vstore, VECTOR)(sine, 1, by_lane);
-        for (uint i = 0; i < VECTOR; i++) {
-          turned[2 * i] = both[2 * i] * by_lane[i] - both[2 * i + 1] * by_lane[VECTOR + i];
-          turned[2 * i + 1] = both[2 * i] * by_lane[VECTOR + i] + both[2 * i + 1] * by_lane[i];
-        }
-        const floats v_turned = JOIN(vload, VECTOR)(0, turned), w_turned = JOIN(vload, VECTOR)(1, turned);
+        floats w = 0.0f, v_turned, w_turned;
+        if (second) w = load_vector(x, x_head + (2 * pair + VECTOR) * x0, x0, second, 0.0f, X_DTYPE);
+        v_turned.even = v.even * cosine.lo - v.odd * sine.lo;
+        v_turned.odd = v.even * sine.lo + v.odd * cosine.lo;
+        w_turned.even = w.even * cosine.hi - w.odd * sine.hi;
+        w_turned.odd = w.even * sine.hi + w.odd * cosine.hi;
         store_vector(d, d_head + 2 * pair * d0, d0, columns, v_turned, D_DTYPE);
-        if (has_second) store_vector(d, d_head + (2 * pair + VECTOR) * d0, d0, columns - VECTOR, w_turned, D_DTYPE);
+        if (second) store_vector(d, d_head + (2 * pair + VECTOR) * d0, d0, second, w_turned, D_DTYPE);
       }
     }
   }

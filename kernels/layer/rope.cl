@@ -23,6 +23,7 @@
 #define TO_INTS JOIN(convert_int, VECTOR)
 #define TO_FLOATS JOIN(convert_float, VECTOR)
 #define AS_FLOATS JOIN(as_float, VECTOR)
+#define AS_INTS JOIN(as_int, VECTOR)
 
 #if VECTOR == 16
 #define LANES (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
@@ -42,8 +43,8 @@ inline floats power_of_2(floats whole, floats part)
   p = fma(p, part, (floats)2.402264791363012e-1f);
   p = fma(p, part, (floats)6.931472028550421e-1f);
   p = fma(p, part, (floats)1.0f);
-  const ints e = min(TO_INTS(whole) + 127, 254);
-  return select(p * AS_FLOATS(e << 23), (floats)0.0f, e <= 0);
+  // Bounds are vectors, since oclgrind 21.10 does not follow max of a vector and a number.
+  return p * AS_FLOATS(min(max(TO_INTS(whole) + 127, (ints)0), (ints)254) << 23);
 }
 
 // (cos t, sin t) with an error of a few units of t's own rounding
@@ -62,10 +63,9 @@ inline void turn_of(floats t, floats* cosine, floats* sine)
   s = fma(s * z, r, r);
   floats c = fma(fma((floats)2.443315711809948e-5f, z, (floats)-1.388731625493765e-3f), z, (floats)4.166664568298827e-2f);
   c = fma(c * z, z, fma((floats)-0.5f, z, (floats)1.0f));
-  const ints is_odd = (quarter & 1) != 0;
-  const floats x = select(c, s, is_odd), y = select(s, c, is_odd);
-  *cosine = select(x, -x, ((quarter + 1) & 2) != 0);
-  *sine = select(y, -y, (quarter & 2) != 0);
+  const floats is_odd = AS_FLOATS(-(quarter & 1));
+  *cosine = AS_FLOATS(AS_INTS(bitselect(c, s, is_odd)) ^ ((quarter + 1) & 2) << 30);
+  *sine = AS_FLOATS(AS_INTS(bitselect(s, c, is_odd)) ^ (quarter & 2) << 30);
 }
 
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1)))
@@ -88,7 +88,7 @@ void rope(__global const void* x, ulong x_offset, __global const int* positions,
     if (freq_factors) t /= load_vector(freq_factors, freq_factors_offset + pair * freq_factors0, freq_factors0, live, 1.0f, F32);
     const floats scaled = t * freq_scale;
     if (ext_factor != 0.0f) {
-      const floats mix = (1.0f - min(max((number - low) * ramp, 0.0f), 1.0f)) * ext_factor;
+      const floats mix = (1.0f - min(max((number - low) * ramp, (floats)0.0f), (floats)1.0f)) * ext_factor;
       t = scaled * (1.0f - mix) + t * mix;
     } else {
       t = scaled;
@@ -105,18 +105,21 @@ void rope(__global const void* x, ulong x_offset, __global const int* positions,
         const floats b = load_vector(x, x_head + (pairs + pair) * x0, x0, live, 0.0f, X_DTYPE);
         store_vector(d, d_head + pair * d0, d0, live, a * cosine - b * sine, D_DTYPE);
         store_vector(d, d_head + (pairs + pair) * d0, d0, live, a * sine + b * cosine, D_DTYPE);
-      } else {
-        const uint columns = 2 * live, second = columns > VECTOR ? columns - VECTOR : 0;
-        const floats v = load_vector(x, x_head + 2 * pair * x0, x0, columns, 0.0f, X_DTYPE);
-        floats w = 0.0f, v_turned, w_turned;
-        if (second) w = load_vector(x, x_head + (2 * pair + VECTOR) * x0, x0, second, 0.0f, X_DTYPE);
-        v_turned.even = v.even * cosine.lo - v.odd * sine.lo;
-        v_turned.odd = v.even * sine.lo + v.odd * cosine.lo;
-        w_turned.even = w.even * cosine.hi - w.odd * sine.hi;
-        w_turned.odd = w.even * sine.hi + w.odd * cosine.hi;
-        store_vector(d, d_head + 2 * pair * d0, d0, columns, v_turned, D_DTYPE);
-        if (second) store_vector(d, d_head + (2 * pair + VECTOR) * d0, d0, second, w_turned, D_DTYPE);
+        continue;
       }
+      // Two vectors of columns hold the pairs.
+      const uint columns = 2 * live;
+      const int has_second = columns > VECTOR;
+      const ulong x_at = x_head + 2 * pair * x0, d_at = d_head + 2 * pair * d0;
+      const floats v = load_vector(x, x_at, x0, columns, 0.0f, X_DTYPE);
+      floats w = 0.0f, v_turned, w_turned;
+      if (has_second) w = load_vector(x, x_at + VECTOR * x0, x0, columns - VECTOR, 0.0f, X_DTYPE);
+      v_turned.even = v.even * cosine.lo - v.odd * sine.lo;
+      v_turned.odd = v.even * sine.lo + v.odd * cosine.lo;
+      w_turned.even = w.even * cosine.hi - w.odd * sine.hi;
+      w_turned.odd = w.even * sine.hi + w.odd * cosine.hi;
+      store_vector(d, d_at, d0, columns, v_turned, D_DTYPE);
+      if (has_second) store_vector(d, d_at + VECTOR * d0, d0, columns - VECTOR, w_turned, D_DTYPE);
     }
   }
   const uint rest = n0 - n_dims, rest_vectors = (rest + VECTOR - 1) / VECTOR;

@@ -136,18 +136,28 @@ inline floats gelu_erf(floats x)
   return x * select(tail, 1.0f - tail, x > 0.0f);
 }
 
+// Each element's partner, `distance` lanes away. In whole vectors to the end: oclgrind takes what is cut out of a
+// vector's upper half for uninitialised.
+#if VECTOR == 16
+#define LANES (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+#elif VECTOR == 8
+#define LANES (int8)(0, 1, 2, 3, 4, 5, 6, 7)
+#else
+#define LANES (int4)(0, 1, 2, 3)
+#endif
+#define PARTNERS(v, distance) shuffle(v, JOIN(as_uint, VECTOR)(LANES ^ distance))
+
 // The sum of a vector's elements.
 inline float sum_of(floats v)
 {
-#if VECTOR == 16
-  const float8 eight = v.lo + v.hi;
-  const float4 four = eight.lo + eight.hi;
-#elif VECTOR == 8
-  const float4 four = v.lo + v.hi;
-#else
-  const float4 four = v;
+#if VECTOR >= 16
+  v += PARTNERS(v, 8);
 #endif
-  return (four.x + four.z) + (four.y + four.w);
+#if VECTOR >= 8
+  v += PARTNERS(v, 4);
+#endif
+  v += PARTNERS(v, 2);
+  return v.s0 + v.s1;
 }
 
 #if GROUP > 1

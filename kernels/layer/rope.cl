@@ -25,12 +25,16 @@
 #define AS_FLOATS JOIN(as_float, VECTOR)
 #define AS_INTS JOIN(as_int, VECTOR)
 
+// The first of each pair in two vectors of columns, and the lanes of two vectors by turns.
 #if VECTOR == 16
-#define LANES (int16)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+#define EVEN (uint16)(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+#define BY_TURNS (uint16)(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
 #elif VECTOR == 8
-#define LANES (int8)(0, 1, 2, 3, 4, 5, 6, 7)
+#define EVEN (uint8)(0, 2, 4, 6, 8, 10, 12, 14)
+#define BY_TURNS (uint8)(0, 8, 1, 9, 2, 10, 3, 11)
 #else
-#define LANES (int4)(0, 1, 2, 3)
+#define EVEN (uint4)(0, 2, 4, 6)
+#define BY_TURNS (uint4)(0, 4, 1, 5)
 #endif
 
 // 2^x for x <= 0 as whole + part, |part| <= 1/2 and a little; 0 where that is below the normal numbers
@@ -112,12 +116,11 @@ void rope(__global const void* x, ulong x_offset, __global const int* positions,
       const int has_second = columns > VECTOR;
       const ulong x_at = x_head + 2 * pair * x0, d_at = d_head + 2 * pair * d0;
       const floats v = load_vector(x, x_at, x0, columns, 0.0f, X_DTYPE);
-      floats w = 0.0f, v_turned, w_turned;
+      floats w = 0.0f;
       if (has_second) w = load_vector(x, x_at + VECTOR * x0, x0, columns - VECTOR, 0.0f, X_DTYPE);
-      v_turned.even = v.even * cosine.lo - v.odd * sine.lo;
-      v_turned.odd = v.even * sine.lo + v.odd * cosine.lo;
-      w_turned.even = w.even * cosine.hi - w.odd * sine.hi;
-      w_turned.odd = w.even * sine.hi + w.odd * cosine.hi;
+      const floats a = shuffle2(v, w, EVEN), b = shuffle2(v, w, EVEN + 1u);
+      const floats a_turned = a * cosine - b * sine, b_turned = a * sine + b * cosine;
+      const floats v_turned = shuffle2(a_turned, b_turned, BY_TURNS), w_turned = shuffle2(a_turned, b_turned, BY_TURNS + VECTOR / 2u);
       store_vector(d, d_at, d0, columns, v_turned, D_DTYPE);
       if (has_second) store_vector(d, d_at + VECTOR * d0, d0, columns - VECTOR, w_turned, D_DTYPE);
     }

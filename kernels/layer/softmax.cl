@@ -45,18 +45,19 @@ inline floats scores_at(const scores* s, uint c)
   return v;
 }
 
+// NaN is never the greater.
+inline floats greater_of(floats a, floats b) { return select(a, b, b > a); }
+
 inline float max_of(floats v)
 {
-#if VECTOR == 16
-  const float8 eight = select(v.lo, v.hi, v.hi > v.lo);
-  const float4 four = select(eight.lo, eight.hi, eight.hi > eight.lo);
-#elif VECTOR == 8
-  const float4 four = select(v.lo, v.hi, v.hi > v.lo);
-#else
-  const float4 four = v;
+#if VECTOR >= 16
+  v = greater_of(v, PARTNERS(v, 8));
 #endif
-  const float2 two = select(four.lo, four.hi, four.hi > four.lo);
-  return two.y > two.x ? two.y : two.x;
+#if VECTOR >= 8
+  v = greater_of(v, PARTNERS(v, 4));
+#endif
+  v = greater_of(v, PARTNERS(v, 2));
+  return v.s1 > v.s0 ? v.s1 : v.s0;
 }
 
 __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1)))
@@ -82,7 +83,7 @@ void softmax(__global const void* x, ulong x_offset, __global const void* mask, 
     floats most = -INFINITY;
     for (uint c = lane * VECTOR; c < n0; c += GROUP * VECTOR) {
       const floats v = scores_at(&s, c);
-      most = select(most, v, v > most);
+      most = greater_of(most, v);
     }
     float top = group_max(max_of(most), shared);
     top = sink > top ? sink : top;

@@ -231,8 +231,7 @@ impl Arena {
         findings: &mut Vec<String>,
     ) -> Result<BTreeMap<&'static str, Vec<u8>>> {
         self.outputs[output].1.write(queue, input)?;
-        let workspace = self.workspace.as_ref().map(Guarded::slice).transpose()?;
-        executable.enqueue(queue, views, workspace.as_ref())?;
+        executable.enqueue(queue, views, self.workspace()?.as_ref())?;
         queue.synchronize(Some(HUNG))?;
         self.inspect(queue, findings)
     }

@@ -141,7 +141,7 @@ typedef struct ropeway_device_info {
     uint64_t memory;
     // Bytes of the largest single buffer.
     uint64_t max_buffer;
-    // Alignment in bytes of a buffer's base address; imported host memory needs it too.
+    // Alignment in bytes of the base address of a buffer that the library allocates.
     uint64_t base_alignment;
     // Cores, multiprocessors or compute units.
     uint32_t compute_units;
@@ -633,8 +633,8 @@ typedef struct ropeway_api {
     void (*device_release)(struct ropeway_device *device);
     // Allocates device memory with undefined content. 0 bytes are allowed.
     ropeway_status (*buffer_create)(const struct ropeway_device *device, uint64_t bytes, struct ropeway_buffer **out);
-    // Takes in memory that the program allocated on this device: a CUDA device pointer, a cl_mem of the device's context, a host pointer for "cpu"
-    // (aligned to base_alignment). `handle` must be that, of at least `bytes` bytes, until `callback` (may be NULL) is called with `user`; without a
+    // Takes in memory that the program allocated on this device: a CUDA device pointer at a multiple of 16 bytes, a cl_mem of the device's context, any
+    // host pointer for "cpu" (elements that lie unaligned are refused at execution). `handle` must be that, of at least `bytes` bytes, until `callback` (may be NULL) is called with `user`; without a
     // callback, until the buffer is released and its work is done. UNSUPPORTED where the backend cannot (Vulkan).
     ropeway_status (*buffer_import)(const struct ropeway_device *device,
                                     void *handle,

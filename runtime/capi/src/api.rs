@@ -101,8 +101,8 @@ pub struct ropeway_api {
         bytes: u64,
         out: *mut *mut ropeway_buffer,
     ) -> ropeway_status,
-    /// Takes in memory that the program allocated on this device: a CUDA device pointer, a cl_mem of the device's context, a host pointer for "cpu"
-    /// (aligned to base_alignment). `handle` must be that, of at least `bytes` bytes, until `callback` (may be NULL) is called with `user`; without a
+    /// Takes in memory that the program allocated on this device: a CUDA device pointer at a multiple of 16 bytes, a cl_mem of the device's context, any
+    /// host pointer for "cpu" (elements that lie unaligned are refused at execution). `handle` must be that, of at least `bytes` bytes, until `callback` (may be NULL) is called with `user`; without a
     /// callback, until the buffer is released and its work is done. UNSUPPORTED where the backend cannot (Vulkan).
     pub buffer_import: unsafe extern "C" fn(
         device: *const ropeway_device,

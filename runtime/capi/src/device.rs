@@ -119,7 +119,7 @@ pub struct ropeway_device_info {
     pub memory: u64,
     /// Bytes of the largest single buffer.
     pub max_buffer: u64,
-    /// Alignment in bytes of a buffer's base address; imported host memory needs it too.
+    /// Alignment in bytes of the base address of a buffer that the library allocates.
     pub base_alignment: u64,
     /// Cores, multiprocessors or compute units.
     pub compute_units: u32,

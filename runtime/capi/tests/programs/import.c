@@ -10,12 +10,15 @@ static void on_release(void *user) {
     released++;
 }
 
-/* Doubles what lies in `buffer`: d = 2 * a * 1, in place of which a is read and another buffer written. */
-static void doubled(ropeway_device *device, ropeway_queue *queue, ropeway_buffer *from, ropeway_buffer *to) {
+/* Doubles what lies in `from`, into `to`: d = 2 * a * 1. Gives what the execution gave. */
+static ropeway_status doubled(ropeway_device *device, ropeway_queue *queue, ropeway_buffer *from, ropeway_buffer *to) {
     const float two = 2, one = 1;
     ropeway_tensor operands[3] = {F32(2, 16, 1), F32(2, 1, 1), F32(2, 16, 1)};
     ropeway_gemm op;
     ropeway_plan *plan;
+    ropeway_buffer *workspace;
+    ropeway_execution execution;
+    ropeway_status status;
     ROPEWAY_INIT(op);
     op.a = &operands[0];
     op.b = &operands[1];
@@ -24,9 +27,17 @@ static void doubled(ropeway_device *device, ropeway_queue *queue, ropeway_buffer
     operands[0].buffer = from;
     operands[2].buffer = to;
     place(device, queue, &operands[1], &one);
-    execute(device, queue, plan, operands, 3);
+    workspace = workspace_of(device, plan);
+    ROPEWAY_INIT(execution);
+    execution.plan = plan;
+    execution.operands = operands;
+    execution.operand_count = 3;
+    execution.workspace = workspace;
+    status = rw->queue_execute(queue, &execution);
+    rw->buffer_release(workspace);
     drop(&operands[1], 1);
     rw->plan_release(plan);
+    return status;
 }
 
 static void host_memory(ropeway_device *device) {
@@ -40,26 +51,36 @@ static void host_memory(ropeway_device *device) {
     in = aligned_alloc(info.base_alignment, 1024);
     out = aligned_alloc(info.base_alignment, 1024);
     HOLDS(in != NULL && out != NULL);
-    for (int i = 0; i < 16; i++) in[i] = (float)i;
+    for (int i = 0; i < 256; i++) in[i] = (float)i;
     OK(rw->queue_create(device, ROPEWAY_QUEUE_COMPUTE, &queue));
     OK(rw->buffer_import(device, in, 1024, on_release, &released, &from));
     OK(rw->buffer_import(device, out, 1024, on_release, &released, &to));
     /* No copy: what the program writes is what the kernel reads, and the other way round. */
     in[3] = 50;
-    doubled(device, queue, from, to);
+    OK(doubled(device, queue, from, to));
     OK(rw->queue_synchronize(queue, ROPEWAY_NO_TIMEOUT));
     for (int i = 0; i < 16; i++) HOLDS(out[i] == 2 * in[i]);
     HOLDS(released == 0);
     rw->buffer_release(from);
+
+    /* Memory may begin anywhere; its elements must be aligned. */
+    OK(rw->buffer_import(device, in + 1, 512, on_release, &released, &from));
+    OK(doubled(device, queue, from, to));
+    OK(rw->queue_synchronize(queue, ROPEWAY_NO_TIMEOUT));
+    for (int i = 0; i < 16; i++) HOLDS(out[i] == 2 * in[i + 1]);
+    rw->buffer_release(from);
+    OK(rw->buffer_import(device, (char *)in + 1, 512, on_release, &released, &from));
+    REFUSED(doubled(device, queue, from, to), ROPEWAY_ERROR_INVALID_ARGUMENT, "aligned");
+    rw->buffer_release(from);
     rw->buffer_release(to);
     rw->queue_release(queue);
-    HOLDS(released == 2);
+    HOLDS(released == 4);
 
     /* An import that fails tells nobody of a release. */
     REFUSED(rw->buffer_import(device, NULL, 64, on_release, &released, &from), ROPEWAY_ERROR_INVALID_ARGUMENT, "handle: found NULL");
     REFUSED(rw->queue_import(device, in, on_release, &released, &queue), ROPEWAY_ERROR_UNSUPPORTED, "foreign queues");
     REFUSED(rw->device_native_context(device, &stream), ROPEWAY_ERROR_UNSUPPORTED, "cpu");
-    HOLDS(released == 2);
+    HOLDS(released == 4);
     free(in);
     free(out);
 }
@@ -107,7 +128,7 @@ static void opencl_objects(ropeway_device *device, void *context, void *cl_devic
     OK(rw->queue_import(device, cl_queue, on_release, &released, &queue));
     for (int i = 0; i < 16; i++) in[i] = (float)i * 3;
     HOLDS(cl.write(cl_queue, from_mem, 0, 0, sizeof(in), in, 0, NULL, NULL) == 0);
-    doubled(device, queue, from, to);
+    OK(doubled(device, queue, from, to));
     HOLDS(cl.read(cl_queue, to_mem, 1, 0, sizeof(out), out, 0, NULL, NULL) == 0);
     for (int i = 0; i < 16; i++) HOLDS(out[i] == 2 * in[i]);
     OK(rw->queue_synchronize(queue, ROPEWAY_NO_TIMEOUT));

@@ -8,7 +8,7 @@
 //   softmax      a row of s is in four lanes: maximum by two shuffles; sums stay apart in the lanes until the end
 //   o += p v     s, rounded to 16 bits, is in the registers where the first factor of the next product belongs; ldmatrix transposes v
 //
-// A tile's line is one chunk of 16 bytes longer than an odd number of them, or as long: eight lines of one chunk meet all banks once.
+// Lines are an odd number of chunks of 16 bytes apart, so that eight lines of one chunk meet all banks once.
 // Keys beyond the block's sight are not loaded; tiles that all rows see whole are not masked. Under `causal`, long tiles come first.
 //
 // Few rows (decoding): WARPS_ROWS 1, and the warps share the keys of a tile instead; each has its own maxima and sums, which are joined in

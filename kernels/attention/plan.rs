@@ -590,16 +590,8 @@ fn finish(
             0 => works(tile_rows),
             _ => rows.clone().div_ceil(tile_rows) + sizes.sequences.clone(),
         };
-        let few_works = |_| few_works.clone();
-        mma::append(
-            &mut plan,
-            problem,
-            &key,
-            info,
-            &division,
-            [&few_works, &many_works],
-            &args,
-        );
+        let few_works = (division.few_rows > 0).then_some(few_works);
+        mma::append(&mut plan, problem, &key, info, few_works, many_works, args);
     } else if division.few_rows > 0 && in_lanes {
         let mut few = ModuleKey {
             kernel: &ATTENTION_KEYS,

@@ -8,7 +8,7 @@ use ropeway_core::plan::{Arg, Expr, Plan};
 use super::super::manifest::{
     ATTENTION_MMA, ATTENTION_MMA_FEW, mma_local_memory, mma_rows, mma_threads,
 };
-use super::{Division, Problem, launch};
+use super::{Problem, launch};
 
 /// The most rows of a sequence and key head that `attention_mma_few` takes: those of one fragment.
 pub(super) const FEW_ROWS: u64 = 16;
@@ -46,17 +46,24 @@ impl Problem {
     }
 }
 
-/// Sets the sizes of heads, and fewer fragments and tiles where those of the configuration have no room.
-fn complete(problem: &Problem, config: &mut Config, info: &DeviceInfo) {
+/// A configuration with what the problem decides: the sizes of heads, and fewer fragments and tiles where the configuration's have no room.
+fn complete(problem: &Problem, config: &Config, split_keys: i64, info: &DeviceInfo) -> Config {
     let sizes =
         [problem.d, problem.dv].map(|size| columns(size).expect("checked with the candidates"));
-    config.set("D_MAX", sizes[0]).set("DV_MAX", sizes[1]);
+    let mut config = config.clone();
+    config
+        .set("LAYOUT", problem.layout)
+        .set("SPLIT_KEYS", split_keys)
+        .set("D_MAX", sizes[0])
+        .set("DV_MAX", sizes[1])
+        .set_dtype("DTYPE", problem.dtype);
     if config.value("ROW_FRAGMENTS") * sizes[0].max(sizes[1]) > SUMS {
         config.set("ROW_FRAGMENTS", 1);
     }
-    while config.value("RING") > 2 && local_memory(problem, config) > info.limits.local_memory {
+    while config.value("RING") > 2 && local_memory(problem, &config) > info.limits.local_memory {
         config.set("RING", config.value("RING") - 1);
     }
+    config
 }
 
 /// Bytes of shared memory, with the marks of keys whose block there is none of.
@@ -68,38 +75,36 @@ fn local_memory(problem: &Problem, config: &Config) -> u64 {
     mma_local_memory(config) + marks as u64
 }
 
-/// Adds the launches: of sequences with few rows, and of the others. `works` says how many works there are of so many rows.
+/// Adds the launches: of sequences with few rows, which are `few_works`, and of the others, which are `many_works` of the rows of a tile.
 pub(super) fn append(
     plan: &mut Plan,
     problem: &Problem,
     key: &ModuleKey,
     info: &DeviceInfo,
-    division: &Division,
-    [few_works, many_works]: [&dyn Fn(u64) -> Expr; 2],
-    args: &dyn Fn() -> Vec<Arg>,
+    few_works: Option<Expr>,
+    many_works: impl Fn(u64) -> Expr,
+    args: impl Fn() -> Vec<Arg>,
 ) {
-    let few = key.kernel.name == ATTENTION_MMA_FEW.name;
-    let beside = !few && division.few_rows > 0;
-    let mut add = |kernel, mut config: Config, works: &dyn Fn(u64) -> Expr| {
-        config
-            .set("LAYOUT", problem.layout)
-            .set("SPLIT_KEYS", key.config.value("SPLIT_KEYS"))
-            .set_dtype("DTYPE", problem.dtype);
-        complete(problem, &mut config, info);
-        let grid = [works(mma_rows(&config)), problem.kv_heads.into(), 1.into()];
+    let split_keys = key.config.value("SPLIT_KEYS");
+    let mut add = |kernel, config: Config, works| {
+        let grid = [works, problem.kv_heads.into(), 1.into()];
         let (threads, bytes) = (mma_threads(&config), mma_local_memory(&config) as u32);
         let key = ModuleKey { kernel, config };
         launch(plan, key, "attention_mma", grid, threads, args());
         plan.launches.last_mut().expect("just added").local_memory = bytes;
     };
-    if few || beside {
-        let config = match few {
+    let only_few = key.kernel.name == ATTENTION_MMA_FEW.name;
+    if let Some(works) = few_works {
+        let config = match only_few {
             true => key.config.clone(),
             false => ATTENTION_MMA_FEW.default_config(),
         };
-        add(&ATTENTION_MMA_FEW, config, few_works);
+        let config = complete(problem, &config, split_keys, info);
+        add(&ATTENTION_MMA_FEW, config, works);
     }
-    if !few {
-        add(&ATTENTION_MMA, key.config.clone(), many_works);
+    if !only_few {
+        let config = complete(problem, &key.config, split_keys, info);
+        let works = many_works(mma_rows(&config));
+        add(&ATTENTION_MMA, config, works);
     }
 }

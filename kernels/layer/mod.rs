@@ -5,7 +5,7 @@
 //! | [`elementwise`](Elementwise) | sum, difference, product or quotient, the second operand repeated |
 //! | [`unary`](Unary) | an activation or another function of one number |
 //! | [`glu`](Glu) | an activated gate times another half |
-//! | [`copy`](Copy) | strided copy with conversion and reshaping |
+//! | [`copy`](struct@Copy) | strided copy with conversion and reshaping |
 //! | [`get_rows`](GetRows), [`set_rows`](SetRows) | rows out of and into a table, by ids on the device |
 //! | [`norm`](Norm), [`sum_rows`](SumRows) | reductions of rows |
 //! | [`softmax`](Softmax) | scaled and masked softmax of rows |

@@ -29,7 +29,7 @@ pub enum NormKind {
 pub struct Norm {
     /// [.., n]: F32, F16 or BF16.
     pub x: TensorDesc,
-    /// [n], F32, F16 or BF16.
+    /// `[n]`, F32, F16 or BF16.
     pub weight: Option<TensorDesc>,
     /// Shaped as `x`.
     pub d: TensorDesc,
@@ -164,7 +164,7 @@ pub struct Softmax {
     pub x: TensorDesc,
     /// F32, F16 or BF16, its last extent n; the others divide those of `x`, and are repeated.
     pub mask: Option<TensorDesc>,
-    /// F32 [heads]: e^sink joins each sum.
+    /// F32 `[heads]`: e^sink joins each sum.
     pub sinks: Option<TensorDesc>,
     /// Shaped as `x`.
     pub d: TensorDesc,

@@ -28,7 +28,7 @@ pub enum RopeMode {
 pub struct Rope {
     /// [tokens, heads, head_dim], or with a batch axis before them: F32, F16 or BF16.
     pub x: TensorDesc,
-    /// I32 [tokens].
+    /// I32 `[tokens]`.
     pub positions: TensorDesc,
     /// F32 [n_dims / 2]: each frequency is divided by its factor.
     pub freq_factors: Option<TensorDesc>,

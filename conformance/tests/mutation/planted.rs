@@ -69,8 +69,8 @@ pub const FAULTS: &[Fault] = &[
         "gemm_packed",
         (
             "gemm_packed.cl",
-            "uint live = min(swiglu ? 16u : 32u, columns - col);",
-            "uint live = col > 0 ? min(swiglu ? 16u : 32u, columns - col) / 16 * 16 : min(32u, columns);",
+            "uint live = min(swiglu ? 16u : 32u, columns - col);\n  for (uint s = begin;",
+            "uint live = col > 0 ? min(swiglu ? 16u : 32u, columns - col) / 16 * 16 : min(32u, columns);\n  for (uint s = begin;",
         ),
     ),
     fault(
@@ -113,8 +113,8 @@ pub const FAULTS: &[Fault] = &[
         "gemm_packed",
         (
             "gemm_packed.cl",
-            "uint live = min(swiglu ? 16u : 32u, columns - col);",
-            "uint live = swiglu ? 16u : 32u;",
+            "uint live = min(swiglu ? 16u : 32u, columns - col);\n  for (uint s = begin;",
+            "uint live = swiglu ? 16u : 32u;\n  for (uint s = begin;",
         ),
     ),
     fault(

@@ -79,11 +79,16 @@ impl<'a> Tensor<'a> {
             kind::F16 => Ok(DType::F16),
             kind::BF16 => Ok(DType::BF16),
             kind::I32 => Ok(DType::I32),
-            other => {
-                let name = host().map_or("?", |host| host.type_name(other));
-                Err(Error::unsupported(format!("elements of type {name}")))
-            }
+            _ => Err(Error::unsupported(format!(
+                "elements of type {}",
+                self.type_name()
+            ))),
         }
+    }
+
+    /// What ggml calls the type of its elements.
+    pub fn type_name(self) -> &'static str {
+        host().map_or("?", |host| host.type_name(self.0.kind))
     }
 
     /// The tensor as the weights of a product.

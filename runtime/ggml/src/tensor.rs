@@ -59,6 +59,12 @@ impl<'a> Tensor<'a> {
             .ok_or_else(|| Error::invalid(&format!("operand {index}"), "nothing", "a tensor"))
     }
 
+    /// The tensor in whose memory it lies, if it has none of its own.
+    pub fn owner(self) -> Option<Tensor<'a>> {
+        // SAFETY: a view's source lives as long as the view.
+        unsafe { self.0.view_src.as_ref() }.map(Tensor)
+    }
+
     /// Extents, innermost first.
     pub fn ne(self) -> [u64; MAX_DIMS] {
         self.0.ne.map(|extent| extent.max(0) as u64)
@@ -155,10 +161,8 @@ impl<'a> Tensor<'a> {
     /// # Errors
     /// `InvalidArgument` if it lies in no buffer of the plugin.
     pub fn place(self) -> Result<(&'a Allocation, u64)> {
-        // SAFETY: a view's source lives as long as the view.
-        let source = unsafe { self.0.view_src.as_ref() };
-        let buffer = match source {
-            Some(source) if self.0.buffer.is_null() => source.buffer,
+        let buffer = match self.owner() {
+            Some(owner) if self.0.buffer.is_null() => owner.0.buffer,
             _ => self.0.buffer,
         };
         // SAFETY: ggml keeps the buffers of a graph's tensors alive.

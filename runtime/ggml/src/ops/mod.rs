@@ -49,6 +49,7 @@ pub fn recipe(node: Tensor<'_>) -> Result<Recipe> {
         Operation::Unary => layer::unary(node),
         Operation::Scale => layer::scale(node),
         Operation::Clamp => layer::clamp(node),
+        Operation::Fill => layer::fill(node),
         Operation::Glu => layer::glu(node),
         Operation::Cpy | Operation::Cont | Operation::Dup => layer::copy(node),
         Operation::Repeat => layer::repeat(node),

@@ -240,7 +240,10 @@ impl RopewayDevice {
             return None;
         }
         let reason = self.lack(owner)?;
-        Some(format!("it writes into {}: {reason}", owner.operation_name()))
+        Some(format!(
+            "it writes into {}: {reason}",
+            owner.operation_name()
+        ))
     }
 
     /// The plan of a node, made once for nodes that differ only in where their tensors lie.

@@ -93,7 +93,11 @@ pub fn label(node: Tensor<'_>) -> String {
         (Some(weights), Some(x)) if name.starts_with("MUL_MAT") => {
             let [k, n, ..] = weights.ne();
             let [_, rows, more, _] = x.ne();
-            format!("{name} {} {k} x {n}, {} rows", weights.type_name(), rows * more)
+            format!(
+                "{name} {} {k} x {n}, {} rows",
+                weights.type_name(),
+                rows * more
+            )
         }
         _ => name.to_owned(),
     }
@@ -119,7 +123,9 @@ pub fn print(device: &str) {
     for (label, (count, time)) in timed {
         let share = 100.0 * time.as_secs_f64() / total.as_secs_f64().max(f64::MIN_POSITIVE);
         let each = time.as_secs_f64() * 1e6 / *count as f64;
-        text += &format!("  took      {label:<40} {count:>8} nodes, {each:>8.2} us each, {share:>5.1} %\n");
+        text += &format!(
+            "  took      {label:<40} {count:>8} nodes, {each:>8.2} us each, {share:>5.1} %\n"
+        );
     }
     for ((name, reason), nodes) in &report.declined {
         let listed: Vec<_> = nodes.iter().take(LISTED).map(String::as_str).collect();

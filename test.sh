@@ -466,8 +466,8 @@ fi
 
 if nvrtc=$(nvrtc_directory); then
     step "CUDA kernels to machine code" machine_code
-    step "CUDA backend on the emulated driver" on_emulated_cuda \
-        cargo test --workspace --release -j "$JOBS" --lib --test cuda -- cuda
+    step "CUDA backend and C programs on the emulated driver" on_emulated_cuda \
+        cargo test --workspace --release -j "$JOBS" --lib --test cuda --test programs -- cuda
     step "check on the emulated CUDA driver" on_emulated_cuda \
         "$TARGET/release/ropeway" check --device cuda --full --cases 500 --seed 1
     step "faults planted in CUDA kernels" on_emulated_cuda cargo test --workspace --release -j "$JOBS" --test cuda_faults

@@ -350,6 +350,15 @@ staged() (
 # The short examples, which check their results.
 examples() { "$TARGET/release/examples/gemm" "$1" && "$TARGET/release/examples/moe_layer" "$1"; }
 
+# candle with Ropeway's products: a crate of its own, unoptimised because that builds three times as quickly.
+candle_example() {
+    local device devices=cpu
+    "$TARGET/release/ropeway" devices --json | grep -q '"device": "opencl:0"' && devices+=" opencl"
+    for device in $devices; do
+        cargo run --quiet --locked -j "$JOBS" --target-dir "$TARGET/candle" --manifest-path runtime/examples/candle/Cargo.toml -- "$device" || return
+    done
+}
+
 if ! command -v cargo >/dev/null; then
     echo "cargo is missing: install Rust from https://rustup.rs" >&2
     exit 1
@@ -404,6 +413,12 @@ else
     skip "kernels under oclgrind" "oclgrind is not installed"
 fi
 
+if [ $OFFLINE = 0 ]; then
+    step "candle with Ropeway's products" candle_example
+else
+    skip "candle with Ropeway's products" "candle comes from crates.io"
+fi
+
 if python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && [ $OFFLINE = 0 ]; then
     step "Python: the wheel in a clean environment" env CARGO_BUILD_JOBS="$JOBS" runtime/python/test.sh
 else
@@ -451,8 +466,8 @@ fi
 
 if nvrtc=$(nvrtc_directory); then
     step "CUDA kernels to machine code" machine_code
-    step "CUDA backend on the emulated driver" on_emulated_cuda \
-        cargo test --workspace --release -j "$JOBS" --lib --test cuda -- cuda
+    step "CUDA backend and C programs on the emulated driver" on_emulated_cuda \
+        cargo test --workspace --release -j "$JOBS" --lib --test cuda --test programs -- cuda
     step "check on the emulated CUDA driver" on_emulated_cuda \
         "$TARGET/release/ropeway" check --device cuda --full --cases 500 --seed 1
     step "faults planted in CUDA kernels" on_emulated_cuda cargo test --workspace --release -j "$JOBS" --test cuda_faults

@@ -100,7 +100,7 @@ impl<'a> PlanRequest<'a> {
     /// first candidate with its default configuration.
     ///
     /// # Errors
-    /// `Unsupported` without candidates, `InvalidArgument` for a forced kernel or configuration that does not fit.
+    /// `Unsupported` without candidates, `InvalidArgument` for a forced kernel or configuration that does not fit, or a configuration of no kernel.
     pub fn choose(
         &self,
         key: &TuneKey<'_>,
@@ -124,8 +124,23 @@ impl<'a> PlanRequest<'a> {
                 .config
                 .cloned()
                 .unwrap_or_else(|| kernel.default_config());
+            // A name that is no tunable's would be a macro of the source.
+            let known = |name: &str| kernel.tunables.iter().any(|tunable| tunable.name == name);
+            if let Some((name, value)) = config.constants().find(|(name, _)| !known(name)) {
+                let names: Vec<_> = kernel.tunables.iter().map(|tunable| tunable.name).collect();
+                let expected = format!("a tunable of {}: {names:?}", kernel.name);
+                return Err(Error::invalid(name, value, expected));
+            }
             kernel.validate(&config, self.info)?;
             return Ok((kernel, config));
+        }
+        if let Some(config) = self.config {
+            let expected = "the kernel's name beside its configuration";
+            return Err(Error::invalid(
+                "kernel",
+                format!("none for {config}"),
+                expected,
+            ));
         }
         if let Some(tuning) = self.tuned.config(key, self.info)
             && let Some(kernel) = find(&tuning.kernel)

@@ -275,6 +275,16 @@ typedef struct ropeway_request {
     size_t attribute_count;
 } ropeway_request;
 
+// A tunable of a kernel and its value. Each kernel's are listed in kernels/<op>/README.md.
+typedef struct ropeway_tunable {
+    // sizeof(ropeway_tunable)
+    size_t struct_size;
+    // Its name ("MR").
+    const char *name;
+    // One of the values that it may have.
+    int64_t value;
+} ropeway_tunable;
+
 // Choices that a caller may take out of the planner's hands.
 typedef struct ropeway_plan_options {
     // sizeof(ropeway_plan_options)
@@ -285,6 +295,10 @@ typedef struct ropeway_plan_options {
     const char *const *prepared;
     // Number of such names.
     size_t prepared_count;
+    // Use these tunables of the kernel named above, all that it has, or fail. NULL: tuned values, else the kernel's defaults.
+    const struct ropeway_tunable *config;
+    // Number of tunables.
+    size_t config_count;
 } ropeway_plan_options;
 
 // What is applied to each element before it is rounded to the output dtype.
@@ -585,6 +599,9 @@ typedef struct ropeway_operand_info {
     uint32_t is_prepared;
     // 0.
     uint32_t reserved;
+    // If the op writes it: the inputs whose memory it may be, as a bit each (1 << place). Such an input and this operand may be bound to the same
+    // place of one buffer, with one dtype and layout; other outputs must not overlap an operand.
+    uint64_t in_place;
 } ropeway_operand_info;
 
 // The functions of the library. See the top of this header for errors, structs, handles and threads.

@@ -20,7 +20,7 @@ use crate::ops::{
 };
 use crate::plan::{
     ropeway_attribute, ropeway_operand_info, ropeway_plan_info, ropeway_plan_options,
-    ropeway_request,
+    ropeway_request, ropeway_tunable,
 };
 use crate::tensor::ropeway_tensor;
 
@@ -62,9 +62,10 @@ fn no_field_has_moved() {
         ropeway_execution { struct_size, plan, operands, operand_count, workspace, workspace_offset }
         ropeway_attribute { struct_size, name, integer, number, word, kind, reserved }
         ropeway_request { struct_size, op, inputs, input_count, attributes, attribute_count }
-        ropeway_plan_options { struct_size, kernel, prepared, prepared_count }
+        ropeway_plan_options { struct_size, kernel, prepared, prepared_count, config, config_count }
+        ropeway_tunable { struct_size, name, value }
         ropeway_plan_info { struct_size, op, description, workspace_bytes, operand_count, operations, bytes, determinism, launch_count }
-        ropeway_operand_info { struct_size, name, bytes, dtype, rank, shape, strides, layout, is_output, is_prepared, reserved }
+        ropeway_operand_info { struct_size, name, bytes, dtype, rank, shape, strides, layout, is_output, is_prepared, reserved, in_place }
         ropeway_gemm { struct_size, a, b, c, bias, a_scale, b_scale, alpha, beta, trans_a, trans_b, activation, out_dtype, b_format }
         ropeway_grouped_gemm { struct_size, a, b, expert_offsets, a_scale, b_scale, b_format, activation, out_dtype }
         ropeway_grouped_gemm_masked { struct_size, a, b, counts, a_scale, b_scale, b_format, activation, out_dtype }

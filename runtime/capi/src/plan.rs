@@ -108,6 +108,22 @@ pub struct ropeway_plan_options {
     pub prepared: *const *const c_char,
     /// Number of such names.
     pub prepared_count: usize,
+    /// Use these tunables of the kernel named above, all that it has, or fail. NULL: tuned values, else the kernel's defaults.
+    pub config: *const ropeway_tunable,
+    /// Number of tunables.
+    pub config_count: usize,
+}
+
+/// A tunable of a kernel and its value. Each kernel's are listed in kernels/<op>/README.md.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ropeway_tunable {
+    /// sizeof(ropeway_tunable)
+    pub struct_size: usize,
+    /// Its name ("MR").
+    pub name: *const c_char,
+    /// One of the values that it may have.
+    pub value: i64,
 }
 
 /// What a plan promises about repeated executions.
@@ -173,12 +189,16 @@ pub struct ropeway_operand_info {
     pub is_prepared: u32,
     /// 0.
     pub reserved: u32,
+    /// If the op writes it: the inputs whose memory it may be, as a bit each (1 << place). Such an input and this operand may be bound to the same
+    /// place of one buffer, with one dtype and layout; other outputs must not overlap an operand.
+    pub in_place: u64,
 }
 
 sized_structs!(
     ropeway_attribute,
     ropeway_request,
     ropeway_plan_options,
+    ropeway_tunable,
     ropeway_plan_info,
     ropeway_operand_info,
 );
@@ -276,6 +296,22 @@ unsafe fn plan_options(options: *const ropeway_plan_options) -> Result<PlanOptio
         let name = unsafe { text(options.prepared.add(index).read(), "prepared") }?;
         choices.prepared.push(name.to_owned());
     }
+    // SAFETY: the caller's promise.
+    let config = unsafe { sized::read_array(options.config, options.config_count, "config") }?;
+    for (index, tunable) in config.enumerate() {
+        let tunable = tunable?;
+        // SAFETY: the caller's promise.
+        let name = unsafe { text(tunable.name, &format!("config[{index}].name")) }?;
+        let config = choices.config.get_or_insert_default();
+        if config.get(name).is_some() {
+            return Err(Error::invalid(
+                name,
+                "a second value of this tunable",
+                "one",
+            ));
+        }
+        config.set(name, tunable.value);
+    }
     Ok(choices)
 }
 
@@ -326,6 +362,14 @@ impl Planned {
         Ok(ropeway_plan {
             planned: Arc::new(planned),
         })
+    }
+
+    /// The inputs whose memory an operand may be, as bits.
+    fn in_place(&self, index: usize) -> u64 {
+        let pairs = self.executable.plan().in_place.iter();
+        pairs
+            .filter(|&&(output, _)| output == index)
+            .fold(0, |bits, &(_, input)| bits | 1 << input)
     }
 
     /// The operands' names, for messages.
@@ -412,7 +456,8 @@ pub(crate) unsafe extern "C" fn plan_operand(
 ) -> ropeway_status {
     entry(|| {
         // SAFETY: the handle is null or alive.
-        let operands = &unsafe { borrow(plan, "plan") }?.planned.operands;
+        let planned = &unsafe { borrow(plan, "plan") }?.planned;
+        let operands = &planned.operands;
         let operand = operands.get(index).ok_or_else(|| {
             Error::invalid("operand", index, format!("less than {}", operands.len()))
         })?;
@@ -432,6 +477,7 @@ pub(crate) unsafe extern "C" fn plan_operand(
             is_output: operand.output.into(),
             is_prepared: operand.prepared.into(),
             reserved: 0,
+            in_place: planned.in_place(index),
         };
         info.shape[..layout.rank()].copy_from_slice(layout.shape());
         info.strides[..layout.rank()].copy_from_slice(layout.strides());

@@ -40,3 +40,16 @@ fn the_header_is_that_of_the_sources() {
         "include/ropeway.h has more lines than the sources give"
     );
 }
+
+/// A program that was linked with one library is to find every later one of the same interface, and no other.
+#[test]
+fn the_installed_library_bears_the_version_of_the_interface() {
+    let header = include_str!("../include/ropeway.h");
+    let define = "#define ROPEWAY_API_VERSION ";
+    let version = header.lines().find_map(|line| line.strip_prefix(define));
+    let manifest: toml::Table = include_str!("../Cargo.toml").parse().unwrap();
+    let library = &manifest["package"]["metadata"]["capi"]["library"];
+    let number = library["version"].as_str().unwrap();
+    assert_eq!(number.split('.').next(), version);
+    assert_eq!(library["version_suffix_components"].as_integer(), Some(1));
+}

@@ -218,9 +218,12 @@ fn attributes(given: &Bound<'_, PyDict>) -> Result<Map<String, Value>> {
             let value = value.to_string();
             Value::String(match &*name {
                 // Python's name for a dtype is not that of request files.
-                "out_dtype" => dtype::from_name("dtype", &value)?.name().to_owned(),
+                "out_dtype" | "dtype" => dtype::from_name("dtype", &value)?.name().to_owned(),
                 _ => value,
             })
+        } else if name == "shape" {
+            let wrong = |_| Error::invalid(&name, &value, "whole numbers of 0 or more");
+            Value::from(value.extract::<Vec<u64>>().map_err(wrong)?)
         } else if value.is_instance_of::<PyInt>()
             || !value.is_instance_of::<PyFloat>() && value.hasattr("__index__")?
         {

@@ -19,6 +19,7 @@ LAMBDA = 8.0  # standard deviations, roughly
 FLUSHED = 2.0**-120  # what flushing subnormal numbers can lose
 ERF_ERROR, TANH_ERROR, LOG_ERROR = 2.0**-20, 2.0**-17, 2.0**-21
 SMALLEST_NORMAL = 2.0**-126
+QUOTIENT = 2.5 * ULP  # of division and square root
 
 
 class Bounded(NamedTuple):
@@ -232,3 +233,39 @@ def moe_ffn(
     shape = (*ids.shape, w_down.shape[1])
     answers = Bounded(np.concatenate(rows).reshape(shape), np.concatenate(errors).reshape(shape))
     return combine(weights, answers, x.dtype), ids
+
+
+def norm(x: NDArray[Any], weight: NDArray[Any], kind: str, eps: float) -> Bounded:
+    """Each row over its root mean square (``"rms"``) or, less its mean, over its deviation (``"layer"``)."""
+    dtype, n = x.dtype, x.shape[-1]
+    x, weight, eps = x.astype(np.float64), weight.astype(np.float64), float(np.float32(eps))
+    mean, mean_error = np.zeros((*x.shape[:-1], 1)), 0.0
+    if kind == "layer":
+        mean = x.mean(-1, keepdims=True)
+        root = np.sqrt(np.square(x).sum(-1, keepdims=True))
+        summing = np.minimum(LAMBDA * math.sqrt(n) * ULP * root, (n + 2) * U * np.abs(x).sum(-1, keepdims=True))
+        mean_error = summing / n + QUOTIENT * np.abs(mean)
+    variance = np.square(x - mean).mean(-1, keepdims=True)
+    variance_error = mean_error**2 + variance * (min(LAMBDA * math.sqrt(n + 2) * U, gamma(n + 2)) + 4 * U + QUOTIENT)
+    scale = 1 / np.sqrt(variance + eps)
+    relative = 1 / np.sqrt(variance + eps - variance_error) / scale - 1 + 3 * U + 2 * QUOTIENT
+    centred = x - mean
+    centred_error = mean_error + (U * np.abs(centred) if kind == "layer" else 0.0)
+    value = centred * scale * weight
+    error = np.abs(value) * (relative + U) + centred_error * scale * (1 + relative) * np.abs(weight)
+    return rounded(Bounded(value, error + SMALLEST_NORMAL * (1 + np.abs(weight))), dtype)
+
+
+def rope(x: NDArray[Any], positions: NDArray[Any], mode: str, n_dims: int) -> Bounded:
+    """Pairs of the first ``n_dims`` dimensions turned by their angles: x [tokens, heads, head_dim]."""
+    pairs = np.arange(n_dims // 2)
+    first, second = (2 * pairs, 2 * pairs + 1) if mode == "normal" else (pairs, pairs + n_dims // 2)
+    doubles = x.astype(np.float64)
+    a, b = doubles[..., first], doubles[..., second]
+    angle = (positions[:, None] * 10000.0 ** (-2 * pairs / n_dims))[:, None]
+    turned, error = doubles.copy(), np.zeros(x.shape)
+    turned[..., first] = a * np.cos(angle) - b * np.sin(angle)
+    turned[..., second] = a * np.sin(angle) + b * np.cos(angle)
+    own = (np.abs(a) + np.abs(b)) * (np.minimum(12 * U * np.abs(angle) + 6 * U, 2) + 4 * U) + SMALLEST_NORMAL
+    error[..., first] = error[..., second] = own
+    return rounded(Bounded(turned, error), x.dtype)

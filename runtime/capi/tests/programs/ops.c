@@ -155,6 +155,125 @@ static void gemm(void) {
     drop(&out, 1);
 }
 
+/* A kernel with tunables of the caller's computes the same; what does not fit is refused. */
+static void forced(void) {
+    const char *names[] = {"MR", "KC", "STRIPS"};
+    float a[M * K], b[K * N], d[M * N], again[M * N];
+    ropeway_tensor in[2] = {F32(2, M, K), F32(2, K, N)}, out = F32(2, M, N);
+    ropeway_tunable config[3];
+    ropeway_plan_options options;
+    ropeway_gemm op;
+    ropeway_plan *plan;
+
+    values(a, M * K, 1);
+    values(b, K * N, 2);
+    place(device, queue, &in[0], a);
+    place(device, queue, &in[1], b);
+    ROPEWAY_INIT(op);
+    op.a = &in[0];
+    op.b = &in[1];
+    ROPEWAY_INIT(options);
+    for (int i = 0; i < 3; i++) {
+        ROPEWAY_INIT(config[i]);
+        config[i].name = names[i];
+    }
+    config[0].value = 12;
+    config[1].value = 256;
+    config[2].value = 2;
+    options.config = config;
+    options.config_count = 3;
+    REFUSED(rw->plan_gemm(device, &op, &options, &plan), ROPEWAY_ERROR_INVALID_ARGUMENT, "kernel: found none for KC=256 MR=12 STRIPS=2");
+    HOLDS(plan == NULL);
+    options.kernel = "no_such_kernel";
+    REFUSED(rw->plan_gemm(device, &op, &options, &plan), ROPEWAY_ERROR_UNSUPPORTED, "kernel no_such_kernel cannot run this gemm");
+    options.config = NULL;
+    REFUSED(rw->plan_gemm(device, &op, &options, &plan), ROPEWAY_ERROR_INVALID_ARGUMENT, "config: found NULL for 3 elements");
+    options.config = config;
+    config[1].struct_size = 8;
+    REFUSED(rw->plan_gemm(device, &op, &options, &plan), ROPEWAY_ERROR_INVALID_ARGUMENT, "config: found struct_size 8 in element 1");
+    config[1].struct_size = sizeof(config[1]);
+    config[2].name = NULL;
+    REFUSED(rw->plan_gemm(device, &op, &options, &plan), ROPEWAY_ERROR_INVALID_ARGUMENT, "config[2].name: found NULL");
+    config[2].name = "MR";
+    REFUSED(rw->plan_gemm(device, &op, &options, &plan), ROPEWAY_ERROR_INVALID_ARGUMENT, "MR: found a second value");
+    config[2].name = "STRIPS";
+    if (strncmp(selector, "cpu", 3) == 0) {
+        options.kernel = "gemm_native";
+        REFUSED(rw->plan_gemm(device, &op, &options, &plan), ROPEWAY_ERROR_INVALID_ARGUMENT, "KC: found 256, expected a tunable of gemm_native");
+    }
+    if (strncmp(selector, "opencl", 6) == 0) {
+        options.kernel = "gemm_packed";
+        OK(rw->plan_gemm(device, &op, &options, &plan));
+        HOLDS(strstr(plan_info(plan).description, "gemm_packed [KC=256 MR=12 STRIPS=2 ") != NULL);
+        run(plan, in, 2, &out, 1);
+        fetch(queue, &out, d);
+        rw->plan_release(plan);
+        OK(rw->plan_gemm(device, &op, NULL, &plan));
+        HOLDS(strstr(plan_info(plan).description, "KC=256") == NULL);
+        drop(&out, 1);
+        run(plan, in, 2, &out, 1);
+        fetch(queue, &out, again);
+        drop(&out, 1);
+        rw->plan_release(plan);
+        /* The sums are exact, whatever their order. */
+        HOLDS(memcmp(d, again, sizeof(d)) == 0);
+        config[1].value = 257;
+        REFUSED(rw->plan_gemm(device, &op, &options, &plan), ROPEWAY_ERROR_INVALID_ARGUMENT, "KC: found 257, expected one of");
+        options.config_count = 1;
+        REFUSED(rw->plan_gemm(device, &op, &options, &plan), ROPEWAY_ERROR_INVALID_ARGUMENT, "KC: found nothing, expected one of");
+    }
+    drop(in, 2);
+}
+
+/* An output in the memory of an input, where the plan says that it may be, and only there. */
+static void in_place(void) {
+    float a[M * N], b[M * N], d[M * N];
+    ropeway_tensor operands[3] = {F32(2, M, N), F32(2, M, N), F32(2, M, N)};
+    ropeway_execution execution;
+    ropeway_request request;
+    ropeway_plan *plan;
+
+    values(a, M * N, 1);
+    values(b, M * N, 2);
+    operands[0].name = "a";
+    operands[1].name = "b";
+    ROPEWAY_INIT(request);
+    request.op = "elementwise";
+    request.inputs = operands;
+    request.input_count = 2;
+    OK(rw->plan_create(device, &request, NULL, &plan));
+    HOLDS(operand_info(plan, 0).in_place == 0 && operand_info(plan, 1).in_place == 0);
+    HOLDS(operand_info(plan, 2).in_place == 3);
+    for (int input = 0; input < 2; input++) {
+        place(device, queue, &operands[0], a);
+        place(device, queue, &operands[1], b);
+        operands[2] = operands[input];
+        operands[2].name = "d";
+        execute(device, queue, plan, operands, 3);
+        fetch(queue, &operands[2], d);
+        for (int i = 0; i < M * N; i++) CLOSE(d[i], a[i] + b[i], 0);
+        if (input == 0) drop(operands, 2);
+    }
+    /* A row further on is another place. */
+    rw->plan_release(plan);
+    ROPEWAY_INIT(execution);
+    operands[0].shape[0] = operands[1].shape[0] = operands[2].shape[0] = M / 2;
+    operands[2].offset = N;
+    OK(rw->plan_create(device, &request, NULL, &plan));
+    execution.plan = plan;
+    execution.operands = operands;
+    execution.operand_count = 3;
+    REFUSED(rw->queue_execute(queue, &execution), ROPEWAY_ERROR_INVALID_ARGUMENT, "d: found an output that overlaps b");
+    rw->plan_release(plan);
+
+    request.op = "gemm";
+    operands[0].shape[0] = operands[1].shape[0] = operands[0].shape[1] = N;
+    OK(rw->plan_create(device, &request, NULL, &plan));
+    HOLDS(operand_info(plan, 2).is_output == 1 && operand_info(plan, 2).in_place == 0);
+    rw->plan_release(plan);
+    drop(operands, 2);
+}
+
 static void masked(void) {
     enum { EXPERTS = 3, CAPACITY = 4 };
     const int32_t counts[EXPERTS] = {2, 0, 4};
@@ -625,6 +744,8 @@ int main(int argc, char **argv) {
     OK(rw->queue_create(device, ROPEWAY_QUEUE_COMPUTE, &queue));
     names();
     gemm();
+    forced();
+    in_place();
     masked();
     attention();
     moe();

@@ -14,6 +14,19 @@ What goes wrong is an exception of :mod:`ropeway.errors`, all of them :class:`Ro
 from ropeway._attention import attention, attention_paged, attention_varlen
 from ropeway._devices import Devices, devices
 from ropeway._gemm import gemm, grouped_gemm, grouped_gemm_masked
+from ropeway._layer import (
+    argsort,
+    copy,
+    elementwise,
+    get_rows,
+    glu,
+    norm,
+    rope,
+    set_rows,
+    softmax,
+    sum_rows,
+    unary,
+)
 from ropeway._moe import Ffn, Route, Scatter, expert_gather, expert_scatter, moe_ffn, moe_route
 from ropeway._native import DeviceInfo, MissingBackend, Session, Tensor, from_dlpack
 from ropeway._version import __version__
@@ -54,16 +67,27 @@ __all__ = [
     "UnavailableError",
     "UnsupportedError",
     "__version__",
+    "argsort",
     "attention",
     "attention_paged",
     "attention_varlen",
+    "copy",
     "devices",
+    "elementwise",
     "expert_gather",
     "expert_scatter",
     "from_dlpack",
     "gemm",
+    "get_rows",
+    "glu",
     "grouped_gemm",
     "grouped_gemm_masked",
     "moe_ffn",
     "moe_route",
+    "norm",
+    "rope",
+    "set_rows",
+    "softmax",
+    "sum_rows",
+    "unary",
 ]

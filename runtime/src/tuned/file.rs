@@ -63,7 +63,10 @@ impl TunedTable {
                 "a device and its backend",
             ));
         }
-        write(path, &table.to_toml()?)
+        let text = table.to_toml()?;
+        // What could not be read back would be set aside by the next writer.
+        TunedTable::parse(&text)?;
+        write(path, &text)
     }
 
     /// Puts entries into the user's table of a device.
@@ -149,19 +152,19 @@ fn read_text(path: &Path) -> io::Result<Option<String>> {
     };
     let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
     if !metadata.is_file() {
-        return Err(invalid("line 1: no regular file".into()));
+        return Err(invalid("no regular file".into()));
     }
     let mut bytes = Vec::new();
     File::open(path)?
         .take(MOST_BYTES + 1)
         .read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MOST_BYTES {
-        return Err(invalid(format!("line 1: larger than {MOST_BYTES} bytes")));
+        return Err(invalid(format!("larger than {MOST_BYTES} bytes")));
     }
     String::from_utf8(bytes).map(Some).map_err(|error| {
         let sound = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + sound.iter().filter(|byte| **byte == b'\n').count();
-        invalid(format!("line {line}: no UTF-8 text"))
+        invalid(format!("line {line}: not UTF-8"))
     })
 }
 

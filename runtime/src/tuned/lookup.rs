@@ -8,7 +8,6 @@ use std::sync::{Arc, LazyLock};
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::Kernel;
 use ropeway_core::op::{TuneKey, Tuned, Tuning, default_choice};
-use ropeway_core::{Error, ErrorKind, Result};
 
 use super::between::{self, Point};
 use super::entry::{TunedEntry, exponent};
@@ -96,8 +95,8 @@ static SHIPPED: LazyLock<Arc<Shipped>> = LazyLock::new(|| {
     let mut shipped = Shipped::default();
     for (path, text) in ropeway_kernels::TUNED {
         match TunedTable::parse_located(text) {
-            Ok((table, lines)) => shipped.add(table, &lines, path),
-            Err(error) => tracing::warn!("{path}: passed over: {}", error.context()),
+            Ok((table, lines)) => shipped.add(&table, &lines, Origin::Shipped(path)),
+            Err(error) => tracing::warn!("{path}: {}; passed over", error.context()),
         }
     }
     Arc::new(shipped)
@@ -126,33 +125,27 @@ impl TunedTables {
     pub fn add_directory(&mut self, directory: &Path) {
         for path in table_files(directory) {
             match read_located(&path) {
-                Ok(Some((table, lines))) => self.add_located(table, &lines, Origin::User(path)),
+                Ok(Some((table, lines))) => self.add_located(&table, &lines, Origin::User(path)),
                 Ok(None) => {}
-                Err(error) => tracing::warn!("passed over: {}", error.context()),
+                Err(error) => tracing::warn!("{}; passed over", error.context()),
             }
         }
     }
 
-    /// Adds a table, as one of the user's.
-    ///
-    /// # Errors
-    /// `File` with the line for text that is no table.
-    pub fn add(&mut self, text: &str) -> Result<()> {
-        let (table, lines) = TunedTable::parse_located(text)?;
-        self.add_located(table, &lines, Origin::User(PathBuf::from("(text)")));
-        Ok(())
+    /// Adds a table. Entries that have a [`fault`](TunedEntry::fault) are passed over with one warning.
+    pub fn add(&mut self, table: &TunedTable, origin: Origin) {
+        self.add_located(table, &[], origin);
     }
 
-    /// Adds a table as if it came with Ropeway.
-    pub fn add_shipped(&mut self, table: TunedTable, path: &'static str) {
-        Arc::make_mut(&mut self.shipped).add(table, &[], path);
-    }
-
-    fn add_located(&mut self, table: TunedTable, lines: &[usize], origin: Origin) {
-        warn_of_faults(&table, lines, &origin);
-        let model = (table.backend.clone(), table.device.clone());
-        let level = self.user.entry(model).or_default();
-        insert_all(level, &table, &Arc::new(origin));
+    fn add_located(&mut self, table: &TunedTable, lines: &[usize], origin: Origin) {
+        match origin {
+            Origin::Shipped(_) => Arc::make_mut(&mut self.shipped).add(table, lines, origin),
+            Origin::User(_) => {
+                warn_of_faults(table, lines, &origin);
+                let model = (table.backend.clone(), table.device.clone());
+                insert_all(self.user.entry(model).or_default(), table, &origin.into());
+            }
+        }
     }
 
     /// The entry that serves a problem, in a planner's order of `candidates`: the user's tables of the device, then those that ship for it,
@@ -239,16 +232,15 @@ impl Tuned for TunedTables {
 }
 
 impl Shipped {
-    fn add(&mut self, table: TunedTable, lines: &[usize], path: &'static str) {
-        let origin = Origin::Shipped(path);
-        warn_of_faults(&table, lines, &origin);
+    fn add(&mut self, table: &TunedTable, lines: &[usize], origin: Origin) {
+        warn_of_faults(table, lines, &origin);
         let origin = Arc::new(origin);
         let device = (table.backend.clone(), table.device.clone());
-        insert_all(self.by_device.entry(device).or_default(), &table, &origin);
+        insert_all(self.by_device.entry(device).or_default(), table, &origin);
         if !table.architecture.is_empty() {
             let architecture = (table.backend.clone(), table.architecture.clone());
             let level = self.by_architecture.entry(architecture).or_default();
-            insert_all(level, &table, &origin);
+            insert_all(level, table, &origin);
         }
     }
 }
@@ -314,15 +306,21 @@ fn insert_all(level: &mut Level, table: &TunedTable, origin: &Arc<Origin>) {
 /// One warning for a table, however many of its entries are at fault.
 fn warn_of_faults(table: &TunedTable, lines: &[usize], origin: &Origin) {
     let mut faults = table.entries.iter().enumerate().filter_map(|(n, entry)| {
-        let line = lines.get(n).copied().unwrap_or_default();
-        Some(format!("line {line}: {entry}: {}", entry.fault()?))
+        let line = lines
+            .get(n)
+            .map_or(String::new(), |line| format!("line {line}: "));
+        let fault = entry.fault()?;
+        Some(format!(
+            "{line}{}: {fault}",
+            entry.to_string().escape_debug()
+        ))
     });
     if let Some(first) = faults.next() {
         let more = match faults.count() {
             0 => String::new(),
-            more => format!(" (and {more} more)"),
+            more => format!(" and {more} more"),
         };
-        tracing::warn!("{origin}: passed over: {first}{more}");
+        tracing::warn!("{origin}: {first}; this entry{more} passed over");
     }
 }
 
@@ -332,8 +330,7 @@ pub fn table_files(directory: &Path) -> Vec<PathBuf> {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
         Err(error) => {
-            let error = Error::new(ErrorKind::File, error.to_string());
-            tracing::warn!("{}: passed over: {}", directory.display(), error.context());
+            tracing::warn!("{}: {error}; passed over", directory.display());
             return Vec::new();
         }
     };
@@ -342,7 +339,7 @@ pub fn table_files(directory: &Path) -> Vec<PathBuf> {
     files.sort();
     if files.len() > MOST_FILES {
         tracing::warn!(
-            "{}: passed over: all but the first {MOST_FILES} of {} tables",
+            "{}: {} tables; all but the first {MOST_FILES} passed over",
             directory.display(),
             files.len()
         );

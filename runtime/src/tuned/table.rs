@@ -3,7 +3,8 @@
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
-use toml::{Spanned, Value};
+use toml::Spanned;
+use toml::ser::ValueSerializer;
 
 use super::entry::{TunedEntry, is_line};
 
@@ -57,7 +58,9 @@ impl TunedTable {
         let line_of = |byte: usize| 1 + text[..byte].matches('\n').count();
         let located: Located = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| line_of(span.start));
+            // It may quote what the file holds, which is not to reach a terminal as it is.
             let message = error.message().replace('\n', " ");
+            let message = message.escape_debug().to_string().replace("\\'", "'");
             Error::new(ErrorKind::File, format!("line {line}: {message}"))
         })?;
         let names = [&located.device, &located.backend, &located.architecture];
@@ -187,7 +190,9 @@ impl TunedEntry {
 
 /// A value on one line.
 fn inline(value: impl Serialize) -> Result<String> {
-    let value = Value::try_from(value)
+    let mut text = String::new();
+    value
+        .serialize(ValueSerializer::new(&mut text))
         .map_err(|error| Error::invalid("entry", error, "what TOML can hold"))?;
-    Ok(value.to_string())
+    Ok(text)
 }

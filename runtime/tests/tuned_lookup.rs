@@ -1,7 +1,7 @@
 //! What serves a problem, and what does not.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use ropeway::Registry;
@@ -10,6 +10,7 @@ use ropeway::core::kernel::{Kernel, Tunable};
 use ropeway::core::op::{TuneKey, Tuned};
 use ropeway::tuned::{
     Measured, Origin, Provenance, Served, TunedEntry, TunedTable, TunedTables, exponent,
+    table_files,
 };
 
 static DEFAULT: Kernel = kernel("plain", 1);
@@ -413,6 +414,47 @@ proptest! {
         // The best of each bucket is there.
         for entry in a.entries.iter().chain(&b.entries) {
             prop_assert!(once.entries.iter().any(|kept| kept.same_key(entry) && kept.preference(entry).is_ge()));
+        }
+    }
+}
+
+/// What ships is listed, and every entry of it could be chosen by this version.
+#[test]
+fn the_tables_that_ship_are_listed_and_sound() {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels");
+    let mut files = Vec::new();
+    for op in std::fs::read_dir(&kernels).unwrap() {
+        let op = op.unwrap().file_name().into_string().unwrap();
+        for path in table_files(&kernels.join(&op).join("tuned")) {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            files.push(format!("kernels/{op}/tuned/{name}"));
+        }
+    }
+    let mut listed: Vec<_> = ropeway::kernels::TUNED
+        .iter()
+        .map(|(path, _)| (*path).to_owned())
+        .collect();
+    files.sort();
+    listed.sort();
+    assert_eq!(listed, files);
+    for (path, text) in ropeway::kernels::TUNED {
+        let table = TunedTable::parse(text).unwrap_or_else(|error| panic!("{path}: {error}"));
+        for entry in &table.entries {
+            assert_eq!(entry.fault(), None, "{path}: {entry}");
+            assert!(
+                entry.measured.is_some() && entry.provenance.is_some(),
+                "{path}: {entry}"
+            );
+            let kind = ropeway::kernels::op(&entry.op).unwrap_or_else(|| panic!("{path}: {entry}"));
+            let kernel = kind
+                .kernels()
+                .iter()
+                .find(|kernel| kernel.name == entry.kernel);
+            assert_eq!(
+                kernel.map(|kernel| kernel.version),
+                Some(entry.version),
+                "{path}: {entry}"
+            );
         }
     }
 }

@@ -76,6 +76,13 @@ impl Tuned for Listener {
     }
 }
 
+/// Bytes of all operands of an op.
+pub fn bytes(op: &dyn Op) -> Result<u64> {
+    op.operands().iter().try_fold(0, |sum: u64, operand| {
+        Ok(sum.saturating_add(operand.desc.span_bytes()?))
+    })
+}
+
 /// What the planner of an op asks on a device. An op of several steps asks several times.
 ///
 /// # Errors
@@ -210,7 +217,7 @@ fn plain(op: &str, variant: &str, sizes: &Sizes) -> Result<(Workload, String)> {
             let b = name_of(words.last().copied().unwrap_or_default())?;
             made.tensor("a", "T", &[rows, size("k")?]);
             made.tensor("b", &b, &[experts, size("n")?, size("k")?]);
-            made.tensor("expert_offsets", "I32", &[experts + 1]);
+            made.tensor("expert_offsets", "I32", &[experts.saturating_add(1)]);
             made.fill("expert_offsets", format!("rows {rows}"));
             dtype
         }
@@ -259,17 +266,7 @@ fn plain(op: &str, variant: &str, sizes: &Sizes) -> Result<(Workload, String)> {
             name_of(variant)?
         }
         "norm" | "softmax" | "argsort" | "copy" | "unary" | "glu" => {
-            let columns = size("columns")?;
-            let stored = if op == "glu" {
-                columns.saturating_mul(2)
-            } else {
-                columns
-            };
-            made.tensor("x", "T", &[size("rows")?, stored]);
-            if op == "unary" {
-                made.attr("function", json!("silu"));
-            }
-            name_of(words.first().copied().unwrap_or_default())?
+            made.layer(op, &words, size("rows")?, size("columns")?)?
         }
         _ => {
             return Err(Error::unsupported(format!(
@@ -335,6 +332,30 @@ impl Plain {
         self.tensor("b", &name_of(&b)?, &if trans_b { [n, k] } else { [k, n] });
         self.attr("trans_a", json!(trans_a));
         self.attr("trans_b", json!(trans_b));
+        name_of(first)
+    }
+
+    /// `F32_F16`: dtypes of the inputs, then of the output.
+    fn layer(&mut self, op: &str, words: &[&str], rows: u64, columns: u64) -> Result<String> {
+        let (first, last) = match (op, words) {
+            ("norm", [first, weight, last]) => {
+                self.tensor("weight", &name_of(weight)?, &[columns]);
+                (first, last)
+            }
+            (_, [first, last]) => (first, last),
+            _ => return Err(Error::invalid("variant", words.join("_"), "F32_F32")),
+        };
+        let stored = match op {
+            "glu" => columns.saturating_mul(2),
+            _ => columns,
+        };
+        self.tensor("x", "T", &[rows, stored]);
+        if op == "unary" {
+            self.attr("function", json!("silu"));
+        }
+        if first != last && op != "argsort" {
+            self.attr("dtype", json!(last));
+        }
         name_of(first)
     }
 
@@ -419,6 +440,8 @@ mod tests {
             }
         }
         for op in [
+            "copy",
+            "norm",
             "gemm",
             "grouped_gemm",
             "attention",

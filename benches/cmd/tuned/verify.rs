@@ -36,6 +36,9 @@ const ROUNDS: u32 = 7;
 /// Operations of the largest shape that is checked whole; a larger one is checked at a smaller size.
 const WHOLE_WORK: f64 = 3e8;
 
+/// Bytes of the largest problem that is checked.
+const MOST_BYTES: u64 = 1 << 30;
+
 /// Which entries to verify, and what to do about those that fail.
 #[derive(Args, Debug)]
 pub struct Verify {
@@ -189,6 +192,11 @@ impl Verify {
             return Err(Error::unsupported("the device computes nothing"));
         }
         let posed = problem::pose(&entry.op, &entry.variant, &entry.sizes, info)?;
+        let bytes = problem::bytes(&*posed.workload.op(&posed.dtype)?)?;
+        if bytes > info.memory / 2 {
+            let lack = format!("its {bytes} bytes are more than half of the device's memory");
+            return Err(Error::unsupported(lack));
+        }
         let candidates = &posed.question.candidates;
         let valid = candidates
             .iter()
@@ -458,10 +466,12 @@ fn conformance(
     let (mut worst, mut passed) = (0f64, 0);
     let mut skipped = String::new();
     for (workload, dtype) in problems {
-        // An edge that the op or the kernel does not take is no edge.
-        let Ok((request, op)) = workload.request(&dtype) else {
+        // An edge that the op does not take is no edge, and one that would not become small stays unmade.
+        let bytes = workload.op(&dtype).and_then(|op| problem::bytes(&*op));
+        if bytes.is_err() || bytes.is_ok_and(|bytes| bytes > MOST_BYTES) {
             continue;
-        };
+        }
+        let (request, op) = workload.request(&dtype)?;
         match check(subject, &*queue, entry, kernel, &*op, request) {
             Verdict::Passed(pass) => {
                 worst = worst.max(pass.worst_ratio);

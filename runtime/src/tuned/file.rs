@@ -11,7 +11,6 @@ use ropeway_core::info::DeviceInfo;
 use ropeway_core::{Error, ErrorKind, Result};
 use sha2::{Digest, Sha256};
 
-use super::entry::TunedEntry;
 use super::{TunedTable, data_dir};
 
 /// The largest table that is read: ten thousand entries and more.
@@ -67,38 +66,6 @@ impl TunedTable {
         // What could not be read back would be set aside by the next writer.
         TunedTable::parse(&text)?;
         write(path, &text)
-    }
-
-    /// Puts entries into the user's table of a device.
-    ///
-    /// # Errors
-    /// As [`TunedTable::update`]; `File` without a data directory, or if the file is another device's.
-    pub fn record(info: &DeviceInfo, entries: Vec<TunedEntry>) -> Result<PathBuf> {
-        let path = TunedTable::user_path(info).ok_or_else(|| {
-            Error::new(
-                ErrorKind::File,
-                "no data directory: set ROPEWAY_DATA_DIR or HOME",
-            )
-        })?;
-        let mut other = None;
-        TunedTable::update(&path, |table| {
-            if table.device.is_empty() {
-                *table = TunedTable::for_device(info);
-            }
-            if table.device != info.name || table.backend != info.backend {
-                other = Some(table.device.clone());
-                return;
-            }
-            table.architecture.clone_from(&info.architecture);
-            entries.into_iter().for_each(|entry| table.insert(entry));
-        })?;
-        match other {
-            None => Ok(path),
-            Some(other) => Err(Error::new(
-                ErrorKind::File,
-                format!("{}: the table of {other:?}", path.display()),
-            )),
-        }
     }
 
     /// Where the user's table of a device lies: `tuned/<backend>-<device>.toml` in [`data_dir`]. `None` if the user has no home.

@@ -40,7 +40,7 @@ SWIFTSHADER_PACKAGE=chromium-common
 passed=0
 failed=0
 skipped=0
-declare -a report
+declare -a report begun
 
 say() { printf '\n==> %s\n' "$*"; }
 
@@ -50,18 +50,53 @@ skip() {
     say "skipped: $1: $2"
 }
 
-# step NAME COMMAND...: runs it, keeps going, and remembers how it ended.
-step() {
-    local name=$1 begin=$SECONDS
-    shift
-    say "$name"
-    if "$@"; then
+# ended NAME STATUS SECONDS COMMAND: remembers how a step ended.
+ended() {
+    if [ "$2" = 0 ]; then
         passed=$((passed + 1))
-        report+=("passed   $name ($((SECONDS - begin)) s)")
+        report+=("passed   $1 ($3 s)")
     else
         failed=$((failed + 1))
-        report+=("FAILED   $name ($((SECONDS - begin)) s): $*")
+        report+=("FAILED   $1 ($3 s): $4")
     fi
+}
+
+# step NAME COMMAND...: runs it, keeps going, and remembers how it ended.
+step() {
+    local begin=$SECONDS
+    say "$1"
+    "${@:2}"
+    ended "$1" $? $((SECONDS - begin)) "${*:2}"
+}
+
+# beside NAME COMMAND...: a step that keeps one core busy. It begins when fewer than JOBS others run; `together` ends it.
+beside() {
+    local log
+    log=$(mktemp -d)
+    begun+=("$log")
+    echo "$1" >"$log/name"
+    echo "${*:2}" >"$log/command"
+    while [ "$(jobs -pr | wc -l)" -ge "$JOBS" ]; do wait -n; done
+    (
+        begin=$SECONDS
+        "${@:2}" >"$log/output" 2>&1
+        echo $? $((SECONDS - begin)) >"$log/ended"
+    ) &
+}
+
+# Waits for the steps that `beside` began, shows what each printed, and remembers how they ended.
+together() {
+    local log status seconds
+    wait
+    for log in "${begun[@]}"; do
+        say "$(<"$log/name")"
+        cat "$log/output"
+        [ -f "$log/ended" ] || echo "killed ?" >"$log/ended"
+        read -r status seconds <"$log/ended"
+        ended "$(<"$log/name")" "$status" "$seconds" "$(<"$log/command")"
+        rm -r "$log"
+    done
+    begun=()
 }
 
 # Whether a shared library can be loaded, by any of the linker's ways.
@@ -345,22 +380,26 @@ if ! "$TARGET/release/ropeway" devices --json | grep -q '"device": "opencl:0"'; 
     skip "OpenCL" "no OpenCL device; install: ocl-icd-libopencl1 pocl-opencl-icd"
 fi
 if [ -n "$(oclgrind_driver)" ]; then
-    step "oclgrind: races, bounds, barriers" races "$OCLGRIND_WORK"
+    # oclgrind runs on one core.
+    for shard in $(seq "$JOBS"); do
+        beside "oclgrind: races, bounds, barriers, $shard of $JOBS" races "$OCLGRIND_WORK" --shard "$shard/$JOBS"
+    done
     for op in attention moe_route expert_ grouped_gemm; do
-        step "oclgrind: uninitialised reads, $op" uninitialised $((OCLGRIND_WORK / 10)) "$op"
+        beside "oclgrind: uninitialised reads, $op" uninitialised $((OCLGRIND_WORK / 10)) "$op"
     done
     for op in elementwise unary glu copy get_rows set_rows argsort; do
-        step "oclgrind: uninitialised reads, $op" uninitialised $((OCLGRIND_WORK / 10)) "$op/"
+        beside "oclgrind: uninitialised reads, $op" uninitialised $((OCLGRIND_WORK / 10)) "$op/"
     done
     # Optimised, these cut vectors, and the check crashes.
     for op in norm sum_rows softmax rope; do
-        step "oclgrind: uninitialised reads, $op" uninitialised_unoptimised $((OCLGRIND_WORK / 10)) "$op/"
+        beside "oclgrind: uninitialised reads, $op" uninitialised_unoptimised $((OCLGRIND_WORK / 10)) "$op/"
     done
     # Of gemm_packed all cases but those of weights in blocks, whose text joins and cuts vectors: the check crashes there, too.
     for cases in tiny odd zero unread; do
-        step "oclgrind: uninitialised reads, gemm_packed, $cases" uninitialised_unoptimised 1500 --kernel gemm_packed "gemm/fixed/$cases"
+        beside "oclgrind: uninitialised reads, gemm_packed, $cases" uninitialised_unoptimised 1500 --kernel gemm_packed "gemm/fixed/$cases"
     done
-    step "oclgrind: uninitialised reads, gemv" uninitialised_unoptimised 1500 --kernel gemv fixed
+    beside "oclgrind: uninitialised reads, gemv" uninitialised_unoptimised 1500 --kernel gemv fixed
+    together
 else
     skip "kernels under oclgrind" "oclgrind is not installed"
 fi
@@ -381,18 +420,20 @@ for name in llvmpipe SwiftShader; do
         continue
     fi
     step "Vulkan backend on $name" vulkan_tests "$driver"
-    step "check on $name" on_vulkan "$driver" "$name"
+    # lavapipe takes no longer under the layer, which SwiftShader would take ten minutes under.
+    if [ "$name" = llvmpipe ] && has_validation_layer; then
+        step "check on $name, validated: core, synchronisation" validated "$synchronization" "$driver" "$name"
+    else
+        step "check on $name" on_vulkan "$driver" "$name"
+    fi
     if [ -n "${ROPEWAY_MINILM:-}" ]; then
         step "MiniLM on $name" env VK_DRIVER_FILES="$driver" "$TARGET/release/examples/minilm" --device vulkan
     fi
     step "check on $name, staged" staged "$driver" "$name" device
-    if has_validation_layer; then
-        # Every op too where that takes a minute; SwiftShader would take ten.
-        filter=device
-        [ "$name" = llvmpipe ] && filter=/
-        step "$name validated: core, synchronisation" validated "$synchronization" "$driver" "$name" "$filter"
-    else
+    if ! has_validation_layer; then
         skip "validation on $name" "vulkan-validationlayers is not installed"
+    elif [ "$name" != llvmpipe ]; then
+        step "$name validated: core, synchronisation" validated "$synchronization" "$driver" "$name" device
     fi
 done
 if [ -n "$lavapipe" ]; then

@@ -53,6 +53,10 @@ pub struct Check {
     #[arg(long, value_name = "N")]
     max_work: Option<f64>,
 
+    /// Only the Ith of N parts of the cases: `1/2` and `2/2` are all of them, for two processes.
+    #[arg(long, value_name = "I/N", value_parser = parse_shard, conflicts_with = "replay")]
+    shard: Option<Shard>,
+
     /// Only op cases that this kernel can run, on it.
     #[arg(long, value_name = "NAME")]
     kernel: Option<String>,
@@ -88,6 +92,25 @@ fn parse_seed(text: &str) -> std::result::Result<u64, std::num::ParseIntError> {
     match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
+    }
+}
+
+/// A part of the cases.
+#[derive(Clone, Copy, Debug)]
+struct Shard {
+    /// From 0.
+    number: usize,
+    of: usize,
+}
+
+fn parse_shard(text: &str) -> std::result::Result<Shard, String> {
+    let numbers = text.split_once('/').and_then(|(number, of)| {
+        let (number, of) = (number.parse::<usize>().ok()?, of.parse().ok()?);
+        (1..=of).contains(&number).then(|| (number - 1, of))
+    });
+    match numbers {
+        Some((number, of)) => Ok(Shard { number, of }),
+        None => Err("I/N with I from 1 to N".into()),
     }
 }
 
@@ -197,7 +220,7 @@ impl Check {
     }
 
     fn select(&self, info: &DeviceInfo, seed: u64) -> Result<Vec<Case>> {
-        match self.replay.as_deref().map(Replay::new) {
+        let mut cases = match self.replay.as_deref().map(Replay::new) {
             Some(Replay::Id(id)) => Ok(vec![cases::by_id(info, &id)?]),
             Some(Replay::File(path)) => Ok(vec![cases::saved(&path)?]),
             None => cases::select(
@@ -213,7 +236,29 @@ impl Check {
                     }),
                 },
             ),
+        }?;
+        if let Some(Shard { number, of }) = self.shard {
+            let all = cases.len();
+            // To and fro, since kernels take turns in the list and one of them may be the slow one.
+            let holds = |at: usize| match (at / of) % 2 {
+                0 => at % of == number,
+                _ => of - 1 - at % of == number,
+            };
+            let numbered = cases.into_iter().enumerate();
+            cases = numbered
+                .filter(|(at, _)| holds(*at))
+                .map(|(_, case)| case)
+                .collect();
+            if cases.is_empty() {
+                let found = format!("{}/{of}", number + 1);
+                return Err(Error::invalid(
+                    "shard",
+                    found,
+                    format!("I up to {all}, the cases"),
+                ));
+            }
         }
+        Ok(cases)
     }
 
     fn check(&self, device: &Arc<dyn Device>, cases: &[Case], seed: u64) -> Result<DeviceReport> {
@@ -222,7 +267,10 @@ impl Check {
             jobs: self.jobs.unwrap_or(defaults.jobs),
             save: Some(self.save.clone()),
             seed,
-            complete: self.filter.is_none() && self.kernel.is_none() && self.replay.is_none(),
+            complete: self.filter.is_none()
+                && self.shard.is_none()
+                && self.kernel.is_none()
+                && self.replay.is_none(),
         };
         let title = report::title(device.info());
         let progress = Progress::new(&title, cases.len());

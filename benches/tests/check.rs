@@ -136,3 +136,32 @@ fn a_list_is_the_same_twice_and_holds_no_id_twice() {
         assert!(first.contains(&format!("cpu:0 {op}")), "no case of {op}");
     }
 }
+
+#[test]
+fn shards_together_are_all_cases() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = |more: &[&str]| {
+        let output = check(
+            folder.path(),
+            &[&["--device", "cpu", "--list"], more].concat(),
+        );
+        let lines = text(&output.stdout);
+        lines.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let shards = ["1/3", "2/3", "3/3"].map(|shard| list(&["--shard", shard]));
+    let sizes = shards.each_ref().map(Vec::len);
+    assert!(sizes[0].abs_diff(sizes[2]) <= 1, "{sizes:?}");
+    let mut together = shards.concat();
+    let mut all = list(&[]);
+    together.sort_unstable();
+    all.sort_unstable();
+    assert_eq!(together, all);
+
+    for refused in ["0/3", "4/3", "1", "1/0"] {
+        let arguments = ["--device", "cpu", "--list", "--shard", refused];
+        assert!(
+            !check(folder.path(), &arguments).status.success(),
+            "{refused}"
+        );
+    }
+}

@@ -113,10 +113,14 @@ inline void pack_x(__global const void* x, ulong x_at, ulong x_row, ulong x_col,
 /* Groups whose scales are converted ahead. From memory a scale comes to all lanes as it is loaded; from a vector by two shuffles, of which
  * widening the quants leaves none to spare. */
 #define SCALES_AHEAD 32
-#define HALVES (B_DTYPE == Q6_K ? 2 : 1)
-#define SCALE(i, part) (float16)scales[(i) + (part) * (HALVES - 1) * 16]
+#define PARTS (B_DTYPE == Q6_K ? 2 : 1)
+#define SCALE(i, part) (float16)scales[(i) + (part) * (PARTS - 1) * 16]
 #define WEIGHTS(i, part) fma(float_quants(load_quants(block##i, GROUP_AT(kk), part)), SCALE(i, part), SCALE(8 + i, part))
+#ifdef WHOLE_GROUPS
+#define W_LOAD_GROUP(i) LOAD_GROUP(block##i, lo##i, hi##i)
+#else
 #define W_LOAD_GROUP(i) float16 lo##i = WEIGHTS(i, 0), hi##i = WEIGHTS(i, 1);
+#endif
 #define SUM_STEP_GROUP(i, j) sum##i##_##j = fma(hi##i, xs[X_ROWS + j], fma(lo##i, xs[j], sum##i##_##j));
 #define SUMS_STEP_GROUP(i) EACH_X(SUM_STEP_GROUP, i)
 #else
@@ -124,29 +128,36 @@ inline void pack_x(__global const void* x, ulong x_at, ulong x_row, ulong x_col,
 #endif
 
 /* Adds the products of `count` k of DOT_ROWS consecutive rows of w with all rows of x to totals[w_row][x_row]; w rows past `live` repeat
- * the last one. */
-inline void dot_rows(__global const void* w, ulong w_at, ulong w_row, ulong w_col, uint live, const float16* xs, uint count, sum16_t* totals)
+ * the last one. `after`: rows of w from the first of these on, for this group or the next. */
+inline void dot_rows(__global const void* w, ulong w_at, ulong w_row, ulong w_col, uint live, uint after, const float16* xs, uint count, sum16_t* totals)
 {
   EACH_W(W_ROW)
   EACH_W(SUMS_ZERO)
   uint kk = 0;
-  ulong ahead = live > DOT_ROWS ? DOT_ROWS * w_row : 0;
-#if W_DTYPE >= 10
+  ulong ahead = after > DOT_ROWS ? DOT_ROWS * w_row : 0;
+#if defined(WHOLE_GROUPS)
+  for (; kk < count; kk += GROUP_WEIGHTS, xs += 2 * X_ROWS) {
+    EACH_W(W_BLOCK)
+    EACH_W(ASK_NEXT_BLOCK)
+    EACH_W(W_LOAD_GROUP)
+    EACH_W(SUMS_STEP_GROUP)
+  }
+#elif W_DTYPE >= 10
   while (kk < count) {
     uint begin = kk, end = min(count, kk + SCALES_AHEAD * GROUP_WEIGHTS);
-    float converted[SCALES_AHEAD * HALVES * 16] __attribute__((aligned(64))), *scales = converted;
+    float converted[SCALES_AHEAD * PARTS * 16] __attribute__((aligned(64))), *scales = converted;
     Scales heads;
     for (; kk < end; kk += GROUP_WEIGHTS) {
       EACH_W(W_BLOCK)
       EACH_W(ASK_NEXT_BLOCK)
       if (GROUP_AT(kk) == 0) heads = load_heads(BLOCKS);
-      for (uint part = 0; part < HALVES; part++, scales += 16) {
+      for (uint part = 0; part < PARTS; part++, scales += 16) {
         Scales s = load_scales(heads, BLOCKS, GROUP_AT(kk), part);
         vstore8(s.scale, 0, scales), vstore8(s.offset, 1, scales);
       }
     }
     scales = converted;
-    for (kk = begin; kk < end; kk += GROUP_WEIGHTS, xs += 2 * X_ROWS, scales += HALVES * 16) {
+    for (kk = begin; kk < end; kk += GROUP_WEIGHTS, xs += 2 * X_ROWS, scales += PARTS * 16) {
       EACH_W(W_BLOCK)
       EACH_W(W_LOAD_GROUP)
       EACH_W(SUMS_STEP_GROUP)
@@ -183,7 +194,7 @@ void gemv_dot(__global const void* w, ulong w_offset, __global const void* x, ul
     pack_x(x, x_at + k0 * x_col, x_row, x_col, x_rows, count, xs);
     for (uint part = 0; part < (swiglu ? 2 : 1); part++)
       for (uint i = 0; i < live; i += DOT_ROWS)
-        dot_rows(w, w_at + (part * second + i) * w_row + W_AT(k0, w_col), w_row, w_col, live - i, xs, count, totals + (part * 16 + i) * X_ROWS);
+        dot_rows(w, w_at + (part * second + i) * w_row + W_AT(k0, w_col), w_row, w_col, live - i, columns - first - i, xs, count, totals + (part * 16 + i) * X_ROWS);
   }
   sum_t tile[X_ROWS * 32];
   for (uint i = 0; i < 32; i++)

@@ -36,7 +36,11 @@
 #define SUM_ZERO(i) float16 sum##i = 0.0f;
 #define BLOCK_OF_COLUMN(i) __global const uchar* block##i = BLOCK_AT(b + min((uint)i, live - 1) * stride, k);
 #define WEIGHTS(i, of, part) fma(float_quants(load_quants(block##i, group, part)), (float16)of.scale.s##i, (float16)of.offset.s##i)
+#ifdef WHOLE_GROUPS
+#define SUM_STEP(i) LOAD_GROUP(block##i, lo##i, hi##i) sum##i = fma(hi##i, x[1], fma(lo##i, x[0], sum##i));
+#else
 #define SUM_STEP(i) sum##i = fma(WEIGHTS(i, upper, 1), x[1], fma(WEIGHTS(i, lower, 0), x[0], sum##i));
+#endif
 #define SUM_STORE(i) sums[i] += sum_lanes(sum##i);
 
 /* Adds the products of `count` k from k0 on of eight columns, of which `live` exist (the rest repeat the last), with a row of a. */
@@ -44,11 +48,13 @@ inline void dot_columns(__global const uchar* b, ulong stride, uint live, uint k
 {
   EACH_8(SUM_ZERO)
   for (uint k = k0; k < k0 + count; k += GROUP_WEIGHTS, x += 2) {
-    uint group = GROUP_AT(k);
     EACH_8(BLOCK_OF_COLUMN)
+#ifndef WHOLE_GROUPS
+    uint group = GROUP_AT(k);
     Scales heads = load_heads(block0, block1, block2, block3, block4, block5, block6, block7);
     Scales lower = load_scales(heads, block0, block1, block2, block3, block4, block5, block6, block7, group, 0), upper = lower;
     if (B_DTYPE == Q6_K) upper = load_scales(heads, block0, block1, block2, block3, block4, block5, block6, block7, group, 1);
+#endif
     EACH_8(SUM_STEP)
   }
   EACH_8(SUM_STORE)

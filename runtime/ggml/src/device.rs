@@ -232,6 +232,20 @@ impl RopewayDevice {
         verdict
     }
 
+    /// Why the device does not have the memory that a node writes into: another node's result, where that node is left to another
+    /// backend. ggml's scheduler copies what is read, but not what is written.
+    fn lacks_owner(&self, node: Tensor<'_>) -> Option<String> {
+        let owner = node.owner()?;
+        if ops::passes_over(owner) {
+            return None;
+        }
+        let reason = self.lack(owner)?;
+        Some(format!(
+            "it writes into {}: {reason}",
+            owner.operation_name()
+        ))
+    }
+
     /// The plan of a node, made once for nodes that differ only in where their tensors lie.
     ///
     /// # Errors
@@ -361,7 +375,7 @@ unsafe extern "C" fn supports_op(device: *mut abi::Device, node: *const abi::Ten
         if ops::passes_over(node) {
             return true;
         }
-        let lack = device.lack(node);
+        let lack = device.lack(node).or_else(|| device.lacks_owner(node));
         if let Some(reason) = &lack {
             report::declined(node, reason);
         }

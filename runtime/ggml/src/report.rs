@@ -1,4 +1,5 @@
-//! What ran on Ropeway, what was declined and why: printed when a stream ends, with `GGML_ROPEWAY_REPORT=1`.
+//! What ran on Ropeway, what was declined and why: printed when a stream ends, with `GGML_ROPEWAY_REPORT=1`; with `GGML_ROPEWAY_REPORT=time`
+//! also how long each kind of node took on the device.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
@@ -6,9 +7,21 @@ use std::time::Duration;
 
 use crate::tensor::Tensor;
 
-static WANTED: LazyLock<bool> = LazyLock::new(|| {
-    let value = std::env::var_os("GGML_ROPEWAY_REPORT");
-    value.is_some_and(|value| !value.is_empty() && value != "0")
+/// What the report shall say.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Nothing,
+    Counts,
+    Times,
+}
+
+static WANTED: LazyLock<Wanted> = LazyLock::new(|| {
+    let value = std::env::var_os("GGML_ROPEWAY_REPORT").unwrap_or_default();
+    match value.to_str() {
+        Some("" | "0") => Wanted::Nothing,
+        Some("time") => Wanted::Times,
+        _ => Wanted::Counts,
+    }
 });
 
 /// Names of nodes that are listed for a reason; further ones are counted.
@@ -19,6 +32,8 @@ struct Report {
     graphs: u64,
     host: Duration,
     ran: BTreeMap<&'static str, u64>,
+    /// Nodes and their time on the device, by what [`label`] says of them.
+    timed: BTreeMap<String, (u64, Duration)>,
     /// By operation and reason: the names of the nodes, which differ within a graph.
     declined: BTreeMap<(&'static str, String), BTreeSet<String>>,
 }
@@ -31,7 +46,7 @@ fn report() -> MutexGuard<'static, Option<Report>> {
 
 /// Counts a node that is left to another backend.
 pub fn declined(node: Tensor<'_>, reason: &str) {
-    if *WANTED {
+    if *WANTED != Wanted::Nothing {
         let mut report = report();
         let reasons = &mut report.get_or_insert_default().declined;
         let key = (node.operation_name(), reason.to_owned());
@@ -41,7 +56,7 @@ pub fn declined(node: Tensor<'_>, reason: &str) {
 
 /// Counts the nodes of a graph that were enqueued, and the time of the host that it took.
 pub fn ran(nodes: impl Iterator<Item = &'static str>, host: Duration) {
-    if *WANTED {
+    if *WANTED != Wanted::Nothing {
         let mut report = report();
         let report = report.get_or_insert_default();
         report.graphs += 1;
@@ -54,7 +69,38 @@ pub fn ran(nodes: impl Iterator<Item = &'static str>, host: Duration) {
 
 /// Whether anybody wants to know.
 pub fn wanted() -> bool {
-    *WANTED
+    *WANTED != Wanted::Nothing
+}
+
+/// Whether nodes shall be timed, which costs an event for each.
+pub fn times_wanted() -> bool {
+    *WANTED == Wanted::Times
+}
+
+/// Adds the time on the device of a node.
+pub fn took(label: String, time: Duration) {
+    let mut report = report();
+    let timed = &mut report.get_or_insert_default().timed;
+    let (count, total) = timed.entry(label).or_default();
+    *count += 1;
+    *total += time;
+}
+
+/// What nodes have in common that are timed together: the operation, and of products the weights and the number of rows.
+pub fn label(node: Tensor<'_>) -> String {
+    let name = node.operation_name();
+    match (node.src(0), node.src(1)) {
+        (Some(weights), Some(x)) if name.starts_with("MUL_MAT") => {
+            let [k, n, ..] = weights.ne();
+            let [_, rows, more, _] = x.ne();
+            format!(
+                "{name} {} {k} x {n}, {} rows",
+                weights.type_name(),
+                rows * more
+            )
+        }
+        _ => name.to_owned(),
+    }
 }
 
 /// Prints what has been counted since the last call.
@@ -70,6 +116,16 @@ pub fn print(device: &str) {
     );
     for (name, count) in &report.ran {
         text += &format!("  ran       {name:<16} {count:>8}\n");
+    }
+    let total: Duration = report.timed.values().map(|(_, time)| *time).sum();
+    let mut timed: Vec<_> = report.timed.iter().collect();
+    timed.sort_by_key(|(_, (_, time))| std::cmp::Reverse(*time));
+    for (label, (count, time)) in timed {
+        let share = 100.0 * time.as_secs_f64() / total.as_secs_f64().max(f64::MIN_POSITIVE);
+        let each = time.as_secs_f64() * 1e6 / *count as f64;
+        text += &format!(
+            "  took      {label:<40} {count:>8} nodes, {each:>8.2} us each, {share:>5.1} %\n"
+        );
     }
     for ((name, reason), nodes) in &report.declined {
         let listed: Vec<_> = nodes.iter().take(LISTED).map(String::as_str).collect();

@@ -110,6 +110,10 @@ impl Stream {
         state.rooms.next_graph();
         let device = self.device.device()?;
         let mut ran = Vec::new();
+        let mut times = match report::times_wanted() {
+            true => Some(Times::begin(&*self.queue)?),
+            false => None,
+        };
         // SAFETY: as the caller promises.
         for node in unsafe { host.nodes(graph) } {
             let tensor = Tensor(node);
@@ -126,9 +130,47 @@ impl Stream {
             if report::wanted() {
                 ran.push(tensor.operation_name());
             }
+            if let Some(times) = &mut times {
+                times.mark(&*self.queue, tensor)?;
+            }
         }
         self.queue.flush()?;
         report::ran(ran.into_iter(), begin.elapsed());
+        match times {
+            Some(times) => times.finish(&*self.queue),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Events between the nodes of a graph.
+struct Times {
+    begin: Arc<dyn Event>,
+    nodes: Vec<(String, Arc<dyn Event>)>,
+}
+
+impl Times {
+    fn begin(queue: &dyn Queue) -> Result<Times> {
+        Ok(Times {
+            begin: queue.record()?,
+            nodes: Vec::new(),
+        })
+    }
+
+    /// Ends the time of a node.
+    fn mark(&mut self, queue: &dyn Queue, node: Tensor<'_>) -> Result<()> {
+        self.nodes.push((report::label(node), queue.record()?));
+        Ok(())
+    }
+
+    /// Waits, and reports the times.
+    fn finish(self, queue: &dyn Queue) -> Result<()> {
+        queue.synchronize(None)?;
+        let mut earlier = self.begin;
+        for (label, event) in self.nodes {
+            report::took(label, event.elapsed_since(&*earlier)?);
+            earlier = event;
+        }
         Ok(())
     }
 }

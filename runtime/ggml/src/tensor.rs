@@ -59,6 +59,12 @@ impl<'a> Tensor<'a> {
             .ok_or_else(|| Error::invalid(&format!("operand {index}"), "nothing", "a tensor"))
     }
 
+    /// The tensor in whose memory it lies, if it has none of its own.
+    pub fn owner(self) -> Option<Tensor<'a>> {
+        // SAFETY: a view's source lives as long as the view.
+        unsafe { self.0.view_src.as_ref() }.map(Tensor)
+    }
+
     /// Extents, innermost first.
     pub fn ne(self) -> [u64; MAX_DIMS] {
         self.0.ne.map(|extent| extent.max(0) as u64)
@@ -79,11 +85,16 @@ impl<'a> Tensor<'a> {
             kind::F16 => Ok(DType::F16),
             kind::BF16 => Ok(DType::BF16),
             kind::I32 => Ok(DType::I32),
-            other => {
-                let name = host().map_or("?", |host| host.type_name(other));
-                Err(Error::unsupported(format!("elements of type {name}")))
-            }
+            _ => Err(Error::unsupported(format!(
+                "elements of type {}",
+                self.type_name()
+            ))),
         }
+    }
+
+    /// What ggml calls the type of its elements.
+    pub fn type_name(self) -> &'static str {
+        host().map_or("?", |host| host.type_name(self.0.kind))
     }
 
     /// The tensor as the weights of a product.
@@ -150,10 +161,8 @@ impl<'a> Tensor<'a> {
     /// # Errors
     /// `InvalidArgument` if it lies in no buffer of the plugin.
     pub fn place(self) -> Result<(&'a Allocation, u64)> {
-        // SAFETY: a view's source lives as long as the view.
-        let source = unsafe { self.0.view_src.as_ref() };
-        let buffer = match source {
-            Some(source) if self.0.buffer.is_null() => source.buffer,
+        let buffer = match self.owner() {
+            Some(owner) if self.0.buffer.is_null() => owner.0.buffer,
             _ => self.0.buffer,
         };
         // SAFETY: ggml keeps the buffers of a graph's tensors alive.

@@ -2,7 +2,7 @@
 //!
 //! ggml has queries and results in f32, keys and values in f16 and the mask in f16; Ropeway's op has queries, keys, values and results of
 //! one dtype and the mask in f32. So queries are rounded to the dtype of the keys, as ggml's own backends do, results widened, and
-//! the mask widened once a graph. ALiBi multiplies ggml's mask by a slope for each head.
+//! the mask widened once a graph. Keys and values of two dtypes are widened both. ALiBi multiplies ggml's mask by a slope for each head.
 
 use ropeway::kernels::layer::{Binary, Copy, Elementwise};
 use ropeway::prelude::attention::{Attention, Softmax};
@@ -17,7 +17,10 @@ pub fn recipe(node: Tensor<'_>) -> Result<Recipe> {
     let (q, k, v) = (node.operand(0)?, node.operand(1)?, node.operand(2)?);
     let [d, q_len, heads, batch] = q.ne();
     let [dv, ..] = v.ne();
-    let dtype = k.dtype()?;
+    let dtype = match (k.dtype()?, v.dtype()?) {
+        (keys, values) if keys == values => keys,
+        _ => DType::F32,
+    };
     let mut recipe = Recipe::default();
 
     let (sq, so) = (q.strides()?, node.strides()?);
@@ -26,18 +29,7 @@ pub fn recipe(node: Tensor<'_>) -> Result<Recipe> {
     let q_given = Binding::new(Place::Src(0), strided(q.dtype()?, &q_axes)?);
     let o_wanted = Binding::new(Place::Node, strided(node.dtype()?, &o_axes)?);
     let same = |desc: TensorDesc| desc.dtype == dtype;
-    let q_bound = if same(q_given.desc) {
-        q_given
-    } else {
-        let shape = [batch, heads, q_len, d];
-        let rounded = recipe.room(TensorDesc::contiguous(dtype, &shape)?)?;
-        let op = Copy {
-            x: q_given.desc,
-            d: rounded.desc,
-        };
-        recipe.step(op.checked()?, vec![q_given, rounded.clone()]);
-        rounded
-    };
+    let q_bound = recipe.converted(q_given, dtype)?;
     let o_bound = if same(o_wanted.desc) {
         o_wanted.clone()
     } else {
@@ -59,10 +51,8 @@ pub fn recipe(node: Tensor<'_>) -> Result<Recipe> {
             (kv_len, strides[1]),
             (columns, strides[0]),
         ];
-        operands.push(Binding::new(
-            Place::Src(index),
-            strided(tensor.dtype()?, &axes)?,
-        ));
+        let given = Binding::new(Place::Src(index), strided(tensor.dtype()?, &axes)?);
+        operands.push(recipe.converted(given, dtype)?);
     }
     let (scale, max_bias, softcap) = (node.float(0), node.float(1), node.float(2));
     let mask = node

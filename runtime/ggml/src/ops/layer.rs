@@ -101,6 +101,23 @@ pub fn clamp(node: Tensor<'_>) -> Result<Recipe> {
     unary_of(node, UnaryFunction::Clamp { min, max })
 }
 
+/// `FILL`: one number in every element.
+pub fn fill(node: Tensor<'_>) -> Result<Recipe> {
+    let mut recipe = Recipe::default();
+    let axes = [3, 2, 1, 0].map(|axis| (node.ne()[axis], 0));
+    let op = Copy {
+        x: strided(DType::F32, &axes)?,
+        d: whole(node)?,
+    };
+    let x = Binding {
+        desc: op.x,
+        ..recipe.constant(&[node.float(0)])?
+    };
+    let d = Binding::new(Place::Node, op.d);
+    recipe.step(op.checked()?, vec![x, d]);
+    Ok(recipe)
+}
+
 /// `GLU`: which, and whether the halves of a single operand are swapped.
 pub fn glu(node: Tensor<'_>) -> Result<Recipe> {
     let name = host().map_or("?", |host| host.glu_name(node.integer(0)));

@@ -3,6 +3,7 @@
 use ropeway::prelude::gemm::Gemm;
 use ropeway::prelude::*;
 
+use super::layer::whole;
 use super::{Binding, Place, Recipe, strided};
 use crate::tensor::Tensor;
 
@@ -17,10 +18,18 @@ struct Axis {
 pub fn recipe(node: Tensor<'_>) -> Result<Recipe> {
     let (w, x) = (node.operand(0)?, node.operand(1)?);
     let weights = w.weights()?;
-    let (dw, dx, dd) = (weights.dtype, x.dtype()?, node.dtype()?);
+    let (dw, dd) = (weights.dtype, node.dtype()?);
     let [k, n, w2, w3] = w.ne();
     let [_, m, x2, x3] = x.ne();
-    let (sx, sw, sd) = (x.strides()?, weights.strides, node.strides()?);
+    let mut recipe = Recipe::default();
+    let (mut x_bound, mut sx) = (Binding::new(Place::Src(1), whole(x)?), x.strides()?);
+    // The one pair of dtypes that the op has only the other way round.
+    if (x.dtype()?, dw) == (DType::BF16, DType::F32) {
+        x_bound = recipe.converted(x_bound, DType::F32)?;
+        sx = [1, k, k * m, k * m * x2];
+    }
+    let dx = x_bound.desc.dtype;
+    let (sw, sd) = (weights.strides, node.strides()?);
     if w2 == 0 || w3 == 0 {
         return Err(Error::unsupported("a weight without elements"));
     }
@@ -63,10 +72,10 @@ pub fn recipe(node: Tensor<'_>) -> Result<Recipe> {
         Some(format) => op.b_format(format).build()?,
         None => op.build()?,
     };
-    let mut recipe = Recipe::default();
-    let operands = [(Place::Src(1), a), (Place::Src(0), b), (Place::Node, d)];
-    let operands = operands.map(|(place, desc)| Binding::new(place, desc));
-    recipe.step(op, operands.into());
+    let a = Binding { desc: a, ..x_bound };
+    let b = Binding::new(Place::Src(0), b);
+    let d = Binding::new(Place::Node, d);
+    recipe.step(op, vec![a, b, d]);
     Ok(recipe)
 }
 

@@ -5,7 +5,7 @@
 
 use ropeway::core::op::PlanRequest;
 use ropeway::core::plan::WORKSPACE_ALIGNMENT;
-use ropeway::kernels::layer::{Binary, NormKind, Order};
+use ropeway::kernels::layer::{Binary, Copy, NormKind, Order};
 use ropeway::prelude::*;
 
 use crate::host::Operation;
@@ -49,6 +49,7 @@ pub fn recipe(node: Tensor<'_>) -> Result<Recipe> {
         Operation::Unary => layer::unary(node),
         Operation::Scale => layer::scale(node),
         Operation::Clamp => layer::clamp(node),
+        Operation::Fill => layer::fill(node),
         Operation::Glu => layer::glu(node),
         Operation::Cpy | Operation::Cont | Operation::Dup => layer::copy(node),
         Operation::Repeat => layer::repeat(node),
@@ -154,6 +155,24 @@ impl Recipe {
         let offset = self.room;
         self.room += desc.span_bytes()?.next_multiple_of(WORKSPACE_ALIGNMENT);
         Ok(Binding::new(Place::Room, desc).at(offset))
+    }
+
+    /// An operand in another dtype: itself if it has that, else a copy in room beside the node's tensors.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if its size overflows, `Unsupported` for dtypes that cannot be copied.
+    pub fn converted(&mut self, given: Binding, dtype: DType) -> Result<Binding> {
+        if given.desc.dtype == dtype {
+            return Ok(given);
+        }
+        let desc = TensorDesc::contiguous(dtype, given.desc.shape())?;
+        let converted = self.room(desc)?;
+        let op = Copy {
+            x: given.desc,
+            d: desc,
+        };
+        self.step(op.checked()?, vec![given, converted.clone()]);
+        Ok(converted)
     }
 
     /// Numbers that do not depend on the node's data.

@@ -179,6 +179,12 @@ pub fn checks(op: &str, variant: &str, sizes: &Sizes) -> Vec<(Workload, String)>
     {
         *size -= 1;
     }
+    // Weights in blocks have whole ones.
+    if plain(op, variant, &tails).is_err()
+        && let Some(k) = reduced.get("k")
+    {
+        tails.insert("k".into(), *k);
+    }
     let mut one = tails.clone();
     for (_, size) in one.iter_mut().filter(|(name, _)| is_rows(name)) {
         *size = 1;
@@ -214,9 +220,8 @@ fn plain(op: &str, variant: &str, sizes: &Sizes) -> Result<(Workload, String)> {
         "grouped_gemm" => {
             let (rows, experts) = (size("rows")?, size("experts")?);
             let dtype = name_of(words.first().copied().unwrap_or_default())?;
-            let b = name_of(words.last().copied().unwrap_or_default())?;
             made.tensor("a", "T", &[rows, size("k")?]);
-            made.tensor("b", &b, &[experts, size("n")?, size("k")?]);
+            made.weight(&words[1..].join("_"), &[experts, size("n")?], size("k")?)?;
             made.tensor("expert_offsets", "I32", &[experts.saturating_add(1)]);
             made.fill("expert_offsets", format!("rows {rows}"));
             dtype
@@ -329,10 +334,38 @@ impl Plain {
         let b = words[1..words.len() - 1].join("_");
         let (trans_a, trans_b) = (last.starts_with('t'), last.ends_with('t'));
         self.tensor("a", "T", &if trans_a { [k, m] } else { [m, k] });
-        self.tensor("b", &name_of(&b)?, &if trans_b { [n, k] } else { [k, n] });
+        match trans_b {
+            true => self.weight(&b, &[n], k)?,
+            false => self.tensor("b", &name_of(&b)?, &[k, n]),
+        }
         self.attr("trans_a", json!(trans_a));
         self.attr("trans_b", json!(trans_b));
         name_of(first)
+    }
+
+    /// Operand b with its reduction last; GGML's blocks as the bytes that they are.
+    fn weight(&mut self, word: &str, lead: &[u64], k: u64) -> Result<()> {
+        let name = name_of(word)?;
+        let mut shape = lead.to_vec();
+        match DType::from_name(&name).and_then(DType::block) {
+            None => {
+                shape.push(k);
+                self.tensor("b", &name, &shape);
+            }
+            Some(block) if k.is_multiple_of(block.elements) => {
+                shape.push((k / block.elements).saturating_mul(block.bytes));
+                self.tensor("b", "U8", &shape);
+                self.attr("b_format", json!(name.to_lowercase()));
+            }
+            Some(block) => {
+                return Err(Error::invalid(
+                    "k",
+                    k,
+                    format!("a multiple of {}", block.elements),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// `F32_F16`: dtypes of the inputs, then of the output.
@@ -464,6 +497,8 @@ mod tests {
             .map(|(workload, _)| workload.tensors["a"].clone())
             .collect();
         assert_eq!(shapes, ["T 256 256", "T 255 255", "T 1 255"]);
+        let blocks = super::checks("gemm", "f32_q4_0_nt", &sizes);
+        assert_eq!(blocks[1].0.tensors["a"], "T 255 256");
         assert!(
             checks
                 .iter()

@@ -37,6 +37,8 @@ enum Command {
     Doctor(cmd::doctor::Doctor),
     /// Run request files on a device and write result files.
     Run(cmd::run::Run),
+    /// Show, verify and move tuned configurations.
+    Tuned(cmd::tuned::Tuned),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Devices(devices) => devices.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Run(run) => run.run(),
+        Command::Tuned(tuned) => tuned.run(),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("ropeway: {error}");

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use ropeway::{Registry, TunedTables, cache_dir, data_dir};
-use ropeway_core::{Error, Result};
+use ropeway::{Registry, TunedTable, cache_dir, data_dir};
+use ropeway_core::Result;
 use serde_json::{Value, json};
 
 use super::print_line;
@@ -284,19 +284,34 @@ fn tuned(problems: &mut Vec<String>) -> Value {
     let Some(directory) = data_dir().map(|directory| directory.join("tuned")) else {
         return Value::Null;
     };
-    let tables: Vec<_> = list(&directory, "toml")
-        .into_iter()
-        .map(|file| {
-            let read = fs::read_to_string(&file)
-                .map_err(Error::from)
-                .and_then(|text| TunedTables::default().add(&text));
-            if let Err(error) = read {
-                problems.push(format!("{}: {error}", file.display()));
+    let mut describe = |file: &Path| match TunedTable::read(file) {
+        Ok(table) => {
+            let entries = table.unwrap_or_default().entries;
+            let faulty = entries
+                .iter()
+                .filter(|entry| entry.fault().is_some())
+                .count();
+            if faulty > 0 {
+                problems.push(format!(
+                    "{}: {faulty} of {} entries are passed over: ropeway tuned show",
+                    file.display(),
+                    entries.len()
+                ));
             }
-            file.display().to_string()
-        })
-        .collect();
-    json!({"directory": directory.display().to_string(), "tables": tables})
+            format!("{}: {} entries", file.display(), entries.len())
+        }
+        Err(error) => {
+            problems.push(error.context().to_owned());
+            format!("{}: damaged", file.display())
+        }
+    };
+    let files = list(&directory, "toml");
+    let tables: Vec<_> = files.iter().map(|file| describe(file)).collect();
+    json!({
+        "directory": directory.display().to_string(),
+        "tables": tables,
+        "shipped": ropeway_kernels::TUNED.len(),
+    })
 }
 
 fn environment() -> Value {

@@ -63,11 +63,14 @@ pub enum Limit {
 }
 
 /// An op at certain shapes, in one or several dtypes.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Workload {
     /// Its name, by which it is picked.
     pub name: String,
+    /// The model whose layer it is, by which `ropeway tune --model` picks it.
+    #[serde(default)]
+    pub model: Option<String>,
     /// The op.
     pub op: String,
     /// The dtypes that `T` stands for.
@@ -77,8 +80,9 @@ pub struct Workload {
     /// Attributes.
     #[serde(default)]
     pub attrs: Map<String, Value>,
-    /// Content of I32 tensors: `constant V`, `steps V` (0, V, 2 V …), `distinct N` (different numbers below N in each row) or
-    /// `permutation`.
+    /// Content of I32 tensors: `constant V`, `steps V` (0, V, 2 V …), `rows R` (offsets that spread R rows evenly), `skewed R` (offsets
+    /// that leave every other expert without rows), `ragged N` (numbers from 0 to N, 0 first), `distinct N` (different numbers below N in
+    /// each row) or `permutation`.
     #[serde(default)]
     pub fill: BTreeMap<String, String>,
     /// Operands that are prepared once.
@@ -209,6 +213,16 @@ impl Workload {
                     .map(|e| (e * number / experts) as f64)
                     .collect()
             }
+            // Pairs of experts: the first of each goes empty.
+            "skewed" => {
+                let pairs = (elements / 2).max(1);
+                let last = elements.saturating_sub(1).max(1);
+                let offset = |e| if e == last { number } else { e / 2 * number / pairs };
+                (0..elements).map(|e| offset(e) as f64).collect()
+            }
+            "ragged" => (0..elements)
+                .map(|e| if e == 0 { 0.0 } else { random.below(number + 1) as f64 })
+                .collect(),
             "steps" => (0..elements).map(|step| (step * number) as f64).collect(),
             "permutation" => shuffled(elements, random),
             "distinct" => {
@@ -224,7 +238,7 @@ impl Workload {
                 return Err(self.wrong(
                     name,
                     fill,
-                    "constant, rows, steps, distinct or permutation",
+                    "constant, rows, skewed, ragged, steps, distinct or permutation",
                 ));
             }
         })

@@ -16,8 +16,11 @@ mod operand;
 #[cfg(all(test, feature = "spec"))]
 mod signatures;
 mod tiles;
+mod tuned;
 
 use ropeway_core::op::OpKind;
+
+pub use tuned::TUNED;
 
 /// Every op that Ropeway ships, in the order of reports.
 pub fn ops() -> Vec<&'static dyn OpKind> {

@@ -37,8 +37,14 @@ pub struct Cost {
 
 /// Finds tuned configurations. The runtime implements it over files; `()` knows none.
 pub trait Tuned: Sync {
-    /// The configuration for a problem's shape bucket, if one is known. The planner validates it and falls back to the default.
-    fn config(&self, key: &TuneKey<'_>, info: &DeviceInfo) -> Option<Tuning>;
+    /// The configuration for a problem, if one is known that is better than the default: one of `candidates`, which are in the planner's
+    /// order, so that the first that is valid is what would run without tuning. The planner validates the answer.
+    fn config(
+        &self,
+        key: &TuneKey<'_>,
+        info: &DeviceInfo,
+        candidates: &[&'static Kernel],
+    ) -> Option<Tuning>;
 }
 
 /// What a tuned entry is found by. Never a device index.
@@ -64,9 +70,29 @@ pub struct Tuning {
 }
 
 impl Tuned for () {
-    fn config(&self, _: &TuneKey<'_>, _: &DeviceInfo) -> Option<Tuning> {
+    fn config(&self, _: &TuneKey<'_>, _: &DeviceInfo, _: &[&'static Kernel]) -> Option<Tuning> {
         None
     }
+}
+
+/// What runs without tuning: the first of `candidates` whose default configuration is valid on the device.
+///
+/// # Errors
+/// `Unsupported` with what the last of them lacks, or that there is none.
+pub fn default_choice(
+    op: &str,
+    candidates: &[&'static Kernel],
+    info: &DeviceInfo,
+) -> Result<(&'static Kernel, Config)> {
+    let mut lack = Error::unsupported(format!("no kernel for this {op} on {}", info.name));
+    for kernel in candidates {
+        let config = kernel.default_config();
+        match kernel.validate(&config, info) {
+            Ok(()) => return Ok((kernel, config)),
+            Err(error) => lack = Error::unsupported(error.context()),
+        }
+    }
+    Err(lack)
 }
 
 /// What a planner may use and must obey.
@@ -127,25 +153,14 @@ impl<'a> PlanRequest<'a> {
             kernel.validate(&config, self.info)?;
             return Ok((kernel, config));
         }
-        if let Some(tuning) = self.tuned.config(key, self.info)
+        if let Some(tuning) = self.tuned.config(key, self.info, candidates)
             && let Some(kernel) = find(&tuning.kernel)
             && kernel.version == tuning.version
             && kernel.validate(&tuning.config, self.info).is_ok()
         {
             return Ok((kernel, tuning.config));
         }
-        let mut lack = Error::unsupported(format!(
-            "no kernel for this {} on {}",
-            key.op, self.info.name
-        ));
-        for kernel in candidates {
-            let config = kernel.default_config();
-            match kernel.validate(&config, self.info) {
-                Ok(()) => return Ok((kernel, config)),
-                Err(error) => lack = Error::unsupported(error.context()),
-            }
-        }
-        Err(lack)
+        default_choice(key.op, candidates, self.info)
     }
 }
 

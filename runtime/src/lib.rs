@@ -50,13 +50,13 @@
 
 mod registry;
 mod session;
-mod tuned;
+pub mod tuned;
 
 pub use registry::{Probe, Registry, cache_dir};
 pub use ropeway_core as core;
 pub use ropeway_kernels as kernels;
 pub use session::{PlanOptions, Session};
-pub use tuned::{TunedEntry, TunedTables, data_dir};
+pub use tuned::{TunedEntry, TunedTable, TunedTables, data_dir};
 
 /// What most users need.
 pub mod prelude {

@@ -36,6 +36,49 @@ pub const BUILT_IN: [(&str, &str); 7] = [
     ("quantised", include_str!("definitions/quantised.toml")),
 ];
 
+/// The layers of models at their full size, which `ropeway tune --model` picks by the model's name.
+const MODEL_LAYERS: &str = include_str!("definitions/model_layers.toml");
+
+/// Every workload that says whose layer it is.
+fn layers_of_models() -> Result<Vec<Workload>> {
+    let mut layers = Vec::new();
+    for (name, text) in BUILT_IN.into_iter().chain([("model_layers", MODEL_LAYERS)]) {
+        let definition = Definition::parse(text).map_err(|error| error.within(name))?;
+        layers.extend(definition.workloads);
+    }
+    layers.retain(|workload| workload.model.is_some());
+    Ok(layers)
+}
+
+/// The names of the models, sorted.
+///
+/// # Errors
+/// None that a build does not have for all its users.
+pub fn models() -> Result<Vec<String>> {
+    let mut names: Vec<String> = layers_of_models()?.into_iter().filter_map(|w| w.model).collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// The layers of the models whose name begins so.
+///
+/// # Errors
+/// `InvalidArgument` if there is none.
+pub fn of_model(prefix: &str) -> Result<Vec<Workload>> {
+    let mut layers = layers_of_models()?;
+    let prefix = prefix.to_lowercase();
+    layers.retain(|layer| layer.model.as_ref().is_some_and(|name| name.starts_with(&prefix)));
+    match layers.is_empty() {
+        true => Err(Error::invalid(
+            "--model",
+            format!("{prefix:?}"),
+            format!("the beginning of one of {:?}", models()?),
+        )),
+        false => Ok(layers),
+    }
+}
+
 /// Random values that are made; larger tensors repeat them.
 const DISTINCT: u64 = 1 << 20;
 
@@ -63,7 +106,7 @@ pub enum Limit {
 }
 
 /// An op at certain shapes, in one or several dtypes.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Workload {
     /// Its name, by which it is picked.
@@ -269,7 +312,7 @@ mod tests {
     #[test]
     fn what_comes_with_the_program_can_be_read_and_checked() {
         let mut names = std::collections::BTreeSet::new();
-        for (file, text) in BUILT_IN {
+        for (file, text) in BUILT_IN.into_iter().chain([("model_layers", MODEL_LAYERS)]) {
             let definition =
                 Definition::parse(text).unwrap_or_else(|error| panic!("{file}: {error}"));
             assert!(

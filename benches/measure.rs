@@ -61,16 +61,27 @@ impl Timing {
     }
 }
 
+/// Device seconds of one run, batch by batch.
+#[derive(Clone, Debug)]
+pub struct Samples {
+    /// One for each batch.
+    pub seconds: Vec<f64>,
+    /// Runs in a batch.
+    pub runs: usize,
+}
+
 /// Measures what `run` enqueues, by events. The first run, which compiles and touches memory, is discarded, then a batch to
-/// warm up. `run` gets a counter, by which it may rotate its operands.
+/// warm up. `run` gets a counter, by which it may rotate its operands. Batches follow until the budget is spent, and at least as many as
+/// a median needs, unless `enough` says of a single run's time and of the samples so far that more are of no use.
 ///
 /// # Errors
 /// What enqueueing or the work can fail with.
-pub fn measure(
+pub fn sample(
     queue: &Arc<dyn Queue>,
     budget: Duration,
     mut run: impl FnMut(usize) -> Result<()>,
-) -> Result<Timing> {
+    enough: impl Fn(f64, &[f64]) -> bool,
+) -> Result<Samples> {
     let mut count = 0;
     let mut batch = |runs: usize| -> Result<f64> {
         let begin = queue.record()?;
@@ -85,13 +96,35 @@ pub fn measure(
     batch(1)?;
     let once = batch(1)?.max(1e-9);
     let runs = ((BATCH.as_secs_f64() / once).ceil() as usize).clamp(1, MOST_RUNS);
+    let mut seconds = Vec::new();
+    if enough(once, &seconds) {
+        return Ok(Samples {
+            seconds: vec![once],
+            runs: 1,
+        });
+    }
     batch(runs)?;
     let begin = Instant::now();
-    let mut times = Vec::new();
-    while times.len() < FEWEST || begin.elapsed() < budget {
-        times.push(batch(runs)? / runs as f64);
+    while seconds.len() < FEWEST || begin.elapsed() < budget {
+        seconds.push(batch(runs)? / runs as f64);
+        if enough(once, &seconds) {
+            break;
+        }
     }
-    Ok(Timing::of(times, runs))
+    Ok(Samples { seconds, runs })
+}
+
+/// [`sample`] to the end, and what the samples say together.
+///
+/// # Errors
+/// As [`sample`].
+pub fn measure(
+    queue: &Arc<dyn Queue>,
+    budget: Duration,
+    run: impl FnMut(usize) -> Result<()>,
+) -> Result<Timing> {
+    let samples = sample(queue, budget, run, |_, _| false)?;
+    Ok(Timing::of(samples.seconds, samples.runs))
 }
 
 #[cfg(test)]

@@ -349,7 +349,10 @@ impl Bench {
 }
 
 /// The op with its operands on the device; cold, several times over.
-fn bind(
+///
+/// # Errors
+/// As [`Session::bind`] and [`Session::prepare`].
+pub fn bind(
     session: &Session,
     op: &dyn Op,
     request: &Request,
@@ -513,7 +516,7 @@ fn record(report: &Report, info: &DeviceInfo, directory: &Path) -> Result<()> {
 }
 
 /// The date in UTC as year-month-day.
-fn today() -> String {
+pub fn today() -> String {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

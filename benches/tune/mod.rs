@@ -38,7 +38,7 @@ use crate::definition::Workload;
 use crate::measure::median;
 
 /// A workload in one dtype.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Target {
     /// Op, shapes and attributes.
     pub workload: Workload,

@@ -3,14 +3,16 @@
 //! The values of a kernel's tunables are walked as an odometer, and each prefix that breaks the manifest's rules is left out
 //! before anything is compiled: a search never spends time on an invalid point.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Config, Kernel};
 use ropeway_core::op::{Op, PlanRequest, TuneKey, Tuned, Tuning};
 use ropeway_core::spec::Random;
+use ropeway::tuned::source_hash;
 use ropeway_core::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 use super::Point;
 
@@ -18,7 +20,7 @@ use super::Point;
 const MOST_POINTS: usize = 20_000;
 
 /// Where a planner looks for a tuned configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
     /// The op.
     pub op: String,
@@ -29,7 +31,7 @@ pub struct Key {
 }
 
 /// One tunable of the space's kernels.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Axis {
     /// Its name.
     pub name: String,
@@ -38,7 +40,7 @@ pub struct Axis {
 }
 
 /// What can be tried for a target on a device.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Space {
     /// Where the result will be looked for.
     pub key: Key,
@@ -48,8 +50,8 @@ pub struct Space {
     pub default: usize,
     /// The default configuration of each candidate kernel, indices into `points`.
     pub kernel_defaults: Vec<usize>,
-    /// Manifest versions by kernel.
-    pub versions: BTreeMap<String, u32>,
+    /// What an entry says of each candidate kernel: its manifest version, and a hash of its source for the device.
+    pub kernels: BTreeMap<String, (u32, String)>,
     /// The tunables by name.
     pub axes: Vec<Axis>,
     /// Points of the full product of values that a rule, the device or the planner excludes.
@@ -58,13 +60,17 @@ pub struct Space {
 
 /// Knows nothing, and remembers what it was asked.
 #[derive(Default)]
-struct Listener(std::sync::Mutex<RefCell<Option<Key>>>);
+struct Listener(Mutex<Option<Key>>);
 
 impl Tuned for Listener {
-    fn config(&self, key: &TuneKey<'_>, _: &DeviceInfo) -> Option<Tuning> {
-        let heard = self.0.lock().ok()?;
+    fn config(
+        &self,
+        key: &TuneKey<'_>,
+        _: &DeviceInfo,
+        _: &[&'static Kernel],
+    ) -> Option<Tuning> {
         // The first question is the op's own; steps of an op may have keys of their own.
-        heard.borrow_mut().get_or_insert_with(|| Key {
+        self.0.lock().ok()?.get_or_insert_with(|| Key {
             op: key.op.into(),
             variant: key.variant.into(),
             sizes: key
@@ -87,7 +93,7 @@ pub fn key(op: &dyn Op, info: &DeviceInfo) -> Result<Key> {
         tuned: &listener,
         ..PlanRequest::new(info)
     })?;
-    let heard = listener.0.into_inner().map_or(None, RefCell::into_inner);
+    let heard = listener.0.into_inner().unwrap_or(None);
     heard.ok_or_else(|| Error::unsupported(format!("{} has nothing to tune", op.name())))
 }
 
@@ -115,13 +121,14 @@ impl Space {
             points: Vec::new(),
             default: 0,
             kernel_defaults: Vec::new(),
-            versions: BTreeMap::new(),
+            kernels: BTreeMap::new(),
             axes: Vec::new(),
             excluded: 0,
         };
         let candidates = op.candidates(info)?;
         for kernel in &candidates {
-            space.versions.insert(kernel.name.into(), kernel.version);
+            let source = source_hash(kernel, info);
+            space.kernels.insert(kernel.name.into(), (kernel.version, source));
             space.add_axes(kernel);
             let all = combinations(kernel);
             let configs = match all > MOST_POINTS as u128 {

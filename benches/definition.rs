@@ -55,7 +55,10 @@ fn layers_of_models() -> Result<Vec<Workload>> {
 /// # Errors
 /// None that a build does not have for all its users.
 pub fn models() -> Result<Vec<String>> {
-    let mut names: Vec<String> = layers_of_models()?.into_iter().filter_map(|w| w.model).collect();
+    let mut names: Vec<String> = layers_of_models()?
+        .into_iter()
+        .filter_map(|w| w.model)
+        .collect();
     names.sort();
     names.dedup();
     Ok(names)
@@ -68,7 +71,12 @@ pub fn models() -> Result<Vec<String>> {
 pub fn of_model(prefix: &str) -> Result<Vec<Workload>> {
     let mut layers = layers_of_models()?;
     let prefix = prefix.to_lowercase();
-    layers.retain(|layer| layer.model.as_ref().is_some_and(|name| name.starts_with(&prefix)));
+    layers.retain(|layer| {
+        layer
+            .model
+            .as_ref()
+            .is_some_and(|name| name.starts_with(&prefix))
+    });
     match layers.is_empty() {
         true => Err(Error::invalid(
             "--model",
@@ -260,11 +268,23 @@ impl Workload {
             "skewed" => {
                 let pairs = (elements / 2).max(1);
                 let last = elements.saturating_sub(1).max(1);
-                let offset = |e| if e == last { number } else { e / 2 * number / pairs };
+                let offset = |e| {
+                    if e == last {
+                        number
+                    } else {
+                        e / 2 * number / pairs
+                    }
+                };
                 (0..elements).map(|e| offset(e) as f64).collect()
             }
             "ragged" => (0..elements)
-                .map(|e| if e == 0 { 0.0 } else { random.below(number + 1) as f64 })
+                .map(|e| {
+                    if e == 0 {
+                        0.0
+                    } else {
+                        random.below(number + 1) as f64
+                    }
+                })
                 .collect(),
             "steps" => (0..elements).map(|step| (step * number) as f64).collect(),
             "permutation" => shuffled(elements, random),

@@ -132,8 +132,16 @@ impl Tune {
             return Ok(ExitCode::SUCCESS);
         }
         let seconds = [self.budget_time, Some(self.timeout_per_config)];
-        if let Some(wrong) = seconds.into_iter().flatten().find(|s| !(*s > 0.0 && *s < 1e9)) {
-            return Err(Error::invalid("seconds", wrong, "more than 0, less than 1e9"));
+        if let Some(wrong) = seconds
+            .into_iter()
+            .flatten()
+            .find(|s| !(*s > 0.0 && *s < 1e9))
+        {
+            return Err(Error::invalid(
+                "seconds",
+                wrong,
+                "more than 0, less than 1e9",
+            ));
         }
         if let Some(path) = &self.simulate {
             let mut recording = Recording::read(path)?;
@@ -156,7 +164,9 @@ impl Tune {
         }
         let limit = Duration::from_secs_f64(self.timeout_per_config);
         let mut children = Children::new(Launcher::of_device(&self.device)?, limit);
-        self.search(job, &mut children, false, |children| children.roofline().map(Some))
+        self.search(job, &mut children, false, |children| {
+            children.roofline().map(Some)
+        })
     }
 
     /// Targets by what was asked for.
@@ -180,7 +190,9 @@ impl Tune {
                 };
                 let text = fs::read_to_string(path).map_err(missing)?;
                 let definition = Definition::parse(&text);
-                definition.map_err(|error| error.within(path.display()))?.workloads
+                definition
+                    .map_err(|error| error.within(path.display()))?
+                    .workloads
             }
             (None, Some(model)) => definition::of_model(model)?,
             (None, None) => {
@@ -196,7 +208,11 @@ impl Tune {
                 continue;
             }
             for dtype in workload.dtypes.clone() {
-                if self.dtype.as_ref().is_none_or(|d| d.eq_ignore_ascii_case(&dtype)) {
+                if self
+                    .dtype
+                    .as_ref()
+                    .is_none_or(|d| d.eq_ignore_ascii_case(&dtype))
+                {
                     targets.push(Target {
                         workload: workload.clone(),
                         dtype,
@@ -239,8 +255,12 @@ impl Tune {
             (None, Some(path)) => path,
             (Some(directory), Some(path)) => directory.join(path.file_name().unwrap_or_default()),
             (directory, None) => {
-                let none = || Error::invalid("--save-dir", "nothing", "a directory: you have no home");
-                directory.as_ref().ok_or_else(none)?.join(format!("{}.toml", info.backend))
+                let none =
+                    || Error::invalid("--save-dir", "nothing", "a directory: you have no home");
+                directory
+                    .as_ref()
+                    .ok_or_else(none)?
+                    .join(format!("{}.toml", info.backend))
             }
         };
         Ok(Job {
@@ -257,7 +277,11 @@ impl Tune {
     /// The targets of a recording.
     fn recorded(&self, recording: &Recording) -> Result<Job> {
         let mut described = recording.targets.clone();
-        described.retain(|d| self.op.as_ref().is_none_or(|op| *op == d.target.workload.op));
+        described.retain(|d| {
+            self.op
+                .as_ref()
+                .is_none_or(|op| *op == d.target.workload.op)
+        });
         let directory = self.save_dir.clone().unwrap_or_default();
         let header = &recording.header;
         Ok(Job {
@@ -283,14 +307,19 @@ impl Tune {
             .iter()
             .map(|described| {
                 let space = &described.space;
-                let count = |name: &String| space.points.iter().filter(|p| p.kernel == *name).count();
+                let count =
+                    |name: &String| space.points.iter().filter(|p| p.kernel == *name).count();
                 Planned {
                     target: described.target.name(),
                     key: &space.key,
                     points: space.points.len(),
                     excluded: space.excluded,
                     default: space.points[space.default].to_string(),
-                    kernels: space.kernels.keys().map(|name| (name.as_str(), count(name))).collect(),
+                    kernels: space
+                        .kernels
+                        .keys()
+                        .map(|name| (name.as_str(), count(name)))
+                        .collect(),
                 }
             })
             .collect();
@@ -307,7 +336,10 @@ impl Tune {
         table.load_style(presets::NOTHING);
         table.set_header(["target", "valid", "excluded", "by kernel", "default"]);
         for row in planned {
-            let kernels = row.kernels.iter().map(|(name, count)| format!("{name} {count}"));
+            let kernels = row
+                .kernels
+                .iter()
+                .map(|(name, count)| format!("{name} {count}"));
             table.add_row([
                 row.target,
                 row.points.to_string(),
@@ -319,7 +351,10 @@ impl Tune {
         for (target, reason) in &job.unsupported {
             table.add_row([target.clone(), format!("unsupported: {reason}")]);
         }
-        print_line(format_args!("{} ({}): nothing is run\n\n{table}", job.table.device, job.execution))?;
+        print_line(format_args!(
+            "{} ({}): nothing is run\n\n{table}",
+            job.table.device, job.execution
+        ))?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -336,7 +371,10 @@ impl Tune {
             ropeway: env!("CARGO_PKG_VERSION").into(),
             seed: self.seed,
             strategy: self.strategy,
-            task: digest[..4].iter().map(|byte| format!("{byte:02x}")).collect(),
+            task: digest[..4]
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
             date: today(),
         })
     }
@@ -349,7 +387,11 @@ impl Tune {
         roofline: impl FnOnce(&mut M) -> Result<Option<crate::roofline::Roofline>>,
     ) -> Result<ExitCode> {
         let header = self.header(&job)?;
-        let stem = job.table_path.file_stem().unwrap_or_default().to_string_lossy();
+        let stem = job
+            .table_path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy();
         let name = format!("{stem}-{}.journal", header.task);
         let directory = match (&self.save_dir, data_dir()) {
             (Some(directory), _) => directory.clone(),

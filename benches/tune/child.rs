@@ -182,7 +182,10 @@ impl Running {
         let errors = child.stderr.take().ok_or_else(missing)?;
         let (send, answers) = mpsc::channel();
         std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(std::result::Result::ok) {
+            for line in BufReader::new(output)
+                .lines()
+                .map_while(std::result::Result::ok)
+            {
                 // Whatever else is printed there is a driver's.
                 if let Ok(answer) = serde_json::from_str(&line)
                     && send.send(answer).is_err()
@@ -194,7 +197,10 @@ impl Running {
         let last_words = Arc::new(Mutex::new(VecDeque::new()));
         let kept = Arc::clone(&last_words);
         std::thread::spawn(move || {
-            for line in BufReader::new(errors).lines().map_while(std::result::Result::ok) {
+            for line in BufReader::new(errors)
+                .lines()
+                .map_while(std::result::Result::ok)
+            {
                 let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
                 kept.push_back(line.chars().take(400).collect());
                 if kept.len() > LAST_WORDS {
@@ -216,7 +222,10 @@ impl Running {
             Err(RecvTimeoutError::Timeout) => Heard::TimedOut,
             Err(RecvTimeoutError::Disconnected) => {
                 let status = self.wait(Duration::from_secs(2));
-                let words = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
+                let words = self
+                    .last_words
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
                 let words: Vec<&str> = words.iter().map(String::as_str).collect();
                 let how = status.map_or("ended".into(), |status| status.to_string());
                 Heard::Died([&[how.as_str()], &words[..]].concat().join("; "))

@@ -90,7 +90,12 @@ const FORMS: &[Form] = &[
         rows: &["q_len"],
         free: &["kv_len"],
         counts: &["batch"],
-        defaults: &[("batch", "1"), ("kv_heads", "heads"), ("dv", "d"), ("kv_len", "q_len")],
+        defaults: &[
+            ("batch", "1"),
+            ("kv_heads", "heads"),
+            ("dv", "d"),
+            ("kv_len", "q_len"),
+        ],
     },
     Form {
         op: "attention_varlen",
@@ -125,7 +130,11 @@ const FORMS: &[Form] = &[
         fill: &[
             ("cu_q", "rows {tokens}", "skewed {tokens}"),
             ("block_table", "permutation", "permutation"),
-            ("kv_lens", "constant {max_blocks*block_size}", "ragged {max_blocks*block_size}"),
+            (
+                "kv_lens",
+                "constant {max_blocks*block_size}",
+                "ragged {max_blocks*block_size}",
+            ),
         ],
         rows: &["tokens"],
         free: &[],
@@ -144,7 +153,10 @@ const FORMS: &[Form] = &[
     },
     Form {
         op: "expert_scatter",
-        tensors: &[("x", "T", "tokens hidden"), ("topk_ids", "I32", "tokens topk")],
+        tensors: &[
+            ("x", "T", "tokens hidden"),
+            ("topk_ids", "I32", "tokens topk"),
+        ],
         optional: &[],
         fill: &[("topk_ids", "distinct {experts}", "distinct {experts}")],
         rows: &["tokens"],
@@ -195,7 +207,11 @@ type Tensor = (&'static str, &'static str, &'static str);
 const ONE_ROW: &[Tensor] = &[("x", "T", "rows columns")];
 
 /// An op over rows of one tensor.
-const fn rows_of(op: &'static str, tensors: &'static [Tensor], optional: &'static [Tensor]) -> Form {
+const fn rows_of(
+    op: &'static str,
+    tensors: &'static [Tensor],
+    optional: &'static [Tensor],
+) -> Form {
     Form {
         op,
         tensors,
@@ -263,7 +279,12 @@ fn solve<'a>(text: &'a str, value: u64, sizes: &mut BTreeMap<&'a str, u64>) -> b
 }
 
 /// The workload's form with transposed operands as they lie.
-fn extents_of(form: &Form, tensor: &str, extents: &'static str, workload: &Workload) -> &'static str {
+fn extents_of(
+    form: &Form,
+    tensor: &str,
+    extents: &'static str,
+    workload: &Workload,
+) -> &'static str {
     let set = |name| workload.attrs.get(name) == Some(&Value::Bool(true));
     match (form.op, tensor) {
         ("gemm", "a") if set("trans_a") => "k m",
@@ -391,7 +412,11 @@ pub fn checks(workload: &Workload, dtype: &str) -> Result<Vec<Workload>> {
     let shrink = |sizes: &mut Sizes, names: &[&str], floor: u64| {
         let largest = names
             .iter()
-            .filter(|name| sizes.get(**name).is_some_and(|size| *size > floor.max(step(name))))
+            .filter(|name| {
+                sizes
+                    .get(**name)
+                    .is_some_and(|size| *size > floor.max(step(name)))
+            })
             .max_by_key(|name| sizes[**name]);
         match largest {
             Some(name) => {
@@ -440,10 +465,21 @@ pub fn checks(workload: &Workload, dtype: &str) -> Result<Vec<Workload>> {
 pub fn workload(op: &str, shape: &str, dtype: &str) -> Result<Workload> {
     let form = form_of(op).ok_or_else(|| {
         let known: Vec<_> = ops().collect();
-        Error::invalid("OP", format!("{op:?}"), format!("with --shape, one of {known:?}"))
+        Error::invalid(
+            "OP",
+            format!("{op:?}"),
+            format!("with --shape, one of {known:?}"),
+        )
     })?;
     let mut workload = Workload {
-        name: format!("{op} {}", shape.split([',', ' ']).filter(|w| !w.is_empty()).collect::<Vec<_>>().join(" ")),
+        name: format!(
+            "{op} {}",
+            shape
+                .split([',', ' '])
+                .filter(|w| !w.is_empty())
+                .collect::<Vec<_>>()
+                .join(" ")
+        ),
         model: None,
         op: op.into(),
         dtypes: vec![dtype.into()],
@@ -456,9 +492,14 @@ pub fn workload(op: &str, shape: &str, dtype: &str) -> Result<Workload> {
     };
     let mut sizes = Sizes::new();
     let all = form.tensors.iter().chain(form.optional);
-    let mut names: Vec<&str> = all.flat_map(|(_, _, e)| e.split_whitespace()).flat_map(|e| extent(e).1).collect();
+    let mut names: Vec<&str> = all
+        .flat_map(|(_, _, e)| e.split_whitespace())
+        .flat_map(|e| extent(e).1)
+        .collect();
     names.extend(form.fill.iter().flat_map(|(_, text, _)| {
-        let inside = text.split_once('{').map_or("", |(_, inside)| inside.trim_end_matches('}'));
+        let inside = text
+            .split_once('{')
+            .map_or("", |(_, inside)| inside.trim_end_matches('}'));
         extent(inside).1
     }));
     for pair in shape.split([',', ' ']).filter(|word| !word.is_empty()) {
@@ -471,7 +512,10 @@ pub fn workload(op: &str, shape: &str, dtype: &str) -> Result<Workload> {
             workload.attrs.insert(name.into(), value);
         }
         if op == "expert_scatter" && name == "experts" {
-            workload.attrs.insert(name.into(), json!(value.parse::<u64>().map_err(|_| wrong())?));
+            workload.attrs.insert(
+                name.into(),
+                json!(value.parse::<u64>().map_err(|_| wrong())?),
+            );
         }
     }
     if op == "attention_paged" && !sizes.contains_key("blocks") {
@@ -494,7 +538,11 @@ pub fn workload(op: &str, shape: &str, dtype: &str) -> Result<Workload> {
     set_fill(form, &mut workload, &sizes, false)?;
     let cost = workload.op(dtype)?.cost();
     if cost.flops < INTENSE * cost.bytes {
-        workload.limit = if cost.flops < cost.bytes { Limit::Copy } else { Limit::Read };
+        workload.limit = if cost.flops < cost.bytes {
+            Limit::Copy
+        } else {
+            Limit::Read
+        };
         workload.cold = true;
     }
     debug_assert!(DType::from_name(dtype).is_some());
@@ -518,8 +566,14 @@ mod tests {
             ("gemm", "k=7 m=5 n=6"),
             ("grouped_gemm", "experts=4 k=32 n=48 rows=100"),
             ("grouped_gemm_masked", "capacity=9 experts=4 k=32 n=48"),
-            ("attention", "batch=2 d=64 dv=64 heads=8 kv_heads=2 kv_len=100 q_len=10"),
-            ("attention_paged", "batch=3 block_size=16 blocks=12 d=64 dv=64 heads=8 kv_heads=2 max_blocks=4 tokens=3"),
+            (
+                "attention",
+                "batch=2 d=64 dv=64 heads=8 kv_heads=2 kv_len=100 q_len=10",
+            ),
+            (
+                "attention_paged",
+                "batch=3 block_size=16 blocks=12 d=64 dv=64 heads=8 kv_heads=2 max_blocks=4 tokens=3",
+            ),
             ("expert_scatter", "experts=16 hidden=64 tokens=9 topk=4"),
             ("expert_gather", "hidden=64 tokens=9 topk=4"),
             ("moe_ffn", "experts=8 hidden=64 inter=48 tokens=9"),

@@ -50,7 +50,12 @@ pub fn page(report: &Report) -> Result<String> {
         );
     }
     for found in &report.targets {
-        let _ = writeln!(page, "<h2>{}</h2>\n<p><code>{}</code></p>", escaped(&found.target), escaped(&found.key));
+        let _ = writeln!(
+            page,
+            "<h2>{}</h2>\n<p><code>{}</code></p>",
+            escaped(&found.target),
+            escaped(&found.key)
+        );
         if measured(found).next().is_none() {
             page += "<p>Nothing could be measured.</p>\n";
             continue;
@@ -62,7 +67,9 @@ pub fn page(report: &Report) -> Result<String> {
         for (name, values) in tunables(found) {
             page += &figure(
                 &tunable(&name, &values)?,
-                &format!("Every configuration measured, by {name}; the line joins the fastest of each value."),
+                &format!(
+                    "Every configuration measured, by {name}; the line joins the fastest of each value."
+                ),
             );
         }
     }
@@ -71,11 +78,17 @@ pub fn page(report: &Report) -> Result<String> {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 fn figure(svg: &str, caption: &str) -> String {
-    format!("<figure>{svg}<figcaption>{}</figcaption></figure>\n", escaped(caption))
+    format!(
+        "<figure>{svg}<figcaption>{}</figcaption></figure>\n",
+        escaped(caption)
+    )
 }
 
 fn table(report: &Report) -> String {
@@ -84,10 +97,14 @@ fn table(report: &Report) -> String {
          <th>configuration</th></tr>\n",
     );
     for found in &report.targets {
-        let default = found.default_time.map_or("failed".into(), |t| microseconds(t.seconds));
+        let default = found
+            .default_time
+            .map_or("failed".into(), |t| microseconds(t.seconds));
         let time = found.time();
         let gain = match (found.winner, found.default_time, time) {
-            (Some(_), Some(default), Some(time)) => format!("{:.2}×", default.seconds / time.seconds),
+            (Some(_), Some(default), Some(time)) => {
+                format!("{:.2}×", default.seconds / time.seconds)
+            }
             _ => "none".into(),
         };
         let what = match found.winner {
@@ -107,7 +124,12 @@ fn table(report: &Report) -> String {
         );
     }
     for (target, reason) in &report.unsupported {
-        let _ = writeln!(text, "<tr><td>{}</td><td colspan=7>unsupported: {}</td></tr>", escaped(target), escaped(reason));
+        let _ = writeln!(
+            text,
+            "<tr><td>{}</td><td colspan=7>unsupported: {}</td></tr>",
+            escaped(target),
+            escaped(reason)
+        );
     }
     text + "</table>\n"
 }
@@ -147,7 +169,11 @@ fn tunables(found: &Found) -> BTreeMap<String, BTreeMap<i64, Vec<f64>>> {
         };
         for (name, value) in &evaluation.point.config {
             let name = format!("{} {name}", evaluation.point.kernel);
-            all.entry(name).or_default().entry(*value).or_default().push(seconds * 1e6);
+            all.entry(name)
+                .or_default()
+                .entry(*value)
+                .or_default()
+                .push(seconds * 1e6);
         }
     }
     all.retain(|_, values| values.len() > 1);
@@ -160,7 +186,9 @@ fn failed(error: impl std::fmt::Display) -> Error {
 
 /// A little more than the values span, for an axis of logarithms.
 fn span(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
-    let (low, high) = values.fold((f64::INFINITY, 0.0_f64), |(low, high), v| (low.min(v), high.max(v)));
+    let (low, high) = values.fold((f64::INFINITY, 0.0_f64), |(low, high), v| {
+        (low.min(v), high.max(v))
+    });
     low.max(1e-9) / 1.15..high.max(1e-9) * 1.15
 }
 
@@ -176,7 +204,9 @@ fn label(value: &f64) -> String {
 fn progress(found: &Found) -> Result<String> {
     let points: Vec<(f64, f64)> = measured(found).map(|(n, us)| (n as f64, us)).collect();
     let default = found.evaluations.iter().find(|e| e.point == found.default);
-    let default = default.and_then(|e| e.outcome.seconds()).map(|seconds| seconds * 1e6);
+    let default = default
+        .and_then(|e| e.outcome.seconds())
+        .map(|seconds| seconds * 1e6);
     let last = found.evaluations.len() as f64 + 0.5;
     let mut svg = String::new();
     {
@@ -186,7 +216,10 @@ fn progress(found: &Found) -> Result<String> {
             .margin(10)
             .x_label_area_size(36)
             .y_label_area_size(60)
-            .build_cartesian_2d(0.5..last, span(points.iter().map(|p| p.1).chain(default)).log_scale())
+            .build_cartesian_2d(
+                0.5..last,
+                span(points.iter().map(|p| p.1).chain(default)).log_scale(),
+            )
             .map_err(failed)?;
         chart
             .configure_mesh()
@@ -201,7 +234,9 @@ fn progress(found: &Found) -> Result<String> {
             let line = LineSeries::new([(0.5, default), (last, default)], DEFAULT.stroke_width(1));
             chart.draw_series(line).map_err(failed)?;
         }
-        let dots = points.iter().map(|point| Circle::new(*point, 3, TRIED.filled()));
+        let dots = points
+            .iter()
+            .map(|point| Circle::new(*point, 3, TRIED.filled()));
         chart.draw_series(dots).map_err(failed)?;
         let mut steps: Vec<(f64, f64)> = Vec::new();
         for (number, us) in &points {
@@ -210,7 +245,9 @@ fn progress(found: &Found) -> Result<String> {
             steps.push((*number, before.min(*us)));
         }
         steps.extend(steps.last().map(|step| (last, step.1)));
-        chart.draw_series(LineSeries::new(steps, BEST.stroke_width(2))).map_err(failed)?;
+        chart
+            .draw_series(LineSeries::new(steps, BEST.stroke_width(2)))
+            .map_err(failed)?;
         root.present().map_err(failed)?;
     }
     Ok(svg)
@@ -239,7 +276,9 @@ fn tunable(name: &str, values: &BTreeMap<i64, Vec<f64>>) -> Result<String> {
             .x_label_formatter(&|x| {
                 let nearest = x.round();
                 match names.get(nearest as usize) {
-                    Some(value) if (x - nearest).abs() < 0.01 && nearest >= 0.0 => value.to_string(),
+                    Some(value) if (x - nearest).abs() < 0.01 && nearest >= 0.0 => {
+                        value.to_string()
+                    }
                     _ => String::new(),
                 }
             })
@@ -248,11 +287,18 @@ fn tunable(name: &str, values: &BTreeMap<i64, Vec<f64>>) -> Result<String> {
             .map_err(failed)?;
         let mut least = Vec::new();
         for (at, times) in values.values().enumerate() {
-            let dots = times.iter().map(|us| Circle::new((at as f64, *us), 2, TRIED.filled()));
+            let dots = times
+                .iter()
+                .map(|us| Circle::new((at as f64, *us), 2, TRIED.filled()));
             chart.draw_series(dots).map_err(failed)?;
-            least.push((at as f64, times.iter().copied().fold(f64::INFINITY, f64::min)));
+            least.push((
+                at as f64,
+                times.iter().copied().fold(f64::INFINITY, f64::min),
+            ));
         }
-        chart.draw_series(LineSeries::new(least, BEST.stroke_width(2))).map_err(failed)?;
+        chart
+            .draw_series(LineSeries::new(least, BEST.stroke_width(2)))
+            .map_err(failed)?;
         root.present().map_err(failed)?;
     }
     Ok(svg)
@@ -267,13 +313,30 @@ fn roofline(report: &Report) -> Result<String> {
     for found in &report.targets {
         if let (Some(default), Some(time)) = (found.default_time, found.time()) {
             let rate = |seconds: f64| found.flops / seconds / 1e9;
-            points.push((found.flops / found.bytes, rate(default.seconds), rate(time.seconds)));
+            points.push((
+                found.flops / found.bytes,
+                rate(default.seconds),
+                rate(time.seconds),
+            ));
         }
     }
-    let points: Vec<_> = points.into_iter().filter(|p| p.0 > 0.0 && p.1 > 0.0).collect();
+    let points: Vec<_> = points
+        .into_iter()
+        .filter(|p| p.0 > 0.0 && p.1 > 0.0)
+        .collect();
     let corner = roof.peak_gflops / roof.read_gbs;
-    let across = span(points.iter().map(|p| p.0).chain([corner / 4.0, corner * 8.0]));
-    let up = span(points.iter().flat_map(|p| [p.1, p.2]).chain([roof.peak_gflops, across.start * roof.read_gbs]));
+    let across = span(
+        points
+            .iter()
+            .map(|p| p.0)
+            .chain([corner / 4.0, corner * 8.0]),
+    );
+    let up = span(
+        points
+            .iter()
+            .flat_map(|p| [p.1, p.2])
+            .chain([roof.peak_gflops, across.start * roof.read_gbs]),
+    );
     let line = [
         (across.start, across.start * roof.read_gbs),
         (corner, roof.peak_gflops),
@@ -298,13 +361,17 @@ fn roofline(report: &Report) -> Result<String> {
             .y_label_formatter(&label)
             .draw()
             .map_err(failed)?;
-        chart.draw_series(LineSeries::new(line, BLACK.stroke_width(2))).map_err(failed)?;
+        chart
+            .draw_series(LineSeries::new(line, BLACK.stroke_width(2)))
+            .map_err(failed)?;
         for (at, default, tuned) in points {
             let move_line = LineSeries::new([(at, default), (at, tuned)], TRIED.stroke_width(1));
             chart.draw_series(move_line).map_err(failed)?;
             let open = Circle::new((at, default), 4, DEFAULT.stroke_width(1));
             chart.draw_series([open]).map_err(failed)?;
-            chart.draw_series([Circle::new((at, tuned), 4, BEST.filled())]).map_err(failed)?;
+            chart
+                .draw_series([Circle::new((at, tuned), 4, BEST.filled())])
+                .map_err(failed)?;
         }
         root.present().map_err(failed)?;
     }

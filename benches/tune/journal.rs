@@ -152,7 +152,10 @@ fn checked(line: &[u8]) -> Option<&[u8]> {
 
 fn sum_of(json: &[u8]) -> String {
     let digest = Sha256::digest(json);
-    digest[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+    digest[..4]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// A record's text as a line.
@@ -171,9 +174,14 @@ pub fn read(path: &Path) -> Result<Contents> {
     let file = File::open(path).map_err(|error| named(error.into()))?;
     let mut bytes = Vec::new();
     let mut limited = file.take(LONGEST + 1);
-    limited.read_to_end(&mut bytes).map_err(|error| named(error.into()))?;
+    limited
+        .read_to_end(&mut bytes)
+        .map_err(|error| named(error.into()))?;
     if bytes.len() as u64 > LONGEST {
-        return Err(named(Error::new(ErrorKind::File, "too large for a journal")));
+        return Err(named(Error::new(
+            ErrorKind::File,
+            "too large for a journal",
+        )));
     }
     Ok(parse(&bytes))
 }
@@ -200,11 +208,17 @@ impl Journal {
         }
         let mut warnings = Vec::new();
         let file = lock(path)?;
-        let found = if file.metadata()?.len() == 0 { None } else { Some(read(path)) };
+        let found = if file.metadata()?.len() == 0 {
+            None
+        } else {
+            Some(read(path))
+        };
         let shown = path.display();
         let (contents, file) = match found {
             None => (None, file),
-            Some(Ok(contents)) if resume && contents.header.as_ref().is_some_and(|h| header.is_of(h)) => {
+            Some(Ok(contents))
+                if resume && contents.header.as_ref().is_some_and(|h| header.is_of(h)) =>
+            {
                 if contents.damaged > 0 {
                     warnings.push(format!(
                         "{shown}: {} damaged lines are passed over; what they held is measured again",
@@ -218,7 +232,9 @@ impl Journal {
                 if resume {
                     let why = match other {
                         Err(error) => error.context().to_owned(),
-                        Ok(contents) if contents.header.is_none() => "no journal of ropeway tune".into(),
+                        Ok(contents) if contents.header.is_none() => {
+                            "no journal of ropeway tune".into()
+                        }
                         Ok(_) => "of another search".into(),
                     };
                     let aside = aside.display();
@@ -255,11 +271,6 @@ impl Journal {
             }
         }
         Ok(journal)
-    }
-
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// What the search is; the date is that of its beginning.
@@ -329,7 +340,10 @@ fn lock(path: &Path) -> Result<File> {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::new(
             ErrorKind::File,
-            format!("{}: another process is tuning with this journal", path.display()),
+            format!(
+                "{}: another process is tuning with this journal",
+                path.display()
+            ),
         )),
         Err(TryLockError::Error(error)) => Err(named(error)),
     }
@@ -441,7 +455,11 @@ mod tests {
         let journal = Journal::open(&path, other, true).unwrap();
         assert_eq!((journal.len(), journal.warnings().len()), (0, 1));
         drop(journal);
-        assert_eq!(fs::read(path.with_extension("1")).unwrap(), old, "nothing is lost");
+        assert_eq!(
+            fs::read(path.with_extension("1")).unwrap(),
+            old,
+            "nothing is lost"
+        );
 
         fs::write(&path, b"\x7fELF, or a photograph").unwrap();
         let journal = Journal::open(&path, header(), true).unwrap();
@@ -454,7 +472,13 @@ mod tests {
         let (_folder, path) = written(1);
         let first = Journal::open(&path, header(), true).unwrap();
         let second = Journal::open(&path, header(), true);
-        assert!(second.err().unwrap().to_string().contains("another process"));
+        assert!(
+            second
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("another process")
+        );
         drop(first);
         assert!(Journal::open(&path, header(), true).is_ok());
     }

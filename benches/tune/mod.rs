@@ -21,6 +21,8 @@ pub mod form;
 pub mod gate;
 pub mod html;
 pub mod journal;
+#[cfg(test)]
+mod planted;
 pub mod report;
 pub mod search;
 pub mod simulate;

@@ -72,7 +72,15 @@ impl Report {
     pub fn to_text(&self) -> String {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header([
-            "target", "default", "tuned", "gain", "of limit", "tried", "space", "error/bound", "configuration",
+            "target",
+            "default",
+            "tuned",
+            "gain",
+            "of limit",
+            "tried",
+            "space",
+            "error/bound",
+            "configuration",
         ]);
         for column in 1..8 {
             if let Some(column) = table.column_mut(column) {
@@ -113,9 +121,15 @@ impl Report {
                 (format!("{gain:.2}×"), finalist.point.to_string())
             }
             (None, Some(_)) => ("none".into(), format!("{} (default)", found.default)),
-            _ => ("".into(), "the default fails: nothing to compare with".into()),
+            _ => (
+                "".into(),
+                "the default fails: nothing to compare with".into(),
+            ),
         };
-        let ratio = found.entry.as_ref().and_then(|entry| entry.measured.as_ref());
+        let ratio = found
+            .entry
+            .as_ref()
+            .and_then(|entry| entry.measured.as_ref());
         vec![
             found.target.clone(),
             found.default_time.map_or("failed".into(), seconds),
@@ -206,9 +220,15 @@ impl Progress {
         left: Option<f64>,
     ) {
         let of_best = best.map_or("nothing yet".into(), |best| {
-            format!("best {} ({:.1} GFLOP/s)", microseconds(best), flops / best / 1e9)
+            format!(
+                "best {} ({:.1} GFLOP/s)",
+                microseconds(best),
+                flops / best / 1e9
+            )
         });
-        let left = left.map_or(String::new(), |left| format!(", {:.0} s left", left.max(0.0)));
+        let left = left.map_or(String::new(), |left| {
+            format!(", {:.0} s left", left.max(0.0))
+        });
         if let Some(bar) = &self.bar {
             bar.inc(1);
             bar.set_message(format!("{of_best}{left}; {point}"));
@@ -241,7 +261,10 @@ impl Progress {
         match &self.bar {
             Some(bar) => bar.set_message(format!("finalists, round {round} of {rounds}")),
             None if round == 1 => {
-                self.line(format_args!("{}: finalists, {rounds} rounds", target.name()));
+                self.line(format_args!(
+                    "{}: finalists, {rounds} rounds",
+                    target.name()
+                ));
             }
             None => {}
         }

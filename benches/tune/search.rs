@@ -161,8 +161,12 @@ impl<'a> Search<'a> {
         let count = count.unwrap_or_else(|| self.settings.strategy.evaluations(space.points.len()));
         let work = flops.max(*bytes).max(1.0);
         let lessons = self.lessons.remove(&space.key.op).unwrap_or_default();
-        let mut strategy = self.settings.strategy.strategy(space, work, &lessons, self.settings.seed);
-        self.progress.target(&target.name(), count.min(space.points.len()));
+        let mut strategy =
+            self.settings
+                .strategy
+                .strategy(space, work, &lessons, self.settings.seed);
+        self.progress
+            .target(&target.name(), count.min(space.points.len()));
 
         let mut seen: Vec<Seen> = Vec::new();
         let mut evaluations: Vec<Evaluation> = Vec::new();
@@ -184,7 +188,8 @@ impl<'a> Search<'a> {
                 best = Some(seconds);
             }
             let left = limit.map(|limit| limit - self.spent);
-            self.progress.evaluated(target, point, &outcome, best, *flops, left);
+            self.progress
+                .evaluated(target, point, &outcome, best, *flops, left);
             seen.push(Seen {
                 point: index,
                 seconds,
@@ -259,7 +264,9 @@ impl<'a> Search<'a> {
         work: f64,
     ) {
         let key = &described.space.key;
-        let measured = evaluations.iter().filter_map(|e| Some((&e.point, e.outcome.seconds()?)));
+        let measured = evaluations
+            .iter()
+            .filter_map(|e| Some((&e.point, e.outcome.seconds()?)));
         lessons.extend(measured.map(|(point, seconds)| Lesson {
             point: point.clone(),
             sizes: key.sizes.clone(),
@@ -281,7 +288,11 @@ impl<'a> Search<'a> {
         fastest.sort_by(|a, b| a.1.total_cmp(&b.1));
         let default = found.default.clone();
         let is_default = |point: &Point| *point == default;
-        let Some(of_default) = fastest.iter().find(|(point, ..)| is_default(point)).copied() else {
+        let Some(of_default) = fastest
+            .iter()
+            .find(|(point, ..)| is_default(point))
+            .copied()
+        else {
             return Ok(());
         };
         let others = fastest.into_iter().filter(|(point, ..)| !is_default(point));
@@ -341,8 +352,13 @@ impl<'a> Search<'a> {
                 });
             }
         }
-        found.finalists.sort_by(|a, b| a.time.seconds.total_cmp(&b.time.seconds));
-        found.winner = found.finalists.iter().position(|finalist| finalist.beats_default);
+        found
+            .finalists
+            .sort_by(|a, b| a.time.seconds.total_cmp(&b.time.seconds));
+        found.winner = found
+            .finalists
+            .iter()
+            .position(|finalist| finalist.beats_default);
         Ok(())
     }
 
@@ -355,7 +371,9 @@ impl<'a> Search<'a> {
                 (&finalist.point, finalist.time, finalist.error_over_bound)
             }
             None => {
-                let proof = self.journal.find(&found.target, &found.default, Stage::Proof);
+                let proof = self
+                    .journal
+                    .find(&found.target, &found.default, Stage::Proof);
                 let Some((Outcome::Proven(ratio), _)) = proof else {
                     return None;
                 };
@@ -395,6 +413,9 @@ impl<'a> Search<'a> {
 
 fn key_text(described: &Described) -> String {
     let key = &described.space.key;
-    let sizes = key.sizes.iter().map(|(name, size)| format!(" {name}={size}"));
+    let sizes = key
+        .sizes
+        .iter()
+        .map(|(name, size)| format!(" {name}={size}"));
     format!("{} {}{}", key.op, key.variant, sizes.collect::<String>())
 }

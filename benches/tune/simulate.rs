@@ -29,7 +29,10 @@ impl Recording {
         let contents = journal::read(path)?;
         let wrong = || Error::invalid("--simulate", path.display(), "a journal of ropeway tune");
         let header = contents.header.ok_or_else(wrong)?;
-        let search = contents.records.into_iter().filter(|r| r.stage == Stage::Search);
+        let search = contents
+            .records
+            .into_iter()
+            .filter(|r| r.stage == Stage::Search);
         Ok(Recording {
             header,
             targets: contents.targets,

@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+use ropeway::tuned::source_hash;
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Config, Kernel};
 use ropeway_core::op::{Op, PlanRequest, TuneKey, Tuned, Tuning};
 use ropeway_core::spec::Random;
-use ropeway::tuned::source_hash;
 use ropeway_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -63,12 +63,7 @@ pub struct Space {
 struct Listener(Mutex<Option<Key>>);
 
 impl Tuned for Listener {
-    fn config(
-        &self,
-        key: &TuneKey<'_>,
-        _: &DeviceInfo,
-        _: &[&'static Kernel],
-    ) -> Option<Tuning> {
+    fn config(&self, key: &TuneKey<'_>, _: &DeviceInfo, _: &[&'static Kernel]) -> Option<Tuning> {
         // The first question is the op's own; steps of an op may have keys of their own.
         self.0.lock().ok()?.get_or_insert_with(|| Key {
             op: key.op.into(),
@@ -128,7 +123,9 @@ impl Space {
         let candidates = op.candidates(info)?;
         for kernel in &candidates {
             let source = source_hash(kernel, info);
-            space.kernels.insert(kernel.name.into(), (kernel.version, source));
+            space
+                .kernels
+                .insert(kernel.name.into(), (kernel.version, source));
             space.add_axes(kernel);
             let all = combinations(kernel);
             let configs = match all > MOST_POINTS as u128 {
@@ -269,7 +266,10 @@ mod tests {
             holds: |config, _| (config.value("A") + config.value("B")) % 2 == 0,
         };
         static KERNEL: Kernel = kernel(
-            &[tunable("A", &[1, 2, 3, 1 << 20]), tunable("B", &[1, 2, 3, 4])],
+            &[
+                tunable("A", &[1, 2, 3, 1 << 20]),
+                tunable("B", &[1, 2, 3, 4]),
+            ],
             &[EVEN],
         );
         let mut info = info();

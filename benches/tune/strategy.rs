@@ -101,3 +101,180 @@ impl Strategy for Shuffled {
         self.0.get(seen.len()).copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::measure::median;
+    use crate::tune::journal::Described;
+    use crate::tune::simulate::Recording;
+
+    const SEEDS: u64 = 20;
+
+    /// Every point of GEMM in f32 at 512 and 1024 on PoCL.
+    fn recording() -> Recording {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tune/recordings/gemm_pocl.journal");
+        Recording::read(&path).expect("committed")
+    }
+
+    /// A recorded space whose default is the slowest point there is, and the times of its points.
+    fn poor(recording: &Recording, described: &Described) -> (Space, Vec<Option<f64>>) {
+        let name = described.target.name();
+        let points = described.space.points.iter();
+        let seconds: Vec<Option<f64>> = points
+            .map(|point| recording.outcome(&name, point).and_then(|o| o.seconds()))
+            .collect();
+        let slowest =
+            (0..seconds.len()).max_by(|a, b| seconds[*a].partial_cmp(&seconds[*b]).unwrap());
+        let space = Space {
+            default: slowest.unwrap(),
+            ..described.space.clone()
+        };
+        (space, seconds)
+    }
+
+    /// The times of the points in the order in which a strategy tries them.
+    fn order(
+        choice: Choice,
+        space: &Space,
+        seconds: &[Option<f64>],
+        lessons: &[Lesson],
+        seed: u64,
+        count: usize,
+    ) -> Vec<Seen> {
+        let mut strategy = choice.strategy(space, work(space), lessons, seed);
+        let mut seen = Vec::new();
+        while seen.len() < count {
+            let Some(point) = strategy.next(&seen) else {
+                break;
+            };
+            assert!(seen.iter().all(|s: &Seen| s.point != point), "tried twice");
+            seen.push(Seen {
+                point,
+                seconds: seconds[point],
+            });
+        }
+        seen
+    }
+
+    fn work(space: &Space) -> f64 {
+        2.0 * space
+            .key
+            .sizes
+            .values()
+            .map(|size| *size as f64)
+            .product::<f64>()
+    }
+
+    fn best(seconds: &[Option<f64>]) -> f64 {
+        seconds
+            .iter()
+            .flatten()
+            .copied()
+            .fold(f64::INFINITY, f64::min)
+    }
+
+    /// Evaluations until a point within `share` of the best was seen.
+    fn until(seen: &[Seen], best: f64, share: f64) -> f64 {
+        let near = |s: &Seen| {
+            s.seconds
+                .is_some_and(|seconds| seconds <= best * (1.0 + share))
+        };
+        seen.iter()
+            .position(near)
+            .map_or(f64::INFINITY, |at| at as f64 + 1.0)
+    }
+
+    fn medians(choice: Choice, with_lessons: bool) -> Vec<f64> {
+        let recording = recording();
+        let mut medians = Vec::new();
+        for (number, described) in recording.targets.iter().enumerate() {
+            let (space, seconds) = poor(&recording, described);
+            let mut counts: Vec<f64> = (0..SEEDS)
+                .map(|seed| {
+                    let lessons = match with_lessons && number > 0 {
+                        true => lessons(&recording, &recording.targets[number - 1], seed),
+                        false => Vec::new(),
+                    };
+                    let seen = order(choice, &space, &seconds, &lessons, seed, space.points.len());
+                    until(&seen, best(&seconds), 0.02)
+                })
+                .collect();
+            medians.push(median(&mut counts));
+        }
+        medians
+    }
+
+    /// What a tenth of one shape's space teaches.
+    fn lessons(recording: &Recording, described: &Described, seed: u64) -> Vec<Lesson> {
+        let (space, seconds) = poor(recording, described);
+        let count = space.points.len() / 10;
+        let seen = order(Choice::Guided, &space, &seconds, &[], seed, count);
+        let measured = seen.iter().filter_map(|s| Some((s.point, s.seconds?)));
+        measured
+            .map(|(point, seconds)| Lesson {
+                point: space.points[point].clone(),
+                sizes: space.key.sizes.clone(),
+                value: (seconds / work(&space)).ln(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_guided_search_needs_fewer_evaluations_than_random_draws() {
+        let guided = medians(Choice::Guided, false);
+        let random = medians(Choice::Random, false);
+        let taught = medians(Choice::Guided, true);
+        println!("to within 2 %: guided {guided:?}, with lessons {taught:?}, random {random:?}");
+        for (guided, random) in guided.iter().zip(&random) {
+            assert!(2.0 * guided <= *random, "guided {guided}, random {random}");
+        }
+        assert!(taught[1] <= guided[1], "lessons of one shape help the next");
+    }
+
+    #[test]
+    fn a_tenth_of_the_space_is_enough_from_the_poorest_default() {
+        let recording = recording();
+        for described in &recording.targets {
+            let (space, seconds) = poor(&recording, described);
+            let tenth = space.points.len() / 10;
+            let reached = (0..SEEDS)
+                .filter(|seed| {
+                    let seen = order(Choice::Guided, &space, &seconds, &[], *seed, tenth);
+                    until(&seen, best(&seconds), 1.0 / 0.95 - 1.0).is_finite()
+                })
+                .count();
+            println!(
+                "{}: 95 % within {tenth} for {reached} of {SEEDS}",
+                described.target.name()
+            );
+            assert!(
+                reached as u64 >= SEEDS - 1,
+                "{}: {reached}",
+                described.target.name()
+            );
+        }
+    }
+
+    #[test]
+    fn exhaustive_and_random_try_every_point_once_and_the_default_first() {
+        let recording = recording();
+        let (space, seconds) = poor(&recording, &recording.targets[0]);
+        for choice in [Choice::Exhaustive, Choice::Random] {
+            let seen = order(choice, &space, &seconds, &[], 3, usize::MAX);
+            assert_eq!(seen.len(), space.points.len());
+            assert_eq!(seen[0].point, space.default);
+        }
+    }
+
+    #[test]
+    fn where_everything_fails_the_search_still_ends() {
+        let recording = recording();
+        let (space, _) = poor(&recording, &recording.targets[0]);
+        let nothing = vec![None; space.points.len()];
+        let seen = order(Choice::Guided, &space, &nothing, &[], 3, 40);
+        assert_eq!(seen.len(), 40);
+    }
+}

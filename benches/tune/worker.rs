@@ -4,8 +4,8 @@
 //! too) is no answer. When the input ends, the process ends at once, whatever it is at: a tuner that was killed leaves no child behind.
 
 use std::io::{BufRead, Write};
-use std::sync::mpsc;
 use std::sync::Arc;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use ropeway::{PlanOptions, Registry, Session};
@@ -81,7 +81,11 @@ pub enum Answer {
 pub fn serve(registry: &Registry, selector: &str) -> Result<()> {
     let (send, questions) = mpsc::channel();
     std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines().map_while(std::result::Result::ok) {
+        for line in std::io::stdin()
+            .lock()
+            .lines()
+            .map_while(std::result::Result::ok)
+        {
             if send.send(line).is_err() {
                 return;
             }
@@ -153,7 +157,9 @@ impl Worker {
                 point,
                 stage,
                 best,
-            } => self.point(&target, &point, stage, best).map(Answer::Outcome),
+            } => self
+                .point(&target, &point, stage, best)
+                .map(Answer::Outcome),
         };
         answered.unwrap_or_else(|error| match error.kind() {
             ErrorKind::DeviceLost | ErrorKind::Timeout => Answer::Lost(error.to_string()),
@@ -185,7 +191,11 @@ impl Worker {
                 return Ok(Outcome::Proven(worst));
             }
         }
-        let budget = if stage == Stage::Search { SEARCH } else { ROUND };
+        let budget = if stage == Stage::Search {
+            SEARCH
+        } else {
+            ROUND
+        };
         let mut measurement = self.time(target, point, budget, best)?;
         measurement.error_over_bound = worst;
         Ok(Outcome::Measured(measurement))
@@ -270,7 +280,8 @@ impl Worker {
         let samples = sample(queue, budget, run, loses)?;
         Ok(Measurement {
             stopped: samples.seconds.len() < 3,
-            samples: samples.seconds,
+            // No clock tells more; a journal is read by people, too.
+            samples: samples.seconds.into_iter().map(five_digits).collect(),
             runs: samples.runs,
             error_over_bound: 0.0,
         })
@@ -279,7 +290,10 @@ impl Worker {
 
 /// The target's problems, made if the last ones were another's.
 fn pose<'a>(posed: &'a mut Option<PosedTarget>, target: &Target) -> Result<&'a mut PosedTarget> {
-    if posed.as_ref().is_none_or(|posed| posed.name != target.name()) {
+    if posed
+        .as_ref()
+        .is_none_or(|posed| posed.name != target.name())
+    {
         // The old ones go first: both together may not fit the memory.
         *posed = None;
         let (request, op) = target.workload.request(&target.dtype)?;
@@ -297,7 +311,10 @@ fn pose<'a>(posed: &'a mut Option<PosedTarget>, target: &Target) -> Result<&'a m
 /// A finding, with the shapes it was made at. A lost device is no wrong result.
 fn failed(queue: &dyn Queue, problem: &Problem, mut findings: Vec<String>) -> Result<Checked> {
     queue.synchronize(Some(Duration::from_secs(10)))?;
-    let shapes = problem.inputs.iter().map(|(name, tensor)| format!("{name} {:?}", tensor.shape()));
+    let shapes = problem
+        .inputs
+        .iter()
+        .map(|(name, tensor)| format!("{name} {:?}", tensor.shape()));
     findings.insert(0, shapes.collect::<Vec<_>>().join(", "));
     Ok(Checked::Wrong(findings))
 }
@@ -351,6 +368,11 @@ fn cases(target: &Target, device: &dyn Device) -> Result<Vec<Problem>> {
     let recipes = ops::kind_of(&target.workload.op)?.spec().fixed_cases();
     problems.extend(recipes.iter().filter_map(of_variant).take(CASES));
     Ok(problems)
+}
+
+/// A number rounded to five significant digits.
+fn five_digits(value: f64) -> f64 {
+    format!("{value:.4e}").parse().unwrap_or(value)
 }
 
 fn work(op: &dyn Op) -> f64 {

@@ -16,8 +16,8 @@ use nalgebra::{Cholesky, DMatrix, DVector, Dyn};
 use ropeway_core::spec::Random;
 
 use super::{Seen, Strategy};
-use crate::tune::space::Space;
 use crate::tune::Point;
+use crate::tune::space::Space;
 
 /// How much one kernel says of another.
 const LIKENESS: f64 = 0.2;
@@ -78,7 +78,10 @@ impl<'a> Guided<'a> {
                     Some(rank as f64 / (axis.values.len() - 1).max(1) as f64)
                 })
                 .collect(),
-            sizes: sizes.values().map(|size| (*size as f64).max(1.0).log2()).collect(),
+            sizes: sizes
+                .values()
+                .map(|size| (*size as f64).max(1.0).log2())
+                .collect(),
         };
         let alike = lessons
             .iter()
@@ -90,7 +93,11 @@ impl<'a> Guided<'a> {
         kept.drain(..kept.len().saturating_sub(MOST_LESSONS));
         let mut guided = Guided {
             space,
-            places: space.points.iter().map(|p| place(p, &space.key.sizes)).collect(),
+            places: space
+                .points
+                .iter()
+                .map(|p| place(p, &space.key.sizes))
+                .collect(),
             lessons: kept,
             first: vec![space.default],
             work,
@@ -114,7 +121,9 @@ impl<'a> Guided<'a> {
                     .map(|other| apart(&self.places[point], &self.places[*other]))
                     .fold(f64::INFINITY, f64::min)
             };
-            let farthest = draws.into_iter().max_by(|a, b| nearest(*a).total_cmp(&nearest(*b)));
+            let farthest = draws
+                .into_iter()
+                .max_by(|a, b| nearest(*a).total_cmp(&nearest(*b)));
             match farthest.filter(|point| !self.first.contains(point)) {
                 Some(point) => self.first.push(point),
                 None => {
@@ -141,7 +150,11 @@ fn apart(one: &Place, other: &Place) -> f64 {
 }
 
 fn covariance(one: &Place, other: &Place, lengths: &[f64]) -> f64 {
-    let likeness = if one.kernel == other.kernel { 1.0 } else { LIKENESS };
+    let likeness = if one.kernel == other.kernel {
+        1.0
+    } else {
+        LIKENESS
+    };
     let tunables = one.at.iter().zip(&other.at).zip(lengths);
     let tunables = tunables.map(|((a, b), length)| match (a, b) {
         (Some(a), Some(b)) if one.kernel == other.kernel => ((a - b) / length).powi(2),
@@ -192,7 +205,8 @@ impl Model {
         let mut consider = |lengths: Vec<f64>, noise| {
             let model = Model::fit(data, lengths, noise);
             let better = |model: &Model| {
-                best.as_ref().is_none_or(|best| model.likelihood > best.likelihood + 1e-9)
+                best.as_ref()
+                    .is_none_or(|best| model.likelihood > best.likelihood + 1e-9)
             };
             if model.as_ref().is_some_and(better) {
                 best = model;
@@ -219,7 +233,9 @@ impl Model {
 
     /// Mean and standard deviation at a place.
     fn predict(&self, data: &[(&Place, f64)], place: &Place) -> (f64, f64) {
-        let column = data.iter().map(|(known, _)| covariance(known, place, &self.lengths));
+        let column = data
+            .iter()
+            .map(|(known, _)| covariance(known, place, &self.lengths));
         let column = DVector::from_iterator(data.len(), column);
         let mean = self.mean + column.dot(&self.weights);
         let variance = 1.0 - column.dot(&self.factor.solve(&column));
@@ -237,7 +253,13 @@ fn expected_improvement(mean: f64, deviation: f64, least: f64) -> f64 {
 /// The normal distribution function (Abramowitz and Stegun 26.2.17, error below 7.5e-8).
 fn normal(z: f64) -> f64 {
     let t = 1.0 / (1.0 + 0.231_641_9 * z.abs());
-    let series = [1.330_274_429, -1.821_255_978, 1.781_477_937, -0.356_563_782, 0.319_381_530];
+    let series = [
+        1.330_274_429,
+        -1.821_255_978,
+        1.781_477_937,
+        -0.356_563_782,
+        0.319_381_530,
+    ];
     let series = series.iter().fold(0.0, |sum, factor| (sum + factor) * t);
     let upper = series * (-z * z / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
     if z < 0.0 { upper } else { 1.0 - upper }
@@ -249,7 +271,9 @@ impl Strategy for Guided<'_> {
             return Some(*first);
         }
         let tried: std::collections::BTreeSet<usize> = seen.iter().map(|s| s.point).collect();
-        let rest: Vec<usize> = (0..self.places.len()).filter(|p| !tried.contains(p)).collect();
+        let rest: Vec<usize> = (0..self.places.len())
+            .filter(|p| !tried.contains(p))
+            .collect();
         let values = seen.iter().filter_map(|s| s.seconds).map(|s| self.value(s));
         let (least, most) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), v| {
             (least.min(v), most.max(v))
@@ -260,7 +284,12 @@ impl Strategy for Guided<'_> {
         }
         let mut data: Vec<(&Place, f64)> = seen
             .iter()
-            .map(|s| (&self.places[s.point], s.seconds.map_or(most, |t| self.value(t))))
+            .map(|s| {
+                (
+                    &self.places[s.point],
+                    s.seconds.map_or(most, |t| self.value(t)),
+                )
+            })
             .collect();
         data.extend(self.lessons.iter().map(|(place, value)| (place, *value)));
         let Some(model) = Model::likeliest(&data, self.space.axes.len()) else {

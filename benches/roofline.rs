@@ -150,6 +150,15 @@ impl Shape {
 }
 
 impl Roofline {
+    /// The larger of each.
+    pub fn max(self, other: Roofline) -> Roofline {
+        Roofline {
+            peak_gflops: self.peak_gflops.max(other.peak_gflops),
+            read_gbs: self.read_gbs.max(other.read_gbs),
+            copy_gbs: self.copy_gbs.max(other.copy_gbs),
+        }
+    }
+
     /// Measures a device. Takes about three seconds.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ropeway_core::{Error, ErrorKind, Result};
 
 use super::worker::{Answer, Question};
-use super::{Measurer, Outcome, Point, Stage, Target};
+use super::{Beside, Measurer, Outcome, Point, Stage, Target};
 use crate::roofline::Roofline;
 
 /// How long a worker may take to open its device: drivers of many devices take seconds.
@@ -141,13 +141,13 @@ impl Measurer for Children {
         target: &Target,
         point: &Point,
         stage: Stage,
-        best: Option<f64>,
+        beside: Option<&Beside>,
     ) -> Result<Outcome> {
         let question = Question::Point {
             target: Box::new(target.clone()),
             point: point.clone(),
             stage,
-            best,
+            beside: beside.cloned(),
         };
         Ok(match self.ask(&question, self.limit)? {
             Heard::Answer(Answer::Outcome(outcome)) => outcome,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use plotters::coord::ranged1d::AsRangedCoord;
 use plotters::prelude::*;
 use ropeway_core::{Error, ErrorKind, Result};
 
@@ -157,14 +158,14 @@ fn faults(report: &Report) -> String {
 /// Index and microseconds of what was measured.
 fn measured(found: &Found) -> impl Iterator<Item = (usize, f64)> {
     let all = found.evaluations.iter().enumerate();
-    all.filter_map(|(number, e)| Some((number + 1, e.outcome.seconds()? * 1e6)))
+    all.filter_map(|(number, e)| Some((number + 1, e.seconds? * 1e6)))
 }
 
 /// The times by value of each tunable that was tried at more than one; by kernel, since one name may mean two things.
 fn tunables(found: &Found) -> BTreeMap<String, BTreeMap<i64, Vec<f64>>> {
     let mut all: BTreeMap<String, BTreeMap<i64, Vec<f64>>> = BTreeMap::new();
     for evaluation in &found.evaluations {
-        let Some(seconds) = evaluation.outcome.seconds() else {
+        let Some(seconds) = evaluation.seconds else {
             continue;
         };
         for (name, value) in &evaluation.point.config {
@@ -192,6 +193,23 @@ fn span(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
     low.max(1e-9) / 1.15..high.max(1e-9) * 1.15
 }
 
+/// The step of an axis of logarithms, so that it has a few labels however little it spans.
+fn base(range: &std::ops::Range<f64>) -> f64 {
+    match range.end / range.start {
+        ratio if ratio < 3.0 => 1.25,
+        ratio if ratio < 40.0 => 2.0,
+        _ => 10.0,
+    }
+}
+
+/// A range as such an axis.
+fn logarithmic(
+    range: std::ops::Range<f64>,
+) -> impl AsRangedCoord<CoordDescType = LogCoord<f64>, Value = f64> {
+    let base = base(&range);
+    range.log_scale().base(base)
+}
+
 /// A number on an axis: no more digits than tell.
 fn label(value: &f64) -> String {
     match *value {
@@ -204,9 +222,7 @@ fn label(value: &f64) -> String {
 fn progress(found: &Found) -> Result<String> {
     let points: Vec<(f64, f64)> = measured(found).map(|(n, us)| (n as f64, us)).collect();
     let default = found.evaluations.iter().find(|e| e.point == found.default);
-    let default = default
-        .and_then(|e| e.outcome.seconds())
-        .map(|seconds| seconds * 1e6);
+    let default = default.and_then(|e| e.seconds).map(|seconds| seconds * 1e6);
     let last = found.evaluations.len() as f64 + 0.5;
     let mut svg = String::new();
     {
@@ -218,7 +234,7 @@ fn progress(found: &Found) -> Result<String> {
             .y_label_area_size(60)
             .build_cartesian_2d(
                 0.5..last,
-                span(points.iter().map(|p| p.1).chain(default)).log_scale(),
+                logarithmic(span(points.iter().map(|p| p.1).chain(default))),
             )
             .map_err(failed)?;
         chart
@@ -264,7 +280,7 @@ fn tunable(name: &str, values: &BTreeMap<i64, Vec<f64>>) -> Result<String> {
             .margin(10)
             .x_label_area_size(36)
             .y_label_area_size(54)
-            .build_cartesian_2d(-0.5..names.len() as f64 - 0.5, span(all).log_scale())
+            .build_cartesian_2d(-0.5..names.len() as f64 - 0.5, logarithmic(span(all)))
             .map_err(failed)?;
         chart
             .configure_mesh()
@@ -350,7 +366,7 @@ fn roofline(report: &Report) -> Result<String> {
             .margin(10)
             .x_label_area_size(36)
             .y_label_area_size(60)
-            .build_cartesian_2d(across.log_scale(), up.log_scale())
+            .build_cartesian_2d(logarithmic(across), logarithmic(up))
             .map_err(failed)?;
         chart
             .configure_mesh()

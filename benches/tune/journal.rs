@@ -396,6 +396,7 @@ mod tests {
             outcome: Outcome::Measured(Measurement {
                 samples: vec![0.1 * number as f64, 1e-3],
                 runs: 4,
+                reference: None,
                 error_over_bound: 0.25,
                 stopped: false,
             }),

@@ -122,6 +122,10 @@ pub struct Measurement {
     pub samples: Vec<f64>,
     /// Runs in a batch.
     pub runs: usize,
+    /// Device seconds of one run of the reference just before and just after, so that a clock that drops or a busy neighbour is not
+    /// taken for a slow configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<f64>,
     /// The greatest error ÷ bound of all that was checked before.
     pub error_over_bound: f64,
     /// True if it was so slow that few samples were taken.
@@ -144,11 +148,37 @@ impl Outcome {
             _ => None,
         }
     }
+
+    /// What ran beside it.
+    pub fn reference(&self) -> Option<f64> {
+        match self {
+            Outcome::Measured(measurement) => measurement.reference,
+            _ => None,
+        }
+    }
+
+    /// The median time as it would be at an hour at which the reference takes `base` seconds.
+    pub fn seconds_at(&self, base: Option<f64>) -> Option<f64> {
+        let scale = match (base, self.reference()) {
+            (Some(base), Some(reference)) => base / reference,
+            _ => 1.0,
+        };
+        Some(self.seconds()? * scale)
+    }
+}
+
+/// What a point of the search is compared with on the spot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Beside {
+    /// The default.
+    pub reference: Point,
+    /// The least time known, in units of the reference's.
+    pub best: Option<f64>,
 }
 
 /// Whatever answers what a point is worth: a child process on a device, or a recording.
 pub trait Measurer {
-    /// Measures a point. `best` is the least time known for the target, by which losers are given up early.
+    /// Measures a point, `beside` another one in the search.
     ///
     /// # Errors
     /// What makes going on useless: the worker cannot be started at all. What a point does wrong is its outcome.
@@ -157,6 +187,6 @@ pub trait Measurer {
         target: &Target,
         point: &Point,
         stage: Stage,
-        best: Option<f64>,
+        beside: Option<&Beside>,
     ) -> ropeway_core::Result<Outcome>;
 }

@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use ropeway::Registry;
 use ropeway_core::device::{
-    Device, DeviceId, Driver, Graph, Module, OpenOptions, PinnedBuffer, Queue, QueueKind,
-    Unavailable,
+    Device, Driver, Graph, Module, OpenOptions, PinnedBuffer, Queue, QueueKind, Unavailable,
 };
 use ropeway_core::info::{DeviceInfo, MemoryUse};
 use ropeway_core::kernel::{Config, Source};
-use ropeway_core::memory::Buffer;
+use ropeway_core::memory::{Buffer, DeviceId};
 use ropeway_core::plan::BoundPlan;
 use ropeway_core::{ErrorKind, Result};
 

@@ -216,6 +216,7 @@ impl Progress {
         point: &Point,
         outcome: &Outcome,
         best: Option<f64>,
+        news: bool,
         flops: f64,
         left: Option<f64>,
     ) {
@@ -234,7 +235,7 @@ impl Progress {
             bar.set_message(format!("{of_best}{left}; {point}"));
         }
         let what = match outcome {
-            Outcome::Measured(_) if outcome.seconds() == best => format!("{of_best}{left}"),
+            Outcome::Measured(_) if news => format!("{of_best}{left}"),
             Outcome::Measured(_) | Outcome::Proven(_) | Outcome::Refused(_) => return,
             Outcome::Wrong(findings) => format!("WRONG: {}", findings.join("; ")),
             Outcome::Crashed(said) => format!("crashed: {said}"),

@@ -12,7 +12,7 @@ use super::gate::{self, Summary};
 use super::journal::{Described, Journal, Record};
 use super::report::Progress;
 use super::strategy::{Choice, Lesson, Seen};
-use super::{Measurer, Outcome, Point, Stage, Target};
+use super::{Beside, Measurer, Outcome, Point, Stage, Target};
 use crate::definition::Limit;
 
 /// Points that go into the last rounds beside the default.
@@ -79,6 +79,8 @@ pub struct Evaluation {
     pub point: Point,
     /// What came of it.
     pub outcome: Outcome,
+    /// Its median time, set right by what the reference took beside it.
+    pub seconds: Option<f64>,
 }
 
 /// A point of the last rounds.
@@ -171,6 +173,7 @@ impl<'a> Search<'a> {
         let mut seen: Vec<Seen> = Vec::new();
         let mut evaluations: Vec<Evaluation> = Vec::new();
         let mut best: Option<f64> = None;
+        let mut base: Option<f64> = None;
         let mut out_of_time = false;
         while evaluations.len() < count {
             // The default is measured whatever the budget.
@@ -182,14 +185,21 @@ impl<'a> Search<'a> {
                 break;
             };
             let point = &space.points[index];
-            let outcome = self.measure(target, point, Stage::Search, best)?;
-            let seconds = outcome.seconds();
+            let beside = Beside {
+                reference: space.points[space.default].clone(),
+                best: best.zip(base).map(|(best, base)| best / base),
+            };
+            let outcome = self.measure(target, point, Stage::Search, Some(&beside))?;
+            // All times are as they would be at the hour at which the first was taken.
+            base = base.or(outcome.reference());
+            let seconds = outcome.seconds_at(base);
             if let Some(seconds) = seconds.filter(|s| best.is_none_or(|best| *s < best)) {
                 best = Some(seconds);
             }
             let left = limit.map(|limit| limit - self.spent);
+            let news = seconds.is_some() && seconds == best;
             self.progress
-                .evaluated(target, point, &outcome, best, *flops, left);
+                .evaluated(target, point, &outcome, best, news, *flops, left);
             seen.push(Seen {
                 point: index,
                 seconds,
@@ -197,6 +207,7 @@ impl<'a> Search<'a> {
             evaluations.push(Evaluation {
                 point: point.clone(),
                 outcome,
+                seconds,
             });
         }
         drop(strategy);
@@ -231,7 +242,7 @@ impl<'a> Search<'a> {
         target: &Target,
         point: &Point,
         stage: Stage,
-        best: Option<f64>,
+        beside: Option<&Beside>,
     ) -> Result<Outcome> {
         let name = target.name();
         if let Some((outcome, spent)) = self.journal.find(&name, point, stage) {
@@ -239,7 +250,7 @@ impl<'a> Search<'a> {
             return Ok(outcome);
         }
         let begin = Instant::now();
-        let outcome = self.measurer.measure(target, point, stage, best)?;
+        let outcome = self.measurer.measure(target, point, stage, beside)?;
         let spent = match self.settings.simulated {
             true => 0.0,
             false => begin.elapsed().as_secs_f64(),
@@ -266,7 +277,7 @@ impl<'a> Search<'a> {
         let key = &described.space.key;
         let measured = evaluations
             .iter()
-            .filter_map(|e| Some((&e.point, e.outcome.seconds()?)));
+            .filter_map(|e| Some((&e.point, e.seconds?)));
         lessons.extend(measured.map(|(point, seconds)| Lesson {
             point: point.clone(),
             sizes: key.sizes.clone(),
@@ -281,7 +292,7 @@ impl<'a> Search<'a> {
             .evaluations
             .iter()
             .filter_map(|e| match &e.outcome {
-                Outcome::Measured(m) => Some((&e.point, m.seconds(), m.error_over_bound)),
+                Outcome::Measured(m) => Some((&e.point, e.seconds?, m.error_over_bound)),
                 _ => None,
             })
             .collect();
@@ -297,7 +308,7 @@ impl<'a> Search<'a> {
         };
         let others = fastest.into_iter().filter(|(point, ..)| !is_default(point));
         let mut proven: Vec<(Point, f64)> = Vec::new();
-        let mut refused: Vec<Evaluation> = Vec::new();
+        let mut refused: Vec<(Point, Outcome)> = Vec::new();
         for (point, _, ratio) in std::iter::once(of_default).chain(others) {
             if proven.len() > FINALISTS {
                 break;
@@ -305,10 +316,7 @@ impl<'a> Search<'a> {
             self.progress.proving(target, point);
             match self.measure(target, point, Stage::Proof, None)? {
                 Outcome::Proven(proof) => proven.push((point.clone(), ratio.max(proof))),
-                outcome => refused.push(Evaluation {
-                    point: point.clone(),
-                    outcome,
-                }),
+                outcome => refused.push((point.clone(), outcome)),
             }
             if proven.is_empty() {
                 // Without a default that is right there is nothing to beat; the report names it.
@@ -317,10 +325,10 @@ impl<'a> Search<'a> {
         }
         let no_default = proven.is_empty();
         // What the proof has shown replaces what the search believed.
-        for refused in refused {
-            let of_point = |e: &&mut Evaluation| e.point == refused.point;
-            if let Some(evaluation) = found.evaluations.iter_mut().find(of_point) {
-                evaluation.outcome = refused.outcome;
+        for (point, outcome) in refused {
+            if let Some(evaluation) = found.evaluations.iter_mut().find(|e| e.point == point) {
+                evaluation.outcome = outcome;
+                evaluation.seconds = None;
             }
         }
         if no_default {

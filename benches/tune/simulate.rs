@@ -9,7 +9,7 @@ use std::path::Path;
 use ropeway_core::{Error, Result};
 
 use super::journal::{self, Described, Header};
-use super::{Measurement, Measurer, Outcome, Point, Stage, Target};
+use super::{Beside, Measurement, Measurer, Outcome, Point, Stage, Target};
 
 /// A recorded space for each target.
 pub struct Recording {
@@ -40,6 +40,14 @@ impl Recording {
         })
     }
 
+    /// What the reference took beside the default.
+    pub fn base(&self, target: &str) -> Option<f64> {
+        let mut targets = self.targets.iter();
+        let space = &targets.find(|d| d.target.name() == target)?.space;
+        self.outcome(target, &space.points[space.default])?
+            .reference()
+    }
+
     /// What is known of a point.
     pub fn outcome(&self, target: &str, point: &Point) -> Option<&Outcome> {
         self.outcomes.get(&(target.to_owned(), point.clone()))
@@ -52,7 +60,7 @@ impl Measurer for Recording {
         target: &Target,
         point: &Point,
         stage: Stage,
-        _best: Option<f64>,
+        _beside: Option<&Beside>,
     ) -> Result<Outcome> {
         let Some(outcome) = self.outcome(&target.name(), point) else {
             return Ok(Outcome::Refused("not in the recording".into()));
@@ -66,8 +74,13 @@ impl Measurer for Recording {
             Stage::Round(number) => {
                 let samples = &measurement.samples;
                 let sample = samples[number as usize % samples.len()];
+                let base = self.base(&target.name());
+                let scale = match (base, measurement.reference) {
+                    (Some(base), Some(reference)) => base / reference,
+                    _ => 1.0,
+                };
                 Outcome::Measured(Measurement {
-                    samples: vec![sample],
+                    samples: vec![sample * scale],
                     ..measurement.clone()
                 })
             }

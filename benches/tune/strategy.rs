@@ -124,7 +124,11 @@ mod tests {
         let name = described.target.name();
         let points = described.space.points.iter();
         let seconds: Vec<Option<f64>> = points
-            .map(|point| recording.outcome(&name, point).and_then(|o| o.seconds()))
+            .map(|point| {
+                recording
+                    .outcome(&name, point)?
+                    .seconds_at(recording.base(&name))
+            })
             .collect();
         let slowest =
             (0..seconds.len()).max_by(|a, b| seconds[*a].partial_cmp(&seconds[*b]).unwrap());
@@ -142,11 +146,11 @@ mod tests {
         seconds: &[Option<f64>],
         lessons: &[Lesson],
         seed: u64,
-        count: usize,
+        enough: impl Fn(&[Seen]) -> bool,
     ) -> Vec<Seen> {
         let mut strategy = choice.strategy(space, work(space), lessons, seed);
-        let mut seen = Vec::new();
-        while seen.len() < count {
+        let mut seen: Vec<Seen> = Vec::new();
+        while !enough(&seen) {
             let Some(point) = strategy.next(&seen) else {
                 break;
             };
@@ -198,8 +202,11 @@ mod tests {
                         true => lessons(&recording, &recording.targets[number - 1], seed),
                         false => Vec::new(),
                     };
-                    let seen = order(choice, &space, &seconds, &lessons, seed, space.points.len());
-                    until(&seen, best(&seconds), 0.02)
+                    let least = best(&seconds);
+                    let seen = order(choice, &space, &seconds, &lessons, seed, |seen| {
+                        until(seen, least, 0.02).is_finite()
+                    });
+                    until(&seen, least, 0.02)
                 })
                 .collect();
             medians.push(median(&mut counts));
@@ -211,7 +218,9 @@ mod tests {
     fn lessons(recording: &Recording, described: &Described, seed: u64) -> Vec<Lesson> {
         let (space, seconds) = poor(recording, described);
         let count = space.points.len() / 10;
-        let seen = order(Choice::Guided, &space, &seconds, &[], seed, count);
+        let seen = order(Choice::Guided, &space, &seconds, &[], seed, |seen| {
+            seen.len() == count
+        });
         let measured = seen.iter().filter_map(|s| Some((s.point, s.seconds?)));
         measured
             .map(|(point, seconds)| Lesson {
@@ -242,7 +251,9 @@ mod tests {
             let tenth = space.points.len() / 10;
             let reached = (0..SEEDS)
                 .filter(|seed| {
-                    let seen = order(Choice::Guided, &space, &seconds, &[], *seed, tenth);
+                    let seen = order(Choice::Guided, &space, &seconds, &[], *seed, |seen| {
+                        seen.len() == tenth
+                    });
                     until(&seen, best(&seconds), 1.0 / 0.95 - 1.0).is_finite()
                 })
                 .count();
@@ -263,7 +274,7 @@ mod tests {
         let recording = recording();
         let (space, seconds) = poor(&recording, &recording.targets[0]);
         for choice in [Choice::Exhaustive, Choice::Random] {
-            let seen = order(choice, &space, &seconds, &[], 3, usize::MAX);
+            let seen = order(choice, &space, &seconds, &[], 3, |_| false);
             assert_eq!(seen.len(), space.points.len());
             assert_eq!(seen[0].point, space.default);
         }
@@ -274,7 +285,9 @@ mod tests {
         let recording = recording();
         let (space, _) = poor(&recording, &recording.targets[0]);
         let nothing = vec![None; space.points.len()];
-        let seen = order(Choice::Guided, &space, &nothing, &[], 3, 40);
+        let seen = order(Choice::Guided, &space, &nothing, &[], 3, |seen| {
+            seen.len() == 40
+        });
         assert_eq!(seen.len(), 40);
     }
 }

@@ -19,15 +19,18 @@ use ropeway_core::spec::{DataClass, Recipe};
 use ropeway_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Measurement, Outcome, Point, Stage, Target, form, space};
+use super::{Beside, Measurement, Outcome, Point, Stage, Target, form, space};
 use crate::cmd::bench::bind;
 use crate::definition::Workload;
-use crate::measure::sample;
+use crate::measure::{Samples, median, sample};
 use crate::roofline::Roofline;
 
 /// Seconds of timing for one point in the search, and in a round of the finalists.
 const SEARCH: Duration = Duration::from_millis(120);
 const ROUND: Duration = Duration::from_millis(200);
+
+/// Seconds of timing for the reference, before and after.
+const REFERENCE: Duration = Duration::from_millis(40);
 
 /// A point whose first run takes this many times the best is timed no further.
 const LOSES: f64 = 2.0;
@@ -51,8 +54,8 @@ pub enum Question {
         point: Point,
         /// What for.
         stage: Stage,
-        /// The least time known.
-        best: Option<f64>,
+        /// What it is compared with on the spot.
+        beside: Option<Beside>,
     },
     /// What the device can do.
     Roofline,
@@ -135,6 +138,8 @@ struct PosedTarget {
     request: Request,
     op: Box<dyn Op>,
     checks: Vec<Problem>,
+    /// What points are timed beside.
+    reference: Option<Placed>,
     /// Made when the first finalist needs them.
     cases: Option<Vec<Problem>>,
 }
@@ -156,9 +161,9 @@ impl Worker {
                 target,
                 point,
                 stage,
-                best,
+                beside,
             } => self
-                .point(&target, &point, stage, best)
+                .point(&target, &point, stage, beside.as_ref())
                 .map(Answer::Outcome),
         };
         answered.unwrap_or_else(|error| match error.kind() {
@@ -177,7 +182,7 @@ impl Worker {
         target: &Target,
         point: &Point,
         stage: Stage,
-        best: Option<f64>,
+        beside: Option<&Beside>,
     ) -> Result<Outcome> {
         // Compiled modules die with the point: a search compiles hundreds.
         let subject = Subject::new(Arc::clone(&self.device));
@@ -196,7 +201,7 @@ impl Worker {
         } else {
             ROUND
         };
-        let mut measurement = self.time(target, point, budget, best)?;
+        let mut measurement = self.time(target, point, budget, beside)?;
         measurement.error_over_bound = worst;
         Ok(Outcome::Measured(measurement))
     }
@@ -255,36 +260,85 @@ impl Worker {
         target: &Target,
         point: &Point,
         budget: Duration,
-        best: Option<f64>,
+        beside: Option<&Beside>,
     ) -> Result<Measurement> {
-        let session = Session::with_tuned(Arc::clone(&self.device), Box::new(()))?;
-        let PosedTarget { request, op, .. } = &*pose(&mut self.posed, target)?;
-        let options = PlanOptions {
-            kernel: Some(point.kernel.clone()),
-            config: Some(point.config()),
-            prepared: Vec::new(),
+        let posed = pose(&mut self.posed, target)?;
+        if let Some(beside) = beside
+            && posed
+                .reference
+                .as_ref()
+                .is_none_or(|r| r.point != beside.reference)
+        {
+            posed.reference = None;
+            // A reference that does not run, or does not fit beside the point, is none.
+            posed.reference = Placed::new(&self.device, target, posed, &beside.reference).ok();
+        }
+        let placed = Placed::new(&self.device, target, posed, point)?;
+        let reference = || -> Result<Option<f64>> {
+            let reference = posed.reference.as_ref().filter(|_| beside.is_some());
+            let samples = reference.map(|placed| placed.sample(REFERENCE, |_, _| false));
+            Ok(samples
+                .transpose()?
+                .map(|samples| median(&mut samples.seconds.clone())))
         };
-        let executable = session.plan_with(&**op, &options)?;
-        let cold = target.workload.cold;
-        let bound: Vec<BoundPlan> = bind(&session, &**op, request, &options, &executable, cold)?;
-        let queue = session.queue();
-        let loses = |once: f64, samples: &[f64]| {
-            let beyond = |seconds: f64| best.is_some_and(|best| seconds > LOSES * best);
-            match samples {
-                // One run says little: it must lose by far.
-                [] => beyond(once / LOSES),
-                samples => samples.len() >= 2 && samples.iter().all(|s| beyond(*s)),
-            }
-        };
-        let run = |count: usize| bound[count % bound.len()].enqueue(&**queue);
-        let samples = sample(queue, budget, run, loses)?;
+        let before = reference()?;
+        let best = beside.and_then(|beside| Some(beside.best? * before?));
+        let beyond = |seconds: f64| best.is_some_and(|best| seconds > LOSES * best);
+        let samples = placed.sample(budget, |once, samples| match samples {
+            // One run says little: it must lose by far.
+            [] => beyond(once / LOSES),
+            samples => samples.len() >= 2 && samples.iter().all(|s| beyond(*s)),
+        })?;
+        let after = reference()?;
+        let mean = before
+            .zip(after)
+            .map(|(before, after)| (before * after).sqrt());
         Ok(Measurement {
             stopped: samples.seconds.len() < 3,
             // No clock tells more; a journal is read by people, too.
             samples: samples.seconds.into_iter().map(five_digits).collect(),
             runs: samples.runs,
+            reference: mean.map(five_digits),
             error_over_bound: 0.0,
         })
+    }
+}
+
+/// A point with its operands on the device.
+struct Placed {
+    point: Point,
+    session: Session,
+    bound: Vec<BoundPlan>,
+}
+
+impl Placed {
+    fn new(
+        device: &Arc<dyn Device>,
+        target: &Target,
+        posed: &PosedTarget,
+        point: &Point,
+    ) -> Result<Placed> {
+        let session = Session::with_tuned(Arc::clone(device), Box::new(()))?;
+        let options = PlanOptions {
+            kernel: Some(point.kernel.clone()),
+            config: Some(point.config()),
+            prepared: Vec::new(),
+        };
+        let PosedTarget { request, op, .. } = posed;
+        let executable = session.plan_with(&**op, &options)?;
+        let cold = target.workload.cold;
+        let bound = bind(&session, &**op, request, &options, &executable, cold)?;
+        Ok(Placed {
+            point: point.clone(),
+            session,
+            bound,
+        })
+    }
+
+    fn sample(&self, budget: Duration, enough: impl Fn(f64, &[f64]) -> bool) -> Result<Samples> {
+        let queue = self.session.queue();
+        let run = |count: usize| self.bound[count % self.bound.len()].enqueue(&**queue);
+        sample(queue, budget, run, enough)
     }
 }
 
@@ -302,6 +356,7 @@ fn pose<'a>(posed: &'a mut Option<PosedTarget>, target: &Target) -> Result<&'a m
             request,
             op,
             checks: checks(target)?,
+            reference: None,
             cases: None,
         });
     }

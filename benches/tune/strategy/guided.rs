@@ -172,6 +172,7 @@ struct Model {
     mean: f64,
     signal: f64,
     lengths: Vec<f64>,
+    noise: f64,
     likelihood: f64,
 }
 
@@ -196,39 +197,34 @@ impl Model {
             mean,
             signal,
             lengths,
+            noise,
         })
     }
 
-    /// The likeliest of some: lengths in turn, each while the others stay.
+    /// The likeliest of some: one length for all axes and the noise together, then each axis's length while the others stay.
     fn likeliest(data: &[(&Place, f64)], axes: usize) -> Option<Model> {
-        let mut best: Option<Model> = None;
-        let mut consider = |lengths: Vec<f64>, noise| {
-            let model = Model::fit(data, lengths, noise);
-            let better = |model: &Model| {
-                best.as_ref()
-                    .is_none_or(|best| model.likelihood > best.likelihood + 1e-9)
-            };
-            if model.as_ref().is_some_and(better) {
-                best = model;
-            }
-            best.as_ref().map(|best| best.lengths.clone())
+        let likelier = |one: Model, other: Model| match other.likelihood > one.likelihood + 1e-9 {
+            true => other,
+            false => one,
         };
-        let mut lengths = vec![LENGTHS[1]; axes];
-        for noise in NOISES {
-            for length in LENGTHS {
-                lengths = consider(vec![length; axes], noise).unwrap_or(lengths);
-            }
-        }
+        let alike = NOISES
+            .iter()
+            .flat_map(|noise| LENGTHS.map(|length| (length, *noise)));
+        let fitted =
+            alike.filter_map(|(length, noise)| Model::fit(data, vec![length; axes], noise));
+        let mut best = fitted.reduce(likelier)?;
         for axis in 0..axes {
             for length in LENGTHS {
-                for noise in NOISES {
-                    let mut changed = lengths.clone();
-                    changed[axis] = length;
-                    lengths = consider(changed, noise).unwrap_or(lengths);
+                let mut lengths = best.lengths.clone();
+                if lengths[axis] != length {
+                    lengths[axis] = length;
+                    if let Some(model) = Model::fit(data, lengths, best.noise) {
+                        best = likelier(best, model);
+                    }
                 }
             }
         }
-        best
+        Some(best)
     }
 
     /// Mean and standard deviation at a place.

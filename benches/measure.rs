@@ -11,7 +11,7 @@ use serde::Serialize;
 const BATCH: Duration = Duration::from_millis(5);
 
 /// The fewest batches a median is taken of.
-const FEWEST: usize = 5;
+pub const FEWEST: usize = 5;
 
 /// The most runs of a batch.
 const MOST_RUNS: usize = 10_000;
@@ -61,70 +61,78 @@ impl Timing {
     }
 }
 
-/// Device seconds of one run, batch by batch.
-#[derive(Clone, Debug)]
-pub struct Samples {
-    /// One for each batch.
-    pub seconds: Vec<f64>,
-    /// Runs in a batch.
-    pub runs: usize,
+/// Batches of runs, each timed by events.
+pub struct Batches<F> {
+    queue: Arc<dyn Queue>,
+    run: F,
+    count: usize,
+    once: f64,
+    runs: usize,
 }
 
-/// Measures what `run` enqueues, by events. The first run, which compiles and touches memory, is discarded, then a batch to
-/// warm up. `run` gets a counter, by which it may rotate its operands. Batches follow until the budget is spent, and at least as many as
-/// a median needs, unless `enough` says of a single run's time and of the samples so far that more are of no use.
+impl<F: FnMut(usize) -> Result<()>> Batches<F> {
+    /// Of what `run` enqueues. The first run, which compiles and touches memory, is discarded; a second says how many make a batch.
+    /// `run` gets a counter, by which it may rotate its operands.
+    ///
+    /// # Errors
+    /// What enqueueing or the work can fail with.
+    pub fn new(queue: &Arc<dyn Queue>, run: F) -> Result<Batches<F>> {
+        let mut batches = Batches {
+            queue: Arc::clone(queue),
+            run,
+            count: 0,
+            once: 0.0,
+            runs: 1,
+        };
+        batches.time()?;
+        batches.once = batches.time()?.max(1e-9);
+        batches.runs = ((BATCH.as_secs_f64() / batches.once).ceil() as usize).clamp(1, MOST_RUNS);
+        Ok(batches)
+    }
+
+    /// Seconds of the single run after the first.
+    pub fn once(&self) -> f64 {
+        self.once
+    }
+
+    /// Runs in a batch.
+    pub fn runs(&self) -> usize {
+        self.runs
+    }
+
+    /// Seconds of one run, by the next batch.
+    ///
+    /// # Errors
+    /// What enqueueing or the work can fail with.
+    pub fn time(&mut self) -> Result<f64> {
+        let begin = self.queue.record()?;
+        for _ in 0..self.runs {
+            (self.run)(self.count)?;
+            self.count += 1;
+        }
+        let end = self.queue.record()?;
+        self.queue.synchronize(None)?;
+        Ok(end.elapsed_since(&*begin)?.as_secs_f64() / self.runs as f64)
+    }
+}
+
+/// Measures what `run` enqueues in [`Batches`], after one to warm up, until the budget is spent.
 ///
 /// # Errors
 /// What enqueueing or the work can fail with.
-pub fn sample(
-    queue: &Arc<dyn Queue>,
-    budget: Duration,
-    mut run: impl FnMut(usize) -> Result<()>,
-    enough: impl Fn(f64, &[f64]) -> bool,
-) -> Result<Samples> {
-    let mut count = 0;
-    let mut batch = |runs: usize| -> Result<f64> {
-        let begin = queue.record()?;
-        for _ in 0..runs {
-            run(count)?;
-            count += 1;
-        }
-        let end = queue.record()?;
-        queue.synchronize(None)?;
-        Ok(end.elapsed_since(&*begin)?.as_secs_f64())
-    };
-    batch(1)?;
-    let once = batch(1)?.max(1e-9);
-    let runs = ((BATCH.as_secs_f64() / once).ceil() as usize).clamp(1, MOST_RUNS);
-    let mut seconds = Vec::new();
-    if enough(once, &seconds) {
-        return Ok(Samples {
-            seconds: vec![once],
-            runs: 1,
-        });
-    }
-    batch(runs)?;
-    let begin = Instant::now();
-    while seconds.len() < FEWEST || begin.elapsed() < budget {
-        seconds.push(batch(runs)? / runs as f64);
-        if enough(once, &seconds) {
-            break;
-        }
-    }
-    Ok(Samples { seconds, runs })
-}
-
-/// [`sample`] to the end, and what the samples say together.
-///
-/// # Errors
-/// As [`sample`].
 pub fn measure(
     queue: &Arc<dyn Queue>,
     budget: Duration,
     run: impl FnMut(usize) -> Result<()>,
 ) -> Result<Timing> {
-    let samples = sample(queue, budget, run, |_, _| false)?;
-    Ok(Timing::of(samples.seconds, samples.runs))
+    let mut batches = Batches::new(queue, run)?;
+    batches.time()?;
+    let begin = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < FEWEST || begin.elapsed() < budget {
+        times.push(batches.time()?);
+    }
+    Ok(Timing::of(times, batches.runs()))
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use plotters::coord::ranged1d::AsRangedCoord;
 use plotters::prelude::*;
 use ropeway_core::{Error, ErrorKind, Result};
 
@@ -202,14 +201,6 @@ fn base(range: &std::ops::Range<f64>) -> f64 {
     }
 }
 
-/// A range as such an axis.
-fn logarithmic(
-    range: std::ops::Range<f64>,
-) -> impl AsRangedCoord<CoordDescType = LogCoord<f64>, Value = f64> {
-    let base = base(&range);
-    range.log_scale().base(base)
-}
-
 /// A number on an axis: no more digits than tell.
 fn label(value: &f64) -> String {
     match *value {
@@ -224,6 +215,7 @@ fn progress(found: &Found) -> Result<String> {
     let default = found.evaluations.iter().find(|e| e.point == found.default);
     let default = default.and_then(|e| e.seconds).map(|seconds| seconds * 1e6);
     let last = found.evaluations.len() as f64 + 0.5;
+    let up = span(points.iter().map(|p| p.1).chain(default));
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, WIDE).into_drawing_area();
@@ -232,10 +224,7 @@ fn progress(found: &Found) -> Result<String> {
             .margin(10)
             .x_label_area_size(36)
             .y_label_area_size(60)
-            .build_cartesian_2d(
-                0.5..last,
-                logarithmic(span(points.iter().map(|p| p.1).chain(default))),
-            )
+            .build_cartesian_2d(0.5..last, up.clone().log_scale().base(base(&up)))
             .map_err(failed)?;
         chart
             .configure_mesh()
@@ -271,7 +260,7 @@ fn progress(found: &Found) -> Result<String> {
 
 fn tunable(name: &str, values: &BTreeMap<i64, Vec<f64>>) -> Result<String> {
     let names: Vec<i64> = values.keys().copied().collect();
-    let all = values.values().flatten().copied();
+    let up = span(values.values().flatten().copied());
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, NARROW).into_drawing_area();
@@ -280,7 +269,10 @@ fn tunable(name: &str, values: &BTreeMap<i64, Vec<f64>>) -> Result<String> {
             .margin(10)
             .x_label_area_size(36)
             .y_label_area_size(54)
-            .build_cartesian_2d(-0.5..names.len() as f64 - 0.5, logarithmic(span(all)))
+            .build_cartesian_2d(
+                -0.5..names.len() as f64 - 0.5,
+                up.clone().log_scale().base(base(&up)),
+            )
             .map_err(failed)?;
         chart
             .configure_mesh()
@@ -366,7 +358,10 @@ fn roofline(report: &Report) -> Result<String> {
             .margin(10)
             .x_label_area_size(36)
             .y_label_area_size(60)
-            .build_cartesian_2d(logarithmic(across), logarithmic(up))
+            .build_cartesian_2d(
+                across.clone().log_scale().base(base(&across)),
+                up.clone().log_scale().base(base(&up)),
+            )
             .map_err(failed)?;
         chart
             .configure_mesh()

@@ -396,7 +396,7 @@ mod tests {
             outcome: Outcome::Measured(Measurement {
                 samples: vec![0.1 * number as f64, 1e-3],
                 runs: 4,
-                reference: None,
+                reference: vec![0.2, 2e-3],
                 error_over_bound: 0.25,
                 stopped: false,
             }),

@@ -122,10 +122,10 @@ pub struct Measurement {
     pub samples: Vec<f64>,
     /// Runs in a batch.
     pub runs: usize,
-    /// Device seconds of one run of the reference just before and just after, so that a clock that drops or a busy neighbour is not
-    /// taken for a slow configuration.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reference: Option<f64>,
+    /// Device seconds of one run of the reference, in a batch just before each, so that a clock that drops or a busy neighbour is not taken
+    /// for a slow configuration. Empty if there was none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reference: Vec<f64>,
     /// The greatest error ÷ bound of all that was checked before.
     pub error_over_bound: f64,
     /// True if it was so slow that few samples were taken.
@@ -149,21 +149,26 @@ impl Outcome {
         }
     }
 
-    /// What ran beside it.
+    /// The median time of what ran beside it.
     pub fn reference(&self) -> Option<f64> {
         match self {
-            Outcome::Measured(measurement) => measurement.reference,
+            Outcome::Measured(m) if !m.reference.is_empty() => {
+                Some(median(&mut m.reference.clone()))
+            }
             _ => None,
         }
     }
 
     /// The median time as it would be at an hour at which the reference takes `base` seconds.
     pub fn seconds_at(&self, base: Option<f64>) -> Option<f64> {
-        let scale = match (base, self.reference()) {
-            (Some(base), Some(reference)) => base / reference,
-            _ => 1.0,
-        };
-        Some(self.seconds()? * scale)
+        match (self, base) {
+            (Outcome::Measured(m), Some(base)) if !m.reference.is_empty() => {
+                let pairs = m.samples.iter().zip(&m.reference);
+                let mut ratios: Vec<f64> = pairs.map(|(one, other)| one / other).collect();
+                Some(base * median(&mut ratios))
+            }
+            _ => self.seconds(),
+        }
     }
 }
 

@@ -75,12 +75,14 @@ impl Measurer for Recording {
                 let samples = &measurement.samples;
                 let sample = samples[number as usize % samples.len()];
                 let base = self.base(&target.name());
-                let scale = match (base, measurement.reference) {
+                let reference = measurement.reference.get(number as usize % samples.len());
+                let scale = match (base, reference) {
                     (Some(base), Some(reference)) => base / reference,
                     _ => 1.0,
                 };
                 Outcome::Measured(Measurement {
                     samples: vec![sample * scale],
+                    reference: Vec::new(),
                     ..measurement.clone()
                 })
             }

@@ -300,7 +300,8 @@ mod tests {
             ],
             &[],
         );
-        let info = info();
+        let mut info = info();
+        info.limits.local_memory = 4096;
         let found = sample(&KERNEL, &info, 7);
         assert_eq!(found.len(), MOST_POINTS);
         assert!(found.contains(&KERNEL.default_config()));

@@ -6,7 +6,7 @@
 use std::io::{BufRead, Write};
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ropeway::{PlanOptions, Registry, Session};
 use ropeway_conformance::ops::{self, Posed, Problem, Subject, Variant};
@@ -22,15 +22,12 @@ use serde::{Deserialize, Serialize};
 use super::{Beside, Measurement, Outcome, Point, Stage, Target, form, space};
 use crate::cmd::bench::bind;
 use crate::definition::Workload;
-use crate::measure::{Samples, median, sample};
+use crate::measure::{Batches, FEWEST};
 use crate::roofline::Roofline;
 
 /// Seconds of timing for one point in the search, and in a round of the finalists.
 const SEARCH: Duration = Duration::from_millis(120);
 const ROUND: Duration = Duration::from_millis(200);
-
-/// Seconds of timing for the reference, before and after.
-const REFERENCE: Duration = Duration::from_millis(40);
 
 /// A point whose first run takes this many times the best is timed no further.
 const LOSES: f64 = 2.0;
@@ -274,33 +271,44 @@ impl Worker {
             posed.reference = Placed::new(&self.device, target, posed, &beside.reference).ok();
         }
         let placed = Placed::new(&self.device, target, posed, point)?;
-        let reference = || -> Result<Option<f64>> {
-            let reference = posed.reference.as_ref().filter(|_| beside.is_some());
-            let samples = reference.map(|placed| placed.sample(REFERENCE, |_, _| false));
-            Ok(samples
-                .transpose()?
-                .map(|samples| median(&mut samples.seconds.clone())))
-        };
-        let before = reference()?;
-        let best = beside.and_then(|beside| Some(beside.best? * before?));
-        let beyond = |seconds: f64| best.is_some_and(|best| seconds > LOSES * best);
-        let samples = placed.sample(budget, |once, samples| match samples {
-            // One run says little: it must lose by far.
-            [] => beyond(once / LOSES),
-            samples => samples.len() >= 2 && samples.iter().all(|s| beyond(*s)),
-        })?;
-        let after = reference()?;
-        let mean = before
-            .zip(after)
-            .map(|(before, after)| (before * after).sqrt());
-        Ok(Measurement {
-            stopped: samples.seconds.len() < 3,
-            // No clock tells more; a journal is read by people, too.
-            samples: samples.seconds.into_iter().map(five_digits).collect(),
-            runs: samples.runs,
-            reference: mean.map(five_digits),
+        let mut own = placed.batches()?;
+        let reference = posed.reference.as_ref().filter(|_| beside.is_some());
+        let mut reference = reference.map(Placed::batches).transpose()?;
+        let best = beside.and_then(|beside| beside.best);
+        let mut measurement = Measurement {
+            samples: Vec::new(),
+            runs: own.runs(),
+            reference: Vec::new(),
             error_over_bound: 0.0,
-        })
+            stopped: false,
+        };
+        // One run says little: it must lose by far.
+        if let (Some(reference), Some(best)) = (&mut reference, best) {
+            let beside = reference.time()?;
+            if own.once() > LOSES * LOSES * best * beside {
+                measurement.samples.push(five_digits(own.once()));
+                measurement.reference.push(five_digits(beside));
+                measurement.runs = 1;
+                measurement.stopped = true;
+                return Ok(measurement);
+            }
+        }
+        own.time()?;
+        let begin = Instant::now();
+        while measurement.samples.len() < FEWEST || begin.elapsed() < budget {
+            if let Some(reference) = &mut reference {
+                measurement.reference.push(five_digits(reference.time()?));
+            }
+            measurement.samples.push(five_digits(own.time()?));
+            let pairs = measurement.samples.iter().zip(&measurement.reference);
+            let loses = |best: f64| pairs.filter(|(s, r)| **s > LOSES * best * **r).count();
+            let lost = best.map_or(0, loses);
+            if lost >= 2 && lost == measurement.samples.len() {
+                measurement.stopped = true;
+                break;
+            }
+        }
+        Ok(measurement)
     }
 }
 
@@ -335,10 +343,11 @@ impl Placed {
         })
     }
 
-    fn sample(&self, budget: Duration, enough: impl Fn(f64, &[f64]) -> bool) -> Result<Samples> {
+    fn batches(&self) -> Result<Batches<impl FnMut(usize) -> Result<()>>> {
         let queue = self.session.queue();
-        let run = |count: usize| self.bound[count % self.bound.len()].enqueue(&**queue);
-        sample(queue, budget, run, enough)
+        Batches::new(queue, |count| {
+            self.bound[count % self.bound.len()].enqueue(&**queue)
+        })
     }
 }
 
@@ -425,7 +434,7 @@ fn cases(target: &Target, device: &dyn Device) -> Result<Vec<Problem>> {
     Ok(problems)
 }
 
-/// A number rounded to five significant digits.
+/// A number rounded to five significant digits: no clock tells more, and a journal is read by people, too.
 fn five_digits(value: f64) -> f64 {
     format!("{value:.4e}").parse().unwrap_or(value)
 }

@@ -101,7 +101,7 @@ fn what_is_published_beats_the_default_or_says_that_it_won() {
     let report: Value =
         serde_json::from_slice(&output.stdout).expect("JSON alone on standard output");
     let targets = report["targets"].as_array().unwrap();
-    assert_eq!(targets.len(), 2);
+    assert_eq!(targets.len(), 1);
     for target in targets {
         assert_eq!(target["evaluations"].as_array().unwrap().len(), 60);
         if let Some(winner) = target["winner"].as_u64() {
@@ -113,7 +113,7 @@ fn what_is_published_beats_the_default_or_says_that_it_won() {
         }
     }
     let html = fs::read_to_string(report["html"].as_str().unwrap()).unwrap();
-    assert!(html.matches("<svg").count() > 4, "plots");
+    assert!(html.matches("<svg").count() > 3, "plots");
     assert!(
         !html.contains("http://")
             || html.matches("http://").count() == html.matches("www.w3.org").count()

@@ -175,6 +175,19 @@ pub fn microseconds(seconds: f64) -> String {
     }
 }
 
+/// Where the search of a target is.
+#[derive(Clone, Copy, Debug)]
+pub struct State {
+    /// The least time known.
+    pub best: Option<f64>,
+    /// Whether the last point gave it.
+    pub news: bool,
+    /// The problem's operations.
+    pub flops: f64,
+    /// Seconds left, if they are counted.
+    pub left: Option<f64>,
+}
+
 /// A bar on a terminal, lines elsewhere.
 pub struct Progress {
     bar: Option<ProgressBar>,
@@ -210,16 +223,13 @@ impl Progress {
     }
 
     /// A point was tried.
-    pub fn evaluated(
-        &self,
-        target: &Target,
-        point: &Point,
-        outcome: &Outcome,
-        best: Option<f64>,
-        news: bool,
-        flops: f64,
-        left: Option<f64>,
-    ) {
+    pub fn evaluated(&self, target: &Target, point: &Point, outcome: &Outcome, state: &State) {
+        let State {
+            best,
+            news,
+            flops,
+            left,
+        } = *state;
         let of_best = best.map_or("nothing yet".into(), |best| {
             format!(
                 "best {} ({:.1} GFLOP/s)",

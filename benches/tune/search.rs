@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::gate::{self, Summary};
 use super::journal::{Described, Journal, Record};
-use super::report::Progress;
+use super::report::{Progress, State};
 use super::strategy::{Choice, Lesson, Seen};
 use super::{Beside, Measurer, Outcome, Point, Stage, Target};
 use crate::definition::Limit;
@@ -196,10 +196,13 @@ impl<'a> Search<'a> {
             if let Some(seconds) = seconds.filter(|s| best.is_none_or(|best| *s < best)) {
                 best = Some(seconds);
             }
-            let left = limit.map(|limit| limit - self.spent);
-            let news = seconds.is_some() && seconds == best;
-            self.progress
-                .evaluated(target, point, &outcome, best, news, *flops, left);
+            let state = State {
+                best,
+                news: seconds.is_some() && seconds == best,
+                flops: *flops,
+                left: limit.map(|limit| limit - self.spent),
+            };
+            self.progress.evaluated(target, point, &outcome, &state);
             seen.push(Seen {
                 point: index,
                 seconds,

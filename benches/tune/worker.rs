@@ -345,7 +345,7 @@ impl Placed {
 
     fn batches(&self) -> Result<Batches<impl FnMut(usize) -> Result<()>>> {
         let queue = self.session.queue();
-        Batches::new(queue, |count| {
+        Batches::new(queue, move |count| {
             self.bound[count % self.bound.len()].enqueue(&**queue)
         })
     }

@@ -402,14 +402,14 @@ impl Tune {
         let mut journal = Journal::open(&path, header, self.resume)?;
         let progress = Progress::new(self.json);
         for warning in journal.warnings() {
-            tracing::warn!("{warning}");
+            eprintln!("ropeway: {warning}");
         }
         if self.resume && journal.len() > 0 {
             progress.say(&format!("{} measurements are known already", journal.len()));
         }
         let measured = |measurer: &mut M| match roofline(measurer) {
             Err(error) if error.kind() == ErrorKind::Driver => {
-                tracing::warn!("the roofline could not be measured: {error}");
+                eprintln!("ropeway: the roofline could not be measured: {error}");
                 Ok(None)
             }
             other => other,

@@ -36,6 +36,57 @@ pub const BUILT_IN: [(&str, &str); 7] = [
     ("quantised", include_str!("definitions/quantised.toml")),
 ];
 
+/// The layers of models at their full size, which `ropeway tune --model` picks by the model's name.
+const MODEL_LAYERS: &str = include_str!("definitions/model_layers.toml");
+
+/// Every workload that says whose layer it is.
+fn layers_of_models() -> Result<Vec<Workload>> {
+    let mut layers = Vec::new();
+    for (name, text) in BUILT_IN.into_iter().chain([("model_layers", MODEL_LAYERS)]) {
+        let definition = Definition::parse(text).map_err(|error| error.within(name))?;
+        layers.extend(definition.workloads);
+    }
+    layers.retain(|workload| workload.model.is_some());
+    Ok(layers)
+}
+
+/// The names of the models, sorted.
+///
+/// # Errors
+/// None that a build does not have for all its users.
+pub fn models() -> Result<Vec<String>> {
+    let mut names: Vec<String> = layers_of_models()?
+        .into_iter()
+        .filter_map(|w| w.model)
+        .collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// The layers of the models whose name begins so.
+///
+/// # Errors
+/// `InvalidArgument` if there is none.
+pub fn of_model(prefix: &str) -> Result<Vec<Workload>> {
+    let mut layers = layers_of_models()?;
+    let prefix = prefix.to_lowercase();
+    layers.retain(|layer| {
+        layer
+            .model
+            .as_ref()
+            .is_some_and(|name| name.starts_with(&prefix))
+    });
+    match layers.is_empty() {
+        true => Err(Error::invalid(
+            "--model",
+            format!("{prefix:?}"),
+            format!("the beginning of one of {:?}", models()?),
+        )),
+        false => Ok(layers),
+    }
+}
+
 /// Random values that are made; larger tensors repeat them.
 const DISTINCT: u64 = 1 << 20;
 
@@ -63,11 +114,14 @@ pub enum Limit {
 }
 
 /// An op at certain shapes, in one or several dtypes.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Workload {
     /// Its name, by which it is picked.
     pub name: String,
+    /// The model whose layer it is, by which `ropeway tune --model` picks it.
+    #[serde(default)]
+    pub model: Option<String>,
     /// The op.
     pub op: String,
     /// The dtypes that `T` stands for.
@@ -77,8 +131,9 @@ pub struct Workload {
     /// Attributes.
     #[serde(default)]
     pub attrs: Map<String, Value>,
-    /// Content of I32 tensors: `constant V`, `steps V` (0, V, 2 V …), `distinct N` (different numbers below N in each row) or
-    /// `permutation`.
+    /// Content of I32 tensors: `constant V`, `steps V` (0, V, 2 V …), `rows R` (offsets that spread R rows evenly), `skewed R` (offsets
+    /// that leave every other expert without rows), `ragged N` (numbers from 0 to N, 0 first), `distinct N` (different numbers below N in
+    /// each row) or `permutation`.
     #[serde(default)]
     pub fill: BTreeMap<String, String>,
     /// Operands that are prepared once.
@@ -209,6 +264,28 @@ impl Workload {
                     .map(|e| (e * number / experts) as f64)
                     .collect()
             }
+            // Pairs of experts: the first of each goes empty.
+            "skewed" => {
+                let pairs = (elements / 2).max(1);
+                let last = elements.saturating_sub(1).max(1);
+                let offset = |e| {
+                    if e == last {
+                        number
+                    } else {
+                        e / 2 * number / pairs
+                    }
+                };
+                (0..elements).map(|e| offset(e) as f64).collect()
+            }
+            "ragged" => (0..elements)
+                .map(|e| {
+                    if e == 0 {
+                        0.0
+                    } else {
+                        random.below(number + 1) as f64
+                    }
+                })
+                .collect(),
             "steps" => (0..elements).map(|step| (step * number) as f64).collect(),
             "permutation" => shuffled(elements, random),
             "distinct" => {
@@ -224,7 +301,7 @@ impl Workload {
                 return Err(self.wrong(
                     name,
                     fill,
-                    "constant, rows, steps, distinct or permutation",
+                    "constant, rows, skewed, ragged, steps, distinct or permutation",
                 ));
             }
         })
@@ -255,7 +332,7 @@ mod tests {
     #[test]
     fn what_comes_with_the_program_can_be_read_and_checked() {
         let mut names = std::collections::BTreeSet::new();
-        for (file, text) in BUILT_IN {
+        for (file, text) in BUILT_IN.into_iter().chain([("model_layers", MODEL_LAYERS)]) {
             let definition =
                 Definition::parse(text).unwrap_or_else(|error| panic!("{file}: {error}"));
             assert!(

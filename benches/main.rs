@@ -9,6 +9,7 @@ mod definition;
 mod measure;
 mod roofline;
 mod spirv;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,11 @@ enum Command {
     Doctor(cmd::doctor::Doctor),
     /// Run request files on a device and write result files.
     Run(cmd::run::Run),
+    /// Search for the fastest configurations that are right, and keep them for this device.
+    Tune(Box<cmd::tune::Tune>),
+    /// What `tune` measures in: not for people.
+    #[command(hide = true)]
+    TuneWorker(cmd::tune::TuneWorker),
     /// Show, verify and move tuned configurations.
     Tuned(cmd::tuned::Tuned),
 }
@@ -50,6 +56,8 @@ fn main() -> ExitCode {
         Command::Devices(devices) => devices.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Run(run) => run.run(),
+        Command::Tune(tune) => tune.run(),
+        Command::TuneWorker(worker) => worker.run(),
         Command::Tuned(tuned) => tuned.run(),
     };
     outcome.unwrap_or_else(|error| {

@@ -11,7 +11,7 @@ use serde::Serialize;
 const BATCH: Duration = Duration::from_millis(5);
 
 /// The fewest batches a median is taken of.
-const FEWEST: usize = 5;
+pub const FEWEST: usize = 5;
 
 /// The most runs of a batch.
 const MOST_RUNS: usize = 10_000;
@@ -61,37 +61,78 @@ impl Timing {
     }
 }
 
-/// Measures what `run` enqueues, by events. The first run, which compiles and touches memory, is discarded, then a batch to
-/// warm up. `run` gets a counter, by which it may rotate its operands.
+/// Batches of runs, each timed by events.
+pub struct Batches<F> {
+    queue: Arc<dyn Queue>,
+    run: F,
+    count: usize,
+    once: f64,
+    runs: usize,
+}
+
+impl<F: FnMut(usize) -> Result<()>> Batches<F> {
+    /// Of what `run` enqueues. The first run, which compiles and touches memory, is discarded; a second says how many make a batch.
+    /// `run` gets a counter, by which it may rotate its operands.
+    ///
+    /// # Errors
+    /// What enqueueing or the work can fail with.
+    pub fn new(queue: &Arc<dyn Queue>, run: F) -> Result<Batches<F>> {
+        let mut batches = Batches {
+            queue: Arc::clone(queue),
+            run,
+            count: 0,
+            once: 0.0,
+            runs: 1,
+        };
+        batches.time()?;
+        batches.once = batches.time()?.max(1e-9);
+        batches.runs = ((BATCH.as_secs_f64() / batches.once).ceil() as usize).clamp(1, MOST_RUNS);
+        Ok(batches)
+    }
+
+    /// Seconds of the single run after the first.
+    pub fn once(&self) -> f64 {
+        self.once
+    }
+
+    /// Runs in a batch.
+    pub fn runs(&self) -> usize {
+        self.runs
+    }
+
+    /// Seconds of one run, by the next batch.
+    ///
+    /// # Errors
+    /// What enqueueing or the work can fail with.
+    pub fn time(&mut self) -> Result<f64> {
+        let begin = self.queue.record()?;
+        for _ in 0..self.runs {
+            (self.run)(self.count)?;
+            self.count += 1;
+        }
+        let end = self.queue.record()?;
+        self.queue.synchronize(None)?;
+        Ok(end.elapsed_since(&*begin)?.as_secs_f64() / self.runs as f64)
+    }
+}
+
+/// Measures what `run` enqueues in [`Batches`], after one to warm up, until the budget is spent.
 ///
 /// # Errors
 /// What enqueueing or the work can fail with.
 pub fn measure(
     queue: &Arc<dyn Queue>,
     budget: Duration,
-    mut run: impl FnMut(usize) -> Result<()>,
+    run: impl FnMut(usize) -> Result<()>,
 ) -> Result<Timing> {
-    let mut count = 0;
-    let mut batch = |runs: usize| -> Result<f64> {
-        let begin = queue.record()?;
-        for _ in 0..runs {
-            run(count)?;
-            count += 1;
-        }
-        let end = queue.record()?;
-        queue.synchronize(None)?;
-        Ok(end.elapsed_since(&*begin)?.as_secs_f64())
-    };
-    batch(1)?;
-    let once = batch(1)?.max(1e-9);
-    let runs = ((BATCH.as_secs_f64() / once).ceil() as usize).clamp(1, MOST_RUNS);
-    batch(runs)?;
+    let mut batches = Batches::new(queue, run)?;
+    batches.time()?;
     let begin = Instant::now();
     let mut times = Vec::new();
     while times.len() < FEWEST || begin.elapsed() < budget {
-        times.push(batch(runs)? / runs as f64);
+        times.push(batches.time()?);
     }
-    Ok(Timing::of(times, runs))
+    Ok(Timing::of(times, batches.runs()))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use ropeway_core::memory::{TensorDesc, View};
 use ropeway_core::native::NativeCall;
 use ropeway_core::plan::{Arg, Determinism, Extent, Form, Launch, OperandRule, Plan, StrideRule};
 use ropeway_core::{DType, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::measure::measure;
 use crate::spirv;
@@ -34,7 +34,7 @@ const STEPS: u64 = 8;
 const BUDGET: Duration = Duration::from_millis(700);
 
 /// What a device does at most.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Roofline {
     /// f32 multiply-adds from registers, counting two each, in GFLOP/s.
     pub peak_gflops: f64,
@@ -150,6 +150,15 @@ impl Shape {
 }
 
 impl Roofline {
+    /// The larger of each.
+    pub fn max(self, other: Roofline) -> Roofline {
+        Roofline {
+            peak_gflops: self.peak_gflops.max(other.peak_gflops),
+            read_gbs: self.read_gbs.max(other.read_gbs),
+            copy_gbs: self.copy_gbs.max(other.copy_gbs),
+        }
+    }
+
     /// Measures a device. Takes about three seconds.
     ///
     /// # Errors

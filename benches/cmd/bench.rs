@@ -351,7 +351,7 @@ impl Bench {
 /// The op with its operands on the device; cold, several times over.
 ///
 /// # Errors
-/// As [`Session::bind`].
+/// As [`Session::bind`] and [`Session::prepare`].
 pub fn bind(
     session: &Session,
     op: &dyn Op,

@@ -6,6 +6,7 @@ pub mod compile;
 pub mod devices;
 pub mod doctor;
 pub mod run;
+pub mod tune;
 pub mod tuned;
 
 use std::fmt;

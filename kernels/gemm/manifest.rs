@@ -71,14 +71,14 @@ pub(super) static GROUPED_NATIVE: Kernel = Kernel {
 
 const MR: Tunable = Tunable {
     name: "MR",
-    values: &[8, 12],
+    values: &[4, 6, 8, 12],
     default: 8,
     meaning: "rows of a register tile, and width of a's panels",
 };
 
 const KC: Tunable = Tunable {
     name: "KC",
-    values: &[256, 512, 1024],
+    values: &[128, 192, 256, 384, 512, 768, 1024],
     default: 512,
     meaning: "products summed in registers before they are added to the tile",
 };
@@ -103,7 +103,7 @@ pub(super) static PACKED: Kernel = Kernel {
         KC,
         Tunable {
             name: "STRIPS",
-            values: &[2, 4, 8, 16],
+            values: &[1, 2, 4, 8, 16, 32],
             default: 8,
             meaning: "most row strips that one group computes with the same panel of b",
         },
@@ -158,10 +158,16 @@ pub(super) static GROUPED_PACKED: Kernel = Kernel {
             meaning: "rows of one expert that share a packed panel of b",
         },
     ],
-    constraints: &[Constraint {
-        rule: "BLOCK_M is a multiple of MR",
-        holds: block_is_whole,
-    }],
+    constraints: &[
+        Constraint {
+            rule: "BLOCK_M is a multiple of MR",
+            holds: block_is_whole,
+        },
+        Constraint {
+            rule: "MR is a multiple of 4: a's panels are stored by fours",
+            holds: rows_in_fours,
+        },
+    ],
     local_memory: no_local_memory,
 };
 
@@ -448,6 +454,10 @@ fn group_fits(config: &Config, info: &DeviceInfo) -> bool {
 
 fn no_local_memory(_: &Config) -> u64 {
     0
+}
+
+fn rows_in_fours(config: &Config, _: &DeviceInfo) -> bool {
+    config.value("MR") % 4 == 0
 }
 
 fn block_is_whole(config: &Config, _: &DeviceInfo) -> bool {

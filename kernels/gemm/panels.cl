@@ -8,7 +8,7 @@
  *   x7   .  .  .                     (strips past the edge are zero)
  *
  * Macro  default  meaning
- * MR     8        rows of one tile of d, the width of a's panels: 8 or 12
+ * MR     8        rows of one tile of d, the width of a's panels: 4, 6, 8 or 12
  * NR     32       columns of one tile, fixed: two float16
  * KC     512      products summed in registers before they are added to the tile: keeps the rounding error of a long k
  *                 down, and i8 exact (1024 products of 2^14 are exact in f32)
@@ -129,13 +129,18 @@ inline void pack_b_panel(__global const void* b, ulong at, uint panel_index, uin
 #endif
 }
 
-#define EACH_ROW_8(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
-#if MR == 8
+#define EACH_ROW_4(X) X(0) X(1) X(2) X(3)
+#define EACH_ROW_8(X) EACH_ROW_4(X) X(4) X(5) X(6) X(7)
+#if MR == 4
+#define EACH_ROW(X) EACH_ROW_4(X)
+#elif MR == 6
+#define EACH_ROW(X) EACH_ROW_4(X) X(4) X(5)
+#elif MR == 8
 #define EACH_ROW(X) EACH_ROW_8(X)
 #elif MR == 12
 #define EACH_ROW(X) EACH_ROW_8(X) X(8) X(9) X(10) X(11)
 #else
-#error "MR is 8 or 12"
+#error "MR is 4, 6, 8 or 12"
 #endif
 
 

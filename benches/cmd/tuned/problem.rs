@@ -300,6 +300,7 @@ impl Plain {
     fn new(op: &str) -> Plain {
         Plain(Workload {
             name: format!("plain_{op}"),
+            model: None,
             op: op.into(),
             dtypes: Vec::new(),
             tensors: BTreeMap::new(),

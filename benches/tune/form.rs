@@ -1,0 +1,647 @@
+//! The forms of workloads: which extents of which tensors are one size, so that a workload can be posed at other sizes.
+//!
+//! A tuned configuration must be right at its shape *and* at its edges: one row, tails that fill no tile, experts without rows. From the
+//! form of its op, a workload's sizes follow, and from changed sizes a workload that is quick to check. A workload of another form
+//! (batches of matrices, say) is checked at its own shape and by the op's conformance cases.
+
+use std::collections::BTreeMap;
+
+use ropeway_core::{DType, Error, Result};
+use serde_json::{Value, json};
+
+use crate::definition::{Limit, Workload};
+
+/// Operations and bytes of a problem that is checked for every configuration: the f64 reference takes about a tenth of a second.
+const CHECKED_WORK: f64 = 2e7;
+
+/// Operations to a byte below which memory is the limit on most devices.
+const INTENSE: f64 = 24.0;
+
+/// Sizes by name.
+pub type Sizes = BTreeMap<String, u64>;
+
+/// An op's tensors as extents of named sizes.
+struct Form {
+    op: &'static str,
+    /// Tensors that must be there: name, dtype (`T`: the workload's), extents. An extent is a size, `N*size`, `size*size` or `size+1`.
+    tensors: &'static [Tensor],
+    /// Tensors that may be there.
+    optional: &'static [Tensor],
+    /// Integer contents: tensor, evenly, at the edges (`{size}` stands for its value).
+    fill: &'static [(&'static str, &'static str, &'static str)],
+    /// Sizes that vary from call to call: tokens, rows, lengths. May be 1.
+    rows: &'static [&'static str],
+    /// Other sizes that may be anything.
+    free: &'static [&'static str],
+    /// Sizes that may be fewer, but not just any number: experts, sequences.
+    counts: &'static [&'static str],
+    /// Sizes that one may leave out, and the size or the number whose value they then have.
+    defaults: &'static [(&'static str, &'static str)],
+}
+
+const FORMS: &[Form] = &[
+    Form {
+        op: "gemm",
+        tensors: &[("a", "T", "m k"), ("b", "T", "k n")],
+        optional: &[("bias", "T", "n"), ("c", "T", "m n")],
+        fill: &[],
+        rows: &["m"],
+        free: &["n", "k"],
+        counts: &[],
+        defaults: &[],
+    },
+    Form {
+        op: "grouped_gemm",
+        tensors: &[
+            ("a", "T", "rows k"),
+            ("b", "T", "experts n k"),
+            ("expert_offsets", "I32", "experts+1"),
+        ],
+        optional: &[],
+        fill: &[("expert_offsets", "rows {rows}", "skewed {rows}")],
+        rows: &["rows"],
+        free: &["n", "k"],
+        counts: &["experts"],
+        defaults: &[],
+    },
+    Form {
+        op: "grouped_gemm_masked",
+        tensors: &[
+            ("a", "T", "experts capacity k"),
+            ("b", "T", "experts n k"),
+            ("counts", "I32", "experts"),
+        ],
+        optional: &[],
+        fill: &[("counts", "constant {capacity}", "ragged {capacity}")],
+        rows: &["capacity"],
+        free: &["n", "k"],
+        counts: &["experts"],
+        defaults: &[],
+    },
+    Form {
+        op: "attention",
+        tensors: &[
+            ("q", "T", "batch heads q_len d"),
+            ("k", "T", "batch kv_heads kv_len d"),
+            ("v", "T", "batch kv_heads kv_len dv"),
+        ],
+        optional: &[],
+        fill: &[],
+        rows: &["q_len"],
+        free: &["kv_len"],
+        counts: &["batch"],
+        defaults: &[
+            ("batch", "1"),
+            ("kv_heads", "heads"),
+            ("dv", "d"),
+            ("kv_len", "q_len"),
+        ],
+    },
+    Form {
+        op: "attention_varlen",
+        tensors: &[
+            ("q", "T", "tokens heads d"),
+            ("k", "T", "kv_tokens kv_heads d"),
+            ("v", "T", "kv_tokens kv_heads dv"),
+            ("cu_q", "I32", "sequences+1"),
+            ("cu_kv", "I32", "sequences+1"),
+        ],
+        optional: &[],
+        fill: &[
+            ("cu_q", "rows {tokens}", "skewed {tokens}"),
+            ("cu_kv", "rows {kv_tokens}", "skewed {kv_tokens}"),
+        ],
+        rows: &["tokens"],
+        free: &["kv_tokens"],
+        counts: &["sequences"],
+        defaults: &[("kv_heads", "heads"), ("dv", "d"), ("kv_tokens", "tokens")],
+    },
+    Form {
+        op: "attention_paged",
+        tensors: &[
+            ("q", "T", "tokens heads d"),
+            ("cu_q", "I32", "batch+1"),
+            ("k_cache", "T", "blocks block_size kv_heads d"),
+            ("v_cache", "T", "blocks block_size kv_heads dv"),
+            ("block_table", "I32", "batch max_blocks"),
+            ("kv_lens", "I32", "batch"),
+        ],
+        optional: &[],
+        fill: &[
+            ("cu_q", "rows {tokens}", "skewed {tokens}"),
+            ("block_table", "permutation", "permutation"),
+            (
+                "kv_lens",
+                "constant {max_blocks*block_size}",
+                "ragged {max_blocks*block_size}",
+            ),
+        ],
+        rows: &["tokens"],
+        free: &[],
+        counts: &[],
+        defaults: &[("block_size", "16"), ("kv_heads", "heads"), ("dv", "d")],
+    },
+    Form {
+        op: "moe_route",
+        tensors: &[("logits", "T", "tokens experts")],
+        optional: &[("bias", "F32", "experts")],
+        fill: &[],
+        rows: &["tokens"],
+        free: &[],
+        counts: &[],
+        defaults: &[],
+    },
+    Form {
+        op: "expert_scatter",
+        tensors: &[
+            ("x", "T", "tokens hidden"),
+            ("topk_ids", "I32", "tokens topk"),
+        ],
+        optional: &[],
+        fill: &[("topk_ids", "distinct {experts}", "distinct {experts}")],
+        rows: &["tokens"],
+        free: &["hidden"],
+        counts: &[],
+        defaults: &[],
+    },
+    Form {
+        op: "expert_gather",
+        tensors: &[
+            ("rows", "T", "tokens*topk hidden"),
+            ("source", "I32", "tokens*topk"),
+            ("topk_weights", "F32", "tokens topk"),
+        ],
+        optional: &[],
+        fill: &[("source", "permutation", "permutation")],
+        rows: &["tokens"],
+        free: &["hidden"],
+        counts: &[],
+        defaults: &[],
+    },
+    Form {
+        op: "moe_ffn",
+        tensors: &[
+            ("x", "T", "tokens hidden"),
+            ("logits", "T", "tokens experts"),
+            ("w_gate_up", "T", "experts 2*inter hidden"),
+            ("w_down", "T", "experts hidden inter"),
+        ],
+        optional: &[("bias", "F32", "experts")],
+        fill: &[],
+        rows: &["tokens"],
+        free: &["hidden", "inter"],
+        counts: &[],
+        defaults: &[],
+    },
+    rows_of("norm", ONE_ROW, &[("weight", "F32", "columns")]),
+    rows_of("softmax", ONE_ROW, &[]),
+    rows_of("argsort", ONE_ROW, &[]),
+    rows_of("unary", ONE_ROW, &[]),
+    rows_of("copy", ONE_ROW, &[]),
+    rows_of("glu", &[("x", "T", "rows 2*columns")], &[]),
+];
+
+/// A tensor of a form: name, dtype, extents.
+type Tensor = (&'static str, &'static str, &'static str);
+
+const ONE_ROW: &[Tensor] = &[("x", "T", "rows columns")];
+
+/// An op over rows of one tensor.
+const fn rows_of(
+    op: &'static str,
+    tensors: &'static [Tensor],
+    optional: &'static [Tensor],
+) -> Form {
+    Form {
+        op,
+        tensors,
+        optional,
+        fill: &[],
+        rows: &["rows"],
+        free: &["columns"],
+        counts: &[],
+        defaults: &[],
+    }
+}
+
+/// An extent as a factor, sizes, and a number to add.
+fn extent(text: &str) -> (u64, Vec<&str>, u64) {
+    let (product, add) = match text.split_once('+') {
+        Some((product, add)) => (product, add.parse().unwrap_or(0)),
+        None => (text, 0),
+    };
+    let mut factor = 1;
+    let mut names = Vec::new();
+    for part in product.split('*') {
+        match part.parse::<u64>() {
+            Ok(number) => factor *= number,
+            Err(_) => names.push(part),
+        }
+    }
+    (factor, names, add)
+}
+
+fn evaluate(text: &str, sizes: &Sizes) -> Result<u64> {
+    let (factor, names, add) = extent(text);
+    let mut value = factor;
+    for name in names {
+        let size = sizes
+            .get(name)
+            .ok_or_else(|| Error::invalid("--shape", "nothing", format!("{name}=…")))?;
+        value = value
+            .checked_mul(*size)
+            .ok_or_else(|| Error::invalid(name, size, "a size that fits 64 bits"))?;
+    }
+    Ok(value + add)
+}
+
+/// Finds the one size that is not known yet in an extent; whether the extent agrees with what is known.
+fn solve<'a>(text: &'a str, value: u64, sizes: &mut BTreeMap<&'a str, u64>) -> bool {
+    let (mut factor, names, add) = extent(text);
+    let Some(rest) = value.checked_sub(add) else {
+        return false;
+    };
+    let mut unknown = None;
+    for name in names {
+        match sizes.get(name) {
+            Some(size) => factor *= size,
+            None => unknown = Some(name),
+        }
+    }
+    match unknown {
+        None => factor == rest,
+        Some(_) if factor == 0 || rest % factor != 0 => false,
+        Some(name) => {
+            sizes.insert(name, rest / factor);
+            true
+        }
+    }
+}
+
+/// The workload's form with transposed operands as they lie.
+fn extents_of(
+    form: &Form,
+    tensor: &str,
+    extents: &'static str,
+    workload: &Workload,
+) -> &'static str {
+    let set = |name| workload.attrs.get(name) == Some(&Value::Bool(true));
+    match (form.op, tensor) {
+        ("gemm", "a") if set("trans_a") => "k m",
+        ("gemm", "b") if set("trans_b") => "n k",
+        _ => extents,
+    }
+}
+
+fn form_of(op: &str) -> Option<&'static Form> {
+    FORMS.iter().find(|form| form.op == op)
+}
+
+/// The ops that `--shape` can describe.
+pub fn ops() -> impl Iterator<Item = &'static str> {
+    FORMS.iter().map(|form| form.op)
+}
+
+/// A workload's sizes by name, if it has its op's plain form.
+pub fn sizes(workload: &Workload) -> Option<Sizes> {
+    let form = form_of(&workload.op)?;
+    let mut sizes = BTreeMap::new();
+    // Products are solved once their factors are known.
+    let mut tensors: Vec<_> = form.tensors.iter().chain(form.optional).collect();
+    tensors.sort_by_key(|(_, _, extents)| extents.contains("*topk"));
+    let mut found = 0;
+    for &&(name, _, extents) in &tensors {
+        let Some(text) = workload.tensors.get(name) else {
+            if form.tensors.iter().any(|(required, ..)| *required == name) {
+                return None;
+            }
+            continue;
+        };
+        found += 1;
+        let values: Vec<u64> = text
+            .split_whitespace()
+            .skip(1)
+            .map(str::parse)
+            .collect::<std::result::Result<_, _>>()
+            .ok()?;
+        let extents: Vec<_> = extents_of(form, name, extents, workload)
+            .split_whitespace()
+            .collect();
+        let fits = extents.len() == values.len()
+            && extents
+                .into_iter()
+                .zip(values)
+                .all(|(extent, value)| solve(extent, value, &mut sizes));
+        if !fits {
+            return None;
+        }
+    }
+    let mut sizes: Sizes = sizes
+        .into_iter()
+        .map(|(name, size)| (name.to_owned(), size))
+        .collect();
+    if let Some(experts) = workload.attrs.get("experts").and_then(Value::as_u64) {
+        sizes.insert("experts".into(), experts);
+    }
+    (found == workload.tensors.len()).then_some(sizes)
+}
+
+/// The workload at other sizes; at the edges, with integers that leave experts and sequences empty.
+fn resized(workload: &Workload, sizes: &Sizes, edge: bool) -> Result<Workload> {
+    let form = form_of(&workload.op).ok_or_else(|| Error::unsupported(&*workload.op))?;
+    let mut resized = workload.clone();
+    for &(name, _, extents) in form.tensors.iter().chain(form.optional) {
+        let Some(text) = workload.tensors.get(name) else {
+            continue;
+        };
+        let dtype = text.split_whitespace().next().unwrap_or("T");
+        let text = tensor_text(dtype, extents_of(form, name, extents, workload), sizes)?;
+        resized.tensors.insert(name.into(), text);
+    }
+    set_fill(form, &mut resized, sizes, edge)?;
+    Ok(resized)
+}
+
+fn tensor_text(dtype: &str, extents: &str, sizes: &Sizes) -> Result<String> {
+    let mut text = dtype.to_owned();
+    for extent in extents.split_whitespace() {
+        text += &format!(" {}", evaluate(extent, sizes)?);
+    }
+    Ok(text)
+}
+
+fn set_fill(form: &Form, workload: &mut Workload, sizes: &Sizes, edge: bool) -> Result<()> {
+    for &(name, even, at_edge) in form.fill {
+        let text = if edge { at_edge } else { even };
+        let text = match text.split_once('{') {
+            Some((word, size)) => {
+                format!("{word}{}", evaluate(size.trim_end_matches('}'), sizes)?)
+            }
+            None => text.into(),
+        };
+        workload.fill.insert(name.into(), text);
+    }
+    Ok(())
+}
+
+/// Work that the reference has at these sizes.
+fn work(workload: &Workload, dtype: &str, sizes: &Sizes) -> Result<f64> {
+    let cost = resized(workload, sizes, false)?.op(dtype)?.cost();
+    Ok(cost.flops.max(cost.bytes))
+}
+
+/// The problems that a configuration must solve before it is timed: the shape with what is too large made smaller, every size off its
+/// tiles, and one row. A workload of no known form gives none.
+///
+/// # Errors
+/// As [`Workload::op`].
+pub fn checks(workload: &Workload, dtype: &str) -> Result<Vec<Workload>> {
+    let (Some(form), Some(mut reduced)) = (form_of(&workload.op), sizes(workload)) else {
+        return Ok(Vec::new());
+    };
+    // Columns that an activation pairs, or weights that lie in blocks, stay whole.
+    let step = |name: &str| match (form.op, name) {
+        ("gemm" | "grouped_gemm" | "grouped_gemm_masked", "n") => 2,
+        ("gemm" | "grouped_gemm" | "grouped_gemm_masked", "k")
+            if workload.tensors["b"].starts_with(['Q', 'q']) =>
+        {
+            256
+        }
+        _ => 1,
+    };
+    let shrink = |sizes: &mut Sizes, names: &[&str], floor: u64| {
+        let largest = names
+            .iter()
+            .filter(|name| {
+                sizes
+                    .get(**name)
+                    .is_some_and(|size| *size > floor.max(step(name)))
+            })
+            .max_by_key(|name| sizes[**name]);
+        match largest {
+            Some(name) => {
+                let half = sizes[*name].div_ceil(2);
+                sizes.insert((*name).into(), half.next_multiple_of(step(name)));
+                true
+            }
+            None => false,
+        }
+    };
+    while work(workload, dtype, &reduced)? > CHECKED_WORK {
+        let smaller = shrink(&mut reduced, form.rows, 160)
+            || shrink(&mut reduced, form.counts, 4)
+            || shrink(&mut reduced, form.free, 160)
+            || shrink(&mut reduced, form.rows, 8)
+            || shrink(&mut reduced, form.free, 32);
+        if !smaller {
+            break;
+        }
+    }
+    let mut tails = reduced.clone();
+    for name in form.rows.iter().chain(form.free) {
+        let step = step(name);
+        if let Some(size) = tails.get_mut(*name).filter(|size| **size > step) {
+            *size -= step;
+        }
+    }
+    let mut one = tails.clone();
+    for name in form.rows {
+        one.insert((*name).into(), 1);
+    }
+    let mut found = vec![resized(workload, &reduced, false)?];
+    for (sizes, edge) in [(tails, true), (one, true)] {
+        let problem = resized(workload, &sizes, edge)?;
+        if found.iter().all(|known| known.tensors != problem.tensors) {
+            found.push(problem);
+        }
+    }
+    Ok(found)
+}
+
+/// A workload of what `--shape` says: `m=512 n=512 k=512 trans_b=true`. What is no size of the op is an attribute.
+///
+/// # Errors
+/// `InvalidArgument` naming what cannot be read or is missing.
+pub fn workload(op: &str, shape: &str, dtype: &str) -> Result<Workload> {
+    let form = form_of(op).ok_or_else(|| {
+        let known: Vec<_> = ops().collect();
+        Error::invalid(
+            "OP",
+            format!("{op:?}"),
+            format!("with --shape, one of {known:?}"),
+        )
+    })?;
+    let mut workload = Workload {
+        name: format!(
+            "{op} {}",
+            shape
+                .split([',', ' '])
+                .filter(|w| !w.is_empty())
+                .collect::<Vec<_>>()
+                .join(" ")
+        ),
+        model: None,
+        op: op.into(),
+        dtypes: vec![dtype.into()],
+        tensors: BTreeMap::new(),
+        attrs: serde_json::Map::new(),
+        fill: BTreeMap::new(),
+        prepared: Vec::new(),
+        limit: Limit::Compute,
+        cold: false,
+    };
+    let mut sizes = Sizes::new();
+    let all = form.tensors.iter().chain(form.optional);
+    let mut names: Vec<&str> = all
+        .flat_map(|(_, _, e)| e.split_whitespace())
+        .flat_map(|e| extent(e).1)
+        .collect();
+    names.extend(form.fill.iter().flat_map(|(_, text, _)| {
+        let inside = text
+            .split_once('{')
+            .map_or("", |(_, inside)| inside.trim_end_matches('}'));
+        extent(inside).1
+    }));
+    for pair in shape.split([',', ' ']).filter(|word| !word.is_empty()) {
+        let wrong = || Error::invalid("--shape", format!("{pair:?}"), "NAME=VALUE");
+        let (name, value) = pair.split_once('=').ok_or_else(wrong)?;
+        if names.contains(&name) {
+            sizes.insert(name.into(), value.parse().map_err(|_| wrong())?);
+        } else {
+            let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
+            workload.attrs.insert(name.into(), value);
+        }
+        if op == "expert_scatter" && name == "experts" {
+            workload.attrs.insert(
+                name.into(),
+                json!(value.parse::<u64>().map_err(|_| wrong())?),
+            );
+        }
+    }
+    if op == "attention_paged" && !sizes.contains_key("blocks") {
+        let blocks = evaluate("batch*max_blocks", &sizes)?;
+        sizes.insert("blocks".into(), blocks);
+    }
+    for (name, default) in form.defaults {
+        if !sizes.contains_key(*name) {
+            let value = match default.parse() {
+                Ok(number) => number,
+                Err(_) => evaluate(default, &sizes)?,
+            };
+            sizes.insert((*name).into(), value);
+        }
+    }
+    for &(name, element, extents) in form.tensors {
+        let text = tensor_text(element, extents_of(form, name, extents, &workload), &sizes)?;
+        workload.tensors.insert(name.into(), text);
+    }
+    set_fill(form, &mut workload, &sizes, false)?;
+    let cost = workload.op(dtype)?.cost();
+    if cost.flops < INTENSE * cost.bytes {
+        workload.limit = if cost.flops < cost.bytes {
+            Limit::Copy
+        } else {
+            Limit::Read
+        };
+        workload.cold = true;
+    }
+    debug_assert!(DType::from_name(dtype).is_some());
+    Ok(workload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::definition::{BUILT_IN, Definition};
+
+    fn sizes_of(workload: &Workload) -> String {
+        let sizes = sizes(workload).expect("a known form");
+        let words: Vec<_> = sizes.iter().map(|(n, s)| format!("{n}={s}")).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn a_shape_in_words_becomes_a_workload_and_back() {
+        for (op, shape) in [
+            ("gemm", "k=7 m=5 n=6"),
+            ("grouped_gemm", "experts=4 k=32 n=48 rows=100"),
+            ("grouped_gemm_masked", "capacity=9 experts=4 k=32 n=48"),
+            (
+                "attention",
+                "batch=2 d=64 dv=64 heads=8 kv_heads=2 kv_len=100 q_len=10",
+            ),
+            (
+                "attention_paged",
+                "batch=3 block_size=16 blocks=12 d=64 dv=64 heads=8 kv_heads=2 max_blocks=4 tokens=3",
+            ),
+            ("expert_scatter", "experts=16 hidden=64 tokens=9 topk=4"),
+            ("expert_gather", "hidden=64 tokens=9 topk=4"),
+            ("moe_ffn", "experts=8 hidden=64 inter=48 tokens=9"),
+            ("norm", "columns=100 rows=20"),
+            ("glu", "columns=100 rows=20"),
+        ] {
+            let attrs = if op == "moe_ffn" { " topk=2" } else { "" };
+            let made = workload(op, &format!("{shape}{attrs}"), "F32").unwrap();
+            assert_eq!(sizes_of(&made), shape);
+            made.request("F32").expect("integers in range");
+        }
+        let transposed = workload("gemm", "m=5,n=6,k=7,trans_b=true", "F16").unwrap();
+        assert_eq!(transposed.tensors["b"], "T 6 7");
+        assert!(transposed.cold, "so small a product is bound by memory");
+        assert!(!workload("gemm", "m=512 n=512 k=512", "F32").unwrap().cold);
+    }
+
+    #[test]
+    fn what_cannot_be_read_or_is_missing_is_named() {
+        let error = |op, shape| workload(op, shape, "F32").unwrap_err().to_string();
+        assert!(error("gemm", "m=5 n=6").contains("k=…"));
+        assert!(error("gemm", "m=five n=6 k=7").contains("m=five"));
+        assert!(error("gemm", "m").contains("NAME=VALUE"));
+        assert!(error("gemm", "m=5 n=6 k=7 z=1").contains('z'));
+        assert!(error("dot", "m=5").contains("grouped_gemm"));
+        assert!(error("gemm", "m=9999999999999 n=9999999999999 k=99999999999").len() > 10);
+    }
+
+    #[test]
+    fn edges_have_one_row_tails_and_empty_experts() {
+        let large = workload("gemm", "m=4096 n=4096 k=4096 trans_b=true", "F32").unwrap();
+        let problems = checks(&large, "F32").unwrap();
+        let [reduced, tails, one] = &problems[..] else {
+            panic!("three problems")
+        };
+        let sizes_of = |workload| sizes(workload).unwrap();
+        assert!(sizes_of(reduced)["m"] >= 128, "{:?}", reduced.tensors);
+        assert_eq!(sizes_of(tails)["m"], sizes_of(reduced)["m"] - 1);
+        assert_eq!(sizes_of(tails)["k"] % 2, 1);
+        assert_eq!(sizes_of(one)["m"], 1);
+
+        let experts = workload("grouped_gemm", "rows=512 experts=16 n=64 k=64", "F32").unwrap();
+        for check in &checks(&experts, "F32").unwrap()[1..] {
+            let (request, _) = check.request("F32").unwrap();
+            let offsets = request.inputs["expert_offsets"].to_i32().unwrap();
+            assert!(offsets.windows(2).any(|w| w[0] == w[1]), "{offsets:?}");
+            assert_eq!(i64::from(offsets[16]), sizes_of(check)["rows"] as i64);
+        }
+    }
+
+    #[test]
+    fn checks_of_what_ships_can_be_posed_and_are_small() {
+        for (_, text) in BUILT_IN {
+            for workload in Definition::parse(text).unwrap().workloads {
+                for dtype in &workload.dtypes {
+                    let Ok(op) = workload.op(dtype) else { continue };
+                    for check in checks(&workload, dtype).unwrap() {
+                        let (_, small) = check.request(dtype).unwrap();
+                        let work = |cost: ropeway_core::op::Cost| cost.flops.max(cost.bytes);
+                        assert!(
+                            work(small.cost()) <= work(op.cost()).min(40.0 * CHECKED_WORK),
+                            "{}: {:?}",
+                            workload.name,
+                            check.tensors
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! The report for people: one HTML file that needs nothing else, with a plot of each search, of each tunable and of the roofline.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use plotters::prelude::*;
+use ropeway_core::{Error, ErrorKind, Result};
+
+use super::Outcome;
+use super::report::{Report, microseconds};
+use super::search::Found;
+
+const WIDE: (u32, u32) = (640, 300);
+const NARROW: (u32, u32) = (300, 240);
+
+const TRIED: RGBColor = RGBColor(120, 144, 170);
+const BEST: RGBColor = RGBColor(200, 70, 30);
+const DEFAULT: RGBColor = RGBColor(40, 120, 60);
+
+/// Writes the page.
+///
+/// # Errors
+/// `File` if a plot cannot be drawn.
+pub fn page(report: &Report) -> Result<String> {
+    let title = format!("Tuning {} through {}", report.device, report.backend);
+    let mut page = format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\n<style>\n\
+         body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}\n\
+         table {{ border-collapse: collapse; font-size: 14px }} th, td {{ padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd }}\n\
+         th:first-child, td:first-child, td:last-child, th:last-child {{ text-align: left }}\n\
+         code {{ font-size: 13px }} .fault {{ color: #a00 }} figure {{ display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top }}\n\
+         figcaption {{ font-size: 13px; color: #555; max-width: 40rem }} h2 {{ margin-top: 2.5rem }}\n</style></head><body>\n<h1>{title}</h1>\n",
+        title = escaped(&title)
+    );
+    let _ = writeln!(
+        page,
+        "<p>{} search, seed {}, {}; driver {}; executed in {}. Times are medians of interleaved rounds.</p>",
+        escaped(&format!("{:?}", report.strategy)),
+        report.seed,
+        escaped(&report.date),
+        escaped(&report.driver),
+        escaped(&report.execution)
+    );
+    page += &table(report);
+    page += &faults(report);
+    if report.roofline.is_some() && report.targets.iter().any(|f| f.time().is_some()) {
+        page += &figure(
+            &roofline(report)?,
+            "Where each target lies under the device's roofline: open the default, filled the tuned configuration.",
+        );
+    }
+    for found in &report.targets {
+        let _ = writeln!(
+            page,
+            "<h2>{}</h2>\n<p><code>{}</code></p>",
+            escaped(&found.target),
+            escaped(&found.key)
+        );
+        if measured(found).next().is_none() {
+            page += "<p>Nothing could be measured.</p>\n";
+            continue;
+        }
+        page += &figure(
+            &progress(found)?,
+            "Each configuration in the order it was tried; the line is the best so far, green the default.",
+        );
+        for (name, values) in tunables(found) {
+            page += &figure(
+                &tunable(&name, &values)?,
+                &format!(
+                    "Every configuration measured, by {name}; the line joins the fastest of each value."
+                ),
+            );
+        }
+    }
+    page += "</body></html>\n";
+    Ok(page)
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
+fn figure(svg: &str, caption: &str) -> String {
+    format!(
+        "<figure>{svg}<figcaption>{}</figcaption></figure>\n",
+        escaped(caption)
+    )
+}
+
+fn table(report: &Report) -> String {
+    let mut text = String::from(
+        "<table><tr><th>target</th><th>default</th><th>tuned</th><th>gain</th><th>of the limit</th><th>tried</th><th>space</th>\
+         <th>configuration</th></tr>\n",
+    );
+    for found in &report.targets {
+        let default = found
+            .default_time
+            .map_or("failed".into(), |t| microseconds(t.seconds));
+        let time = found.time();
+        let gain = match (found.winner, found.default_time, time) {
+            (Some(_), Some(default), Some(time)) => {
+                format!("{:.2}×", default.seconds / time.seconds)
+            }
+            _ => "none".into(),
+        };
+        let what = match found.winner {
+            Some(winner) => found.finalists[winner].point.to_string(),
+            None => format!("{} (default)", found.default),
+        };
+        let share = time.and_then(|time| report.share(found, time.seconds));
+        let _ = writeln!(
+            text,
+            "<tr><td>{}</td><td>{default}</td><td>{}</td><td>{gain}</td><td>{}</td><td>{}</td><td>{}</td><td><code>{}</code></td></tr>",
+            escaped(&found.target),
+            time.map_or(String::new(), |time| microseconds(time.seconds)),
+            share.map_or(String::new(), |share| format!("{:.1} %", 100.0 * share)),
+            found.evaluations.len(),
+            found.points,
+            escaped(&what)
+        );
+    }
+    for (target, reason) in &report.unsupported {
+        let _ = writeln!(
+            text,
+            "<tr><td>{}</td><td colspan=7>unsupported: {}</td></tr>",
+            escaped(target),
+            escaped(reason)
+        );
+    }
+    text + "</table>\n"
+}
+
+fn faults(report: &Report) -> String {
+    let mut text = String::new();
+    for found in &report.targets {
+        for evaluation in &found.evaluations {
+            let what = match &evaluation.outcome {
+                Outcome::Wrong(findings) => format!("wrong: {}", findings.join("; ")),
+                Outcome::Crashed(said) => format!("crashed: {said}"),
+                Outcome::TimedOut(limit) => format!("no answer within {limit} s"),
+                _ => continue,
+            };
+            let line = format!("{}: {}: {what}", found.target, evaluation.point);
+            let _ = writeln!(text, "<li class=\"fault\">{}</li>", escaped(&line));
+        }
+    }
+    match text.is_empty() {
+        true => text,
+        false => format!("<h2>Faults of kernels or drivers</h2>\n<ul>\n{text}</ul>\n"),
+    }
+}
+
+/// Index and microseconds of what was measured.
+fn measured(found: &Found) -> impl Iterator<Item = (usize, f64)> {
+    let all = found.evaluations.iter().enumerate();
+    all.filter_map(|(number, e)| Some((number + 1, e.seconds? * 1e6)))
+}
+
+/// The times by value of each tunable that was tried at more than one; by kernel, since one name may mean two things.
+fn tunables(found: &Found) -> BTreeMap<String, BTreeMap<i64, Vec<f64>>> {
+    let mut all: BTreeMap<String, BTreeMap<i64, Vec<f64>>> = BTreeMap::new();
+    for evaluation in &found.evaluations {
+        let Some(seconds) = evaluation.seconds else {
+            continue;
+        };
+        for (name, value) in &evaluation.point.config {
+            let name = format!("{} {name}", evaluation.point.kernel);
+            all.entry(name)
+                .or_default()
+                .entry(*value)
+                .or_default()
+                .push(seconds * 1e6);
+        }
+    }
+    all.retain(|_, values| values.len() > 1);
+    all
+}
+
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::File, format!("a plot: {error}"))
+}
+
+/// A little more than the values span, for an axis of logarithms.
+fn span(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
+    let (low, high) = values.fold((f64::INFINITY, 0.0_f64), |(low, high), v| {
+        (low.min(v), high.max(v))
+    });
+    low.max(1e-9) / 1.15..high.max(1e-9) * 1.15
+}
+
+/// The step of an axis of logarithms, so that it has a few labels however little it spans.
+fn base(range: &std::ops::Range<f64>) -> f64 {
+    match range.end / range.start {
+        ratio if ratio < 3.0 => 1.25,
+        ratio if ratio < 40.0 => 2.0,
+        _ => 10.0,
+    }
+}
+
+/// A number on an axis: no more digits than tell.
+fn label(value: &f64) -> String {
+    match *value {
+        v if v >= 100.0 => format!("{v:.0}"),
+        v if v >= 1.0 => format!("{v:.1}"),
+        v => format!("{v:.2}"),
+    }
+}
+
+fn progress(found: &Found) -> Result<String> {
+    let points: Vec<(f64, f64)> = measured(found).map(|(n, us)| (n as f64, us)).collect();
+    let default = found.evaluations.iter().find(|e| e.point == found.default);
+    let default = default.and_then(|e| e.seconds).map(|seconds| seconds * 1e6);
+    let last = found.evaluations.len() as f64 + 0.5;
+    let up = span(points.iter().map(|p| p.1).chain(default));
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, WIDE).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
+        let mut chart = ChartBuilder::on(&root)
+            .margin(10)
+            .x_label_area_size(36)
+            .y_label_area_size(60)
+            .build_cartesian_2d(0.5..last, up.clone().log_scale().base(base(&up)))
+            .map_err(failed)?;
+        chart
+            .configure_mesh()
+            .x_desc("configurations tried")
+            .y_desc("microseconds")
+            .light_line_style(WHITE)
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .y_label_formatter(&label)
+            .draw()
+            .map_err(failed)?;
+        if let Some(default) = default {
+            let line = LineSeries::new([(0.5, default), (last, default)], DEFAULT.stroke_width(1));
+            chart.draw_series(line).map_err(failed)?;
+        }
+        let dots = points
+            .iter()
+            .map(|point| Circle::new(*point, 3, TRIED.filled()));
+        chart.draw_series(dots).map_err(failed)?;
+        let mut steps: Vec<(f64, f64)> = Vec::new();
+        for (number, us) in &points {
+            let before = steps.last().map_or(*us, |step| step.1);
+            steps.push((*number, before));
+            steps.push((*number, before.min(*us)));
+        }
+        steps.extend(steps.last().map(|step| (last, step.1)));
+        chart
+            .draw_series(LineSeries::new(steps, BEST.stroke_width(2)))
+            .map_err(failed)?;
+        root.present().map_err(failed)?;
+    }
+    Ok(svg)
+}
+
+fn tunable(name: &str, values: &BTreeMap<i64, Vec<f64>>) -> Result<String> {
+    let names: Vec<i64> = values.keys().copied().collect();
+    let up = span(values.values().flatten().copied());
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, NARROW).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
+        let mut chart = ChartBuilder::on(&root)
+            .margin(10)
+            .x_label_area_size(36)
+            .y_label_area_size(54)
+            .build_cartesian_2d(
+                -0.5..names.len() as f64 - 0.5,
+                up.clone().log_scale().base(base(&up)),
+            )
+            .map_err(failed)?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(WHITE)
+            .x_labels(2 * names.len() + 1)
+            .x_desc(name)
+            .y_desc("microseconds")
+            .x_label_formatter(&|x| {
+                let nearest = x.round();
+                match names.get(nearest as usize) {
+                    Some(value) if (x - nearest).abs() < 0.01 && nearest >= 0.0 => {
+                        value.to_string()
+                    }
+                    _ => String::new(),
+                }
+            })
+            .y_label_formatter(&label)
+            .draw()
+            .map_err(failed)?;
+        let mut least = Vec::new();
+        for (at, times) in values.values().enumerate() {
+            let dots = times
+                .iter()
+                .map(|us| Circle::new((at as f64, *us), 2, TRIED.filled()));
+            chart.draw_series(dots).map_err(failed)?;
+            least.push((
+                at as f64,
+                times.iter().copied().fold(f64::INFINITY, f64::min),
+            ));
+        }
+        chart
+            .draw_series(LineSeries::new(least, BEST.stroke_width(2)))
+            .map_err(failed)?;
+        root.present().map_err(failed)?;
+    }
+    Ok(svg)
+}
+
+/// Operations a second over operations a byte.
+fn roofline(report: &Report) -> Result<String> {
+    let Some(roof) = report.roofline else {
+        return Ok(String::new());
+    };
+    let mut points: Vec<(f64, f64, f64)> = Vec::new();
+    for found in &report.targets {
+        if let (Some(default), Some(time)) = (found.default_time, found.time()) {
+            let rate = |seconds: f64| found.flops / seconds / 1e9;
+            points.push((
+                found.flops / found.bytes,
+                rate(default.seconds),
+                rate(time.seconds),
+            ));
+        }
+    }
+    let points: Vec<_> = points
+        .into_iter()
+        .filter(|p| p.0 > 0.0 && p.1 > 0.0)
+        .collect();
+    let corner = roof.peak_gflops / roof.read_gbs;
+    let across = span(
+        points
+            .iter()
+            .map(|p| p.0)
+            .chain([corner / 4.0, corner * 8.0]),
+    );
+    let up = span(
+        points
+            .iter()
+            .flat_map(|p| [p.1, p.2])
+            .chain([roof.peak_gflops, across.start * roof.read_gbs]),
+    );
+    let line = [
+        (across.start, across.start * roof.read_gbs),
+        (corner, roof.peak_gflops),
+        (across.end, roof.peak_gflops),
+    ];
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, WIDE).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
+        let mut chart = ChartBuilder::on(&root)
+            .margin(10)
+            .x_label_area_size(36)
+            .y_label_area_size(60)
+            .build_cartesian_2d(
+                across.clone().log_scale().base(base(&across)),
+                up.clone().log_scale().base(base(&up)),
+            )
+            .map_err(failed)?;
+        chart
+            .configure_mesh()
+            .light_line_style(WHITE)
+            .x_desc("operations by byte")
+            .y_desc("GFLOP/s")
+            .x_label_formatter(&label)
+            .y_label_formatter(&label)
+            .draw()
+            .map_err(failed)?;
+        chart
+            .draw_series(LineSeries::new(line, BLACK.stroke_width(2)))
+            .map_err(failed)?;
+        for (at, default, tuned) in points {
+            let move_line = LineSeries::new([(at, default), (at, tuned)], TRIED.stroke_width(1));
+            chart.draw_series(move_line).map_err(failed)?;
+            let open = Circle::new((at, default), 4, DEFAULT.stroke_width(1));
+            chart.draw_series([open]).map_err(failed)?;
+            chart
+                .draw_series([Circle::new((at, tuned), 4, BEST.filled())])
+                .map_err(failed)?;
+        }
+        root.present().map_err(failed)?;
+    }
+    Ok(svg)
+}

@@ -49,6 +49,13 @@ enum Command {
 
 fn main() -> ExitCode {
     let line = CommandLine::parse();
+    // Warnings, such as of a table that cannot be read; results go to standard output.
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
     let outcome = match line.command {
         Command::Bench(bench) => bench.run(),
         Command::Check(check) => check.run(),

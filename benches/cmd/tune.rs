@@ -1,5 +1,6 @@
 //! `ropeway tune`: searches the tunables of the kernels on a device, and keeps what is faster beyond the noise and right.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -233,7 +234,7 @@ impl Tune {
     fn job(&self, info: &DeviceInfo) -> Result<Job> {
         let mut described = Vec::new();
         let mut unsupported = Vec::new();
-        for target in self.targets()? {
+        for target in distinct(self.targets()?)? {
             let space = target.workload.op(&target.dtype).and_then(|op| {
                 let cost = op.cost();
                 Ok((Space::new(&*op, info, self.seed)?, [cost.flops, cost.bytes]))
@@ -458,8 +459,9 @@ impl Tune {
             journal: path.clone(),
             html: None,
         };
-        report.html = Some(path.with_extension("html"));
-        write(&path.with_extension("html"), &html::page(&report)?)?;
+        let page = beside(&path, ".html");
+        report.html = Some(page.clone());
+        write(&page, &html::page(&report)?)?;
         match self.json {
             true => print_line(
                 serde_json::to_string_pretty(&report)
@@ -471,6 +473,29 @@ impl Tune {
     }
 }
 
+/// The targets, if a run can tell them apart and measure them as they are used: the journal knows them by name, and workers time plain operands.
+fn distinct(targets: Vec<Target>) -> Result<Vec<Target>> {
+    let mut names = BTreeSet::new();
+    for target in &targets {
+        if !names.insert(target.name()) {
+            let found = format!("{} twice", target.name());
+            return Err(Error::invalid("targets", found, "names that differ"));
+        }
+        if !target.workload.prepared.is_empty() {
+            let expected = "plain operands: prepared ones are not tuned in this version";
+            return Err(Error::invalid(&target.name(), "prepared", expected));
+        }
+    }
+    Ok(targets)
+}
+
+/// A path with something behind its whole name.
+fn beside(path: &Path, extension: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(extension);
+    name.into()
+}
+
 /// Puts a target's entry into the table; of several targets of one bucket, the preferred one of this run stays.
 fn publish(run: &mut TunedTable, found: &Found, device: &TunedTable, path: &Path) -> Result<()> {
     let Some(entry) = &found.entry else {
@@ -479,18 +504,30 @@ fn publish(run: &mut TunedTable, found: &Found, device: &TunedTable, path: &Path
     let mut one = device.clone();
     one.entries = vec![entry.clone()];
     run.merge(one)?;
+    let mut other = None;
     TunedTable::update(path, |table| {
         if table.device.is_empty() {
             *table = device.clone();
         }
+        if (&table.device, &table.backend) != (&device.device, &device.backend) {
+            other = Some(format!("a table of {} on {}", table.device, table.backend));
+            return;
+        }
         for entry in &run.entries {
             table.insert(entry.clone());
         }
-    })
+    })?;
+    match other {
+        Some(other) => {
+            let expected = format!("one of {} on {}", device.device, device.backend);
+            Err(Error::invalid(&path.display().to_string(), other, expected))
+        }
+        None => Ok(()),
+    }
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    let temporary = path.with_extension("partial");
+    let temporary = beside(path, ".partial");
     fs::write(&temporary, text)?;
     Ok(fs::rename(temporary, path)?)
 }

@@ -217,7 +217,10 @@ impl Worker {
                 if posed.cases.is_none() {
                     posed.cases = Some(cases(target, &*self.device)?);
                 }
-                posed.cases.as_deref().unwrap_or_default()
+                match posed.cases.as_deref() {
+                    Some(cases) if !cases.is_empty() => cases,
+                    _ => &posed.checks,
+                }
             }
             _ => &posed.checks,
         };
@@ -227,7 +230,7 @@ impl Worker {
                 .and_then(|kind| ops::kernel_of(kind, &point.kernel).ok()),
             prepared: Vec::new(),
         };
-        let mut worst: f64 = 0.0;
+        let mut worst: Option<f64> = None;
         for problem in problems {
             let request = PlanRequest {
                 kernel: Some(&point.kernel),
@@ -244,11 +247,16 @@ impl Worker {
             subject.executable(plan.clone())?;
             let queue = &*self.queue;
             match ops::check_plan(subject, queue, problem, plan, &variant, false) {
-                Verdict::Passed(pass) => worst = worst.max(pass.worst_ratio),
+                Verdict::Passed(pass) => {
+                    worst = Some(worst.unwrap_or_default().max(pass.worst_ratio));
+                }
                 Verdict::Skipped(reason) => return Err(Error::unsupported(reason)),
                 Verdict::Failed(findings) => return failed(queue, problem, findings),
             }
         }
+        // What nothing was compared with is not known to be right.
+        let worst =
+            worst.ok_or_else(|| Error::unsupported("no case that it takes could be checked"))?;
         Ok(Checked::Right(worst))
     }
 

@@ -122,7 +122,8 @@ archs() {
     on "$device" "$bin/test-llama-archs" -s 1 -b Ropeway0 >"$work/archs-$device.log" 2>&1 ||
       { grep -a "FAIL\|error" "$work/archs-$device.log"; exit 1; }
     grep -a "^Summary: all" "$work/archs-$device.log"
-    grep -a -A 60 "ropeway report" "$work/archs-$device.log" | grep -a declined | sort | uniq -c | sort -rn || true
+    # By operation and reason, with the number of models.
+    grep -a "^  declined" "$work/archs-$device.log" | sed -E 's/ +[0-9]+ nodes: /: /; s/ \(.*//' | sort | uniq -c | sort -rn || true
   done
 }
 

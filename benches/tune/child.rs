@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -167,6 +167,14 @@ impl Drop for Children {
     }
 }
 
+/// What a pipe carries, line by line; a driver's messages need not be UTF-8.
+fn lines(pipe: impl Read) -> impl Iterator<Item = String> {
+    let lines = BufReader::new(pipe)
+        .split(b'\n')
+        .map_while(std::result::Result::ok);
+    lines.map(|line| String::from_utf8_lossy(&line).into_owned())
+}
+
 impl Running {
     fn new(launcher: &Launcher) -> Result<Running> {
         let mut child = Command::new(&launcher.program)
@@ -182,10 +190,7 @@ impl Running {
         let errors = child.stderr.take().ok_or_else(missing)?;
         let (send, answers) = mpsc::channel();
         std::thread::spawn(move || {
-            for line in BufReader::new(output)
-                .lines()
-                .map_while(std::result::Result::ok)
-            {
+            for line in lines(output) {
                 // Whatever else is printed there is a driver's.
                 if let Ok(answer) = serde_json::from_str(&line)
                     && send.send(answer).is_err()
@@ -197,10 +202,7 @@ impl Running {
         let last_words = Arc::new(Mutex::new(VecDeque::new()));
         let kept = Arc::clone(&last_words);
         std::thread::spawn(move || {
-            for line in BufReader::new(errors)
-                .lines()
-                .map_while(std::result::Result::ok)
-            {
+            for line in lines(errors) {
                 let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
                 kept.push_back(line.chars().take(400).collect());
                 if kept.len() > LAST_WORDS {

@@ -23,6 +23,7 @@ pub mod html;
 pub mod journal;
 #[cfg(test)]
 mod planted;
+pub mod question;
 pub mod report;
 pub mod search;
 pub mod simulate;

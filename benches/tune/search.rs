@@ -212,6 +212,10 @@ impl<'a> Search<'a> {
                 outcome,
                 seconds,
             });
+            // With a default that fails nothing can be compared, and it would be laid to every point that runs beside it.
+            if index == space.default && seconds.is_none() {
+                break;
+            }
         }
         drop(strategy);
         self.learn(described, lessons, &evaluations, work);

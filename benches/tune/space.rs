@@ -4,17 +4,17 @@
 //! before anything is compiled: a search never spends time on an invalid point.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 
 use ropeway::tuned::source_hash;
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Config, Kernel};
-use ropeway_core::op::{Op, PlanRequest, TuneKey, Tuned, Tuning};
+use ropeway_core::op::{Op, PlanRequest};
 use ropeway_core::spec::Random;
 use ropeway_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Point;
+use super::question::questions;
 
 /// A kernel whose space is larger is sampled, not enumerated.
 const MOST_POINTS: usize = 20_000;
@@ -58,38 +58,21 @@ pub struct Space {
     pub excluded: usize,
 }
 
-/// Knows nothing, and remembers what it was asked.
-#[derive(Default)]
-struct Listener(Mutex<Option<Key>>);
-
-impl Tuned for Listener {
-    fn config(&self, key: &TuneKey<'_>, _: &DeviceInfo, _: &[&'static Kernel]) -> Option<Tuning> {
-        // The first question is the op's own; steps of an op may have keys of their own.
-        self.0.lock().ok()?.get_or_insert_with(|| Key {
-            op: key.op.into(),
-            variant: key.variant.into(),
-            sizes: key
-                .sizes
-                .iter()
-                .map(|(name, size)| ((*name).to_owned(), *size))
-                .collect(),
-        });
-        None
-    }
-}
-
 /// The key under which the planner looks for a problem's configuration.
 ///
 /// # Errors
 /// `Unsupported` if the device cannot run it, or its planner asks for none.
 pub fn key(op: &dyn Op, info: &DeviceInfo) -> Result<Key> {
-    let listener = Listener::default();
-    op.plan(&PlanRequest {
-        tuned: &listener,
-        ..PlanRequest::new(info)
-    })?;
-    let heard = listener.0.into_inner().unwrap_or(None);
-    heard.ok_or_else(|| Error::unsupported(format!("{} has nothing to tune", op.name())))
+    // The first question is the op's own; steps of an op may have keys of their own.
+    let first = questions(op, info)?.into_iter().next();
+    let asked =
+        first.ok_or_else(|| Error::unsupported(format!("{} has nothing to tune", op.name())))?;
+    let sizes = asked.sizes.into_iter();
+    Ok(Key {
+        op: asked.op,
+        variant: asked.variant,
+        sizes: sizes.map(|(name, size)| (name.to_owned(), size)).collect(),
+    })
 }
 
 /// A configuration's values of a kernel's tunables.

@@ -1,16 +1,15 @@
 //! From the key of a tuned entry back to a problem whose planner asks for it.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 
 use ropeway_core::DType;
 use ropeway_core::info::DeviceInfo;
-use ropeway_core::kernel::Kernel;
-use ropeway_core::op::{Op, PlanRequest, TuneKey, Tuned, Tuning};
+use ropeway_core::op::Op;
 use ropeway_core::{Error, Result};
 use serde_json::{Value, json};
 
 use crate::definition::{BUILT_IN, Definition, Limit, Workload};
+use crate::tune::question::{Question, questions};
 
 /// Operations and bytes of a problem that the f64 reference settles in well under a second.
 const CHECKED_WORK: f64 = 2e7;
@@ -18,82 +17,11 @@ const CHECKED_WORK: f64 = 2e7;
 /// Sizes by name.
 pub type Sizes = BTreeMap<String, u64>;
 
-/// What a planner asked its tuned look-up.
-#[derive(Clone, Debug)]
-pub struct Question {
-    /// The op.
-    pub op: String,
-    /// Dtypes and layout.
-    pub variant: String,
-    /// The sizes.
-    pub sizes: Vec<(&'static str, u64)>,
-    /// The kernels that can run it, in the planner's order.
-    pub candidates: Vec<&'static Kernel>,
-}
-
-impl Question {
-    /// Whether this is the question that an entry of these words answers at its very sizes.
-    pub fn is(&self, op: &str, variant: &str, sizes: &Sizes) -> bool {
-        self.op == op
-            && self.variant == variant
-            && self.sizes.len() == sizes.len()
-            && self
-                .sizes
-                .iter()
-                .all(|(name, size)| sizes.get(*name) == Some(size))
-    }
-
-    /// As a look-up takes it.
-    pub fn key(&self) -> TuneKey<'_> {
-        TuneKey {
-            op: &self.op,
-            variant: &self.variant,
-            sizes: &self.sizes,
-        }
-    }
-}
-
-/// Knows nothing, and remembers what it was asked.
-#[derive(Default)]
-struct Listener(Mutex<Vec<Question>>);
-
-impl Tuned for Listener {
-    fn config(
-        &self,
-        key: &TuneKey<'_>,
-        _: &DeviceInfo,
-        candidates: &[&'static Kernel],
-    ) -> Option<Tuning> {
-        if let Ok(mut heard) = self.0.lock() {
-            heard.push(Question {
-                op: key.op.into(),
-                variant: key.variant.into(),
-                sizes: key.sizes.to_vec(),
-                candidates: candidates.to_vec(),
-            });
-        }
-        None
-    }
-}
-
 /// Bytes of all operands of an op.
 pub fn bytes(op: &dyn Op) -> Result<u64> {
     op.operands().iter().try_fold(0, |sum: u64, operand| {
         Ok(sum.saturating_add(operand.desc.span_bytes()?))
     })
-}
-
-/// What the planner of an op asks on a device. An op of several steps asks several times.
-///
-/// # Errors
-/// `Unsupported` if the device cannot run it.
-pub fn questions(op: &dyn Op, info: &DeviceInfo) -> Result<Vec<Question>> {
-    let listener = Listener::default();
-    op.plan(&PlanRequest {
-        tuned: &listener,
-        ..PlanRequest::new(info)
-    })?;
-    Ok(listener.0.into_inner().unwrap_or_default())
 }
 
 /// A workload in one dtype, and the question that its planner asks.

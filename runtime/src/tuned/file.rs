@@ -31,19 +31,9 @@ impl TunedTable {
         Ok(read_located(path)?.map(|(table, _)| table))
     }
 
-    /// Reads a table that is about to be written again. What is no table is renamed (`….damaged`, `….damaged-2`), with one warning, and
-    /// counts as not there.
-    ///
-    /// # Errors
-    /// `File` if it can be neither read nor renamed, or its lock cannot be had.
-    pub fn read_or_set_aside(path: &Path) -> Result<Option<TunedTable>> {
-        let _lock = lock(path)?;
-        set_aside_unless_sound(path)
-    }
-
     /// Changes a table in a file under a lock, so that of several processes none loses what another wrote: reads it (an empty one of no
     /// device if there is none yet), changes it, writes it to a temporary file beside it, syncs that, renames it. A file that is no table is
-    /// set aside as by [`TunedTable::read_or_set_aside`].
+    /// renamed (`….damaged`, `….damaged-2`), with one warning, and counts as not there.
     ///
     /// # Errors
     /// `InvalidArgument` if the changed table names no device; `File`.

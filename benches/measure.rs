@@ -135,6 +135,34 @@ pub fn measure(
     Ok(Timing::of(times, batches.runs()))
 }
 
+/// Measures two in turn, batch by batch, until the budget is spent for both; the median of the second's time over the first's is the third.
+///
+/// # Errors
+/// What enqueueing or the work can fail with.
+pub fn measure_in_turn(
+    queue: &Arc<dyn Queue>,
+    budget: Duration,
+    one: impl FnMut(usize) -> Result<()>,
+    other: impl FnMut(usize) -> Result<()>,
+) -> Result<(Timing, Timing, f64)> {
+    let mut batches = (Batches::new(queue, one)?, Batches::new(queue, other)?);
+    batches.0.time()?;
+    batches.1.time()?;
+    let begin = Instant::now();
+    let mut times = (Vec::new(), Vec::new());
+    while times.0.len() < FEWEST || begin.elapsed() < 2 * budget {
+        times.0.push(batches.0.time()?);
+        times.1.push(batches.1.time()?);
+    }
+    let pairs = times.0.iter().zip(&times.1);
+    let mut ratios: Vec<f64> = pairs.map(|(one, other)| other / one).collect();
+    Ok((
+        Timing::of(times.0, batches.0.runs()),
+        Timing::of(times.1, batches.1.runs()),
+        median(&mut ratios),
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -20,7 +20,7 @@ use serde::Serialize;
 use super::print_line;
 use crate::clblast::Clblast;
 use crate::definition::{BUILT_IN, Definition, Limit, Workload};
-use crate::measure::{Timing, measure};
+use crate::measure::{Timing, measure, measure_in_turn};
 use crate::roofline::Roofline;
 
 /// Cold operands are rotated through this many bytes at least.
@@ -118,6 +118,17 @@ struct Measured {
     /// This time divided by that of the workload's first dtype.
     times_first_dtype: f64,
     clblast_gflops: Option<f64>,
+    /// Where a tuned entry serves: what the default takes, measured in turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default: Option<Beside>,
+}
+
+#[derive(Serialize)]
+struct Beside {
+    plan: Vec<String>,
+    timing: Timing,
+    /// Its time over the tuned one's, the median of the pairs.
+    times_tuned: f64,
 }
 
 impl Bench {
@@ -313,9 +324,23 @@ impl Bench {
         queue.synchronize(None)?;
         let first_call = planned + begin.elapsed();
         let budget = Duration::from_secs_f64(self.seconds);
-        let timing = measure(queue, budget, |run| {
-            bound[run % bound.len()].enqueue(&**queue)
-        })?;
+        let mut run = |run: usize| bound[run % bound.len()].enqueue(&**queue);
+        let untuned = Session::with_tuned(Arc::clone(session.device()), Box::new(()))?;
+        let plain = untuned.plan_with(&*op, &options)?;
+        let (timing, default) = match modules(&plain) == modules(&executable) {
+            true => (measure(queue, budget, run)?, None),
+            false => {
+                let bound = bind(&untuned, &*op, &request, &options, &plain, workload.cold)?;
+                let other = |run: usize| bound[run % bound.len()].enqueue(&**queue);
+                let (timing, default, times_tuned) = measure_in_turn(queue, budget, &mut run, other)?;
+                let default = Beside {
+                    plan: modules(&plain),
+                    timing: default,
+                    times_tuned,
+                };
+                (timing, Some(default))
+            }
+        };
         let cost = op.cost();
         let (gflops, gbs) = (
             cost.flops / timing.median / 1e9,
@@ -327,13 +352,8 @@ impl Bench {
             Limit::Copy => gbs / roofline.copy_gbs,
         };
         let against = clblast.and_then(|clblast| clblast.gemm(&*op, &request, budget).transpose());
-        let plan = bound[0].executable.plan();
         Ok(Measured {
-            plan: plan
-                .modules
-                .iter()
-                .map(|module| format!("{module:?}"))
-                .collect(),
+            plan: modules(&bound[0].executable),
             first_call: first_call.as_secs_f64(),
             timing,
             gflops,
@@ -344,8 +364,15 @@ impl Bench {
             clblast_gflops: against
                 .transpose()?
                 .map(|seconds| cost.flops / seconds / 1e9),
+            default,
         })
     }
+}
+
+/// The kernels of a plan with their tunables.
+fn modules(executable: &Executable) -> Vec<String> {
+    let modules = executable.plan().modules.iter();
+    modules.map(|module| format!("{module:?}")).collect()
 }
 
 /// The op with its operands on the device; cold, several times over.
@@ -411,9 +438,10 @@ fn to_text(report: &Report) -> String {
         "× dtype 1",
         "first call",
         "CLBlast",
+        "tuned",
         "kernel",
     ]);
-    for column in 2..10 {
+    for column in 2..11 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -445,6 +473,9 @@ fn to_text(report: &Report) -> String {
                 format!("{:.0} ms", measured.first_call * 1e3),
                 measured.clblast_gflops.map_or(String::new(), |gflops| {
                     format!("{gflops:.1} ({:.1}×)", measured.gflops / gflops)
+                }),
+                measured.default.as_ref().map_or(String::new(), |default| {
+                    format!("{:.2}×", default.times_tuned)
                 }),
                 kernels(&measured.plan),
             ],

@@ -55,6 +55,9 @@ pub struct Tune {
     /// Configurations to try for each target; a tenth of its space otherwise, and 24 at least.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_evals: Option<u32>,
+    /// Times that each configuration is measured, in passes over all of them: for a recording whose best is the best and not the luckiest.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    passes: u32,
     /// Where chance begins: the same seed searches in the same order.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -421,6 +424,7 @@ impl Tune {
             seed: self.seed,
             evaluations: self.max_evals.map(|count| count as usize),
             budget: self.budget_time.map(Duration::from_secs_f64),
+            passes: self.passes,
             simulated,
         };
         let mut targets = Vec::new();

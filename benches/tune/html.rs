@@ -101,14 +101,14 @@ fn table(report: &Report) -> String {
             .default_time
             .map_or("failed".into(), |t| microseconds(t.seconds));
         let time = found.time();
-        let gain = match (found.winner, found.default_time, time) {
+        let gain = match (&found.winner, found.default_time, time) {
             (Some(_), Some(default), Some(time)) => {
                 format!("{:.2}×", default.seconds / time.seconds)
             }
             _ => "none".into(),
         };
-        let what = match found.winner {
-            Some(winner) => found.finalists[winner].point.to_string(),
+        let what = match &found.winner {
+            Some(winner) => winner.point.to_string(),
             None => format!("{} (default)", found.default),
         };
         let share = time.and_then(|time| report.share(found, time.seconds));
@@ -148,10 +148,33 @@ fn faults(report: &Report) -> String {
             let _ = writeln!(text, "<li class=\"fault\">{}</li>", escaped(&line));
         }
     }
-    match text.is_empty() {
-        true => text,
-        false => format!("<h2>Faults of kernels or drivers</h2>\n<ul>\n{text}</ul>\n"),
+    let mut page = String::new();
+    if !text.is_empty() {
+        let _ = writeln!(
+            page,
+            "<h2>Faults of kernels or drivers</h2>\n<ul>\n{text}</ul>"
+        );
     }
+    let mut refused = String::new();
+    for found in &report.targets {
+        for (reason, points) in found.refused() {
+            let points: Vec<String> = points.iter().map(ToString::to_string).collect();
+            let line = format!("{}: {reason}", found.target);
+            let _ = writeln!(
+                refused,
+                "<li>{}<br><code>{}</code></li>",
+                escaped(&line),
+                escaped(&points.join(", "))
+            );
+        }
+    }
+    if !refused.is_empty() {
+        let _ = writeln!(
+            page,
+            "<h2>Refused by compiler, driver or device</h2>\n<ul>\n{refused}</ul>"
+        );
+    }
+    page
 }
 
 /// Index and microseconds of what was measured.

@@ -1,7 +1,7 @@
 //! The search behind `ropeway tune`: from a workload and a device to the fastest configuration that is right.
 //!
 //! ```text
-//!  workload → key and space → strategy → child: compile, check, time → journal → finalists, interleaved → gate → tuned table, report
+//!  workload → key and space → strategy → child: compile, check, time → journal → the best again → finalists, in turn → gate → tuned table, report
 //! ```
 //!
 //! | file | what it does |
@@ -12,11 +12,13 @@
 //! | `worker.rs`, `child.rs` | one configuration compiled, checked and timed, in a process that may hang or crash |
 //! | `simulate.rs` | answers from a recorded search in place of a device |
 //! | `journal.rs` | what was measured, line by line, on disk |
+//! | `finals.rs` | the best of the search measured again, and the rounds that decide |
 //! | `gate.rs` | whether a configuration beats the default beyond the noise |
 //! | `search.rs` | the loop over all of these |
 //! | `report.rs`, `html.rs` | what people read |
 
 pub mod child;
+mod finals;
 pub mod form;
 pub mod gate;
 pub mod html;
@@ -94,7 +96,9 @@ pub enum Stage {
     Search,
     /// A finalist's proof: the shape itself and the op's conformance cases are checked; no time is taken.
     Proof,
-    /// One of the interleaved rounds of the finalists.
+    /// Another visit of a point of the search, not checked again.
+    Again(u32),
+    /// One of the interleaved rounds of the finalists, then of the last two.
     Round(u32),
 }
 
@@ -138,6 +142,15 @@ impl Measurement {
     /// The median of the samples.
     pub fn seconds(&self) -> f64 {
         median(&mut self.samples.clone())
+    }
+
+    /// Adds another visit's samples, if both have a time of the reference for each or neither has.
+    pub fn add(&mut self, more: Measurement) {
+        let paired = |m: &Measurement| m.samples.len() == m.reference.len();
+        if paired(self) == paired(&more) {
+            self.samples.extend(more.samples);
+            self.reference.extend(more.reference);
+        }
     }
 }
 

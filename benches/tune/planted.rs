@@ -196,6 +196,7 @@ fn a_wrong_a_hanging_and_a_crashing_configuration_cost_only_themselves() {
         seed: 1,
         evaluations: None,
         budget: None,
+        passes: 1,
         simulated: false,
     };
     let folder = tempfile::tempdir().unwrap();

@@ -114,11 +114,10 @@ impl Report {
             let percent = 100.0 * summary.deviation / summary.seconds;
             format!("{} ±{percent:.1} %", microseconds(summary.seconds))
         };
-        let (gain, what) = match (found.winner, found.default_time) {
+        let (gain, what) = match (&found.winner, found.default_time) {
             (Some(winner), Some(default)) => {
-                let finalist = &found.finalists[winner];
-                let gain = default.seconds / finalist.time.seconds;
-                (format!("{gain:.2}×"), finalist.point.to_string())
+                let gain = default.seconds / winner.time.seconds;
+                (format!("{gain:.2}×"), winner.point.to_string())
             }
             (None, Some(_)) => ("none".into(), format!("{} (default)", found.default)),
             _ => (
@@ -144,7 +143,8 @@ impl Report {
         ]
     }
 
-    /// Configurations that are wrong, crashed or hung: each a fault of a kernel or a driver that somebody should know of.
+    /// Configurations that are wrong, crashed or hung, each a fault of a kernel or a driver that somebody should know of; and those that
+    /// were refused, by reason.
     fn faults(&self) -> String {
         let mut text = String::new();
         for found in &self.targets {
@@ -158,6 +158,16 @@ impl Report {
                     _ => continue,
                 };
                 text += &format!("\nFAULT {}: {}: {what}", found.target, evaluation.point);
+            }
+        }
+        for found in &self.targets {
+            for (reason, points) in found.refused() {
+                let first = points[0];
+                let others = match points.len() {
+                    1 => String::new(),
+                    count => format!(" and {} more", count - 1),
+                };
+                text += &format!("\nREFUSED {}: {first}{others}: {reason}", found.target);
             }
         }
         if !text.is_empty() {
@@ -267,13 +277,21 @@ impl Progress {
         }
     }
 
-    /// A round of the finalists begins.
-    pub fn round(&self, target: &Target, round: u32, rounds: u32) {
+    /// So many points of the search are measured again.
+    pub fn again(&self, target: &Target, points: usize) {
         match &self.bar {
-            Some(bar) => bar.set_message(format!("finalists, round {round} of {rounds}")),
+            Some(bar) => bar.set_message(format!("{points} once more")),
+            None => self.line(format_args!("{}: {points} once more", target.name())),
+        }
+    }
+
+    /// A round of so many points begins.
+    pub fn round(&self, target: &Target, points: usize, round: u32, rounds: u32) {
+        match &self.bar {
+            Some(bar) => bar.set_message(format!("{points} in turn, round {round} of {rounds}")),
             None if round == 1 => {
                 self.line(format_args!(
-                    "{}: finalists, {rounds} rounds",
+                    "{}: {points} in turn, {rounds} rounds",
                     target.name()
                 ));
             }

@@ -1,4 +1,4 @@
-//! The search of one target after the other: strategy, measuring, finalists, gate.
+//! The search of one target after the other: strategy, measuring, what is published. `finals.rs` has what comes after the search.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -8,18 +8,16 @@ use ropeway::tuned::{Measured, Provenance};
 use ropeway_core::Result;
 use serde::Serialize;
 
-use super::gate::{self, Summary};
+use super::finals::ROUNDS;
+use super::gate::Summary;
 use super::journal::{Described, Journal, Record};
 use super::report::{Progress, State};
 use super::strategy::{Choice, Lesson, Seen};
 use super::{Beside, Measurer, Outcome, Point, Stage, Target};
 use crate::definition::Limit;
 
-/// Points that go into the last rounds beside the default.
-const FINALISTS: usize = 4;
-
-/// Rounds of the finalists.
-const ROUNDS: u32 = 9;
+/// Winners of other shapes that are tried at each.
+const WINNERS: usize = 2;
 
 /// How to search.
 #[derive(Clone, Debug)]
@@ -32,6 +30,8 @@ pub struct Settings {
     pub evaluations: Option<usize>,
     /// Time for all targets.
     pub budget: Option<Duration>,
+    /// Times that each point is measured, in passes over all that were tried.
+    pub passes: u32,
     /// True if time is the recording's and not to be counted.
     pub simulated: bool,
 }
@@ -53,10 +53,10 @@ pub struct Found {
     pub default: Point,
     /// Its last rounds; `None` if it failed.
     pub default_time: Option<Summary>,
-    /// What ran in the last rounds beside it.
+    /// What ran in the finalists' rounds beside it, the fastest first.
     pub finalists: Vec<Finalist>,
-    /// An index into the finalists: the fastest that beats the default beyond the noise.
-    pub winner: Option<usize>,
+    /// The fastest of the finalists, if it beats the default beyond the noise in rounds of these two alone.
+    pub winner: Option<Finalist>,
     /// Operations that the problem cannot avoid.
     pub flops: f64,
     /// Bytes that it cannot avoid.
@@ -83,15 +83,21 @@ pub struct Evaluation {
     pub seconds: Option<f64>,
 }
 
-/// A point of the last rounds.
+impl Evaluation {
+    /// Its time, if it was not given up as too slow.
+    pub fn contends(&self) -> Option<f64> {
+        let stopped = matches!(&self.outcome, Outcome::Measured(m) if m.stopped);
+        self.seconds.filter(|_| !stopped)
+    }
+}
+
+/// A point of the finalists' rounds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finalist {
     /// The point.
     pub point: Point,
     /// Its rounds together.
     pub time: Summary,
-    /// Whether it beats the default beyond the noise.
-    pub beats_default: bool,
     /// The greatest error ÷ bound of everything it was checked with.
     pub error_over_bound: f64,
 }
@@ -105,22 +111,54 @@ impl Found {
         })
     }
 
-    /// The time that a user will have: the winner's, else the default's.
-    pub fn time(&self) -> Option<Summary> {
-        match self.winner {
-            Some(winner) => Some(self.finalists[winner].time),
-            None => self.default_time,
+    /// The points that the compiler, the driver or the device refused, by reason.
+    pub fn refused(&self) -> BTreeMap<&str, Vec<&Point>> {
+        let mut refused: BTreeMap<&str, Vec<&Point>> = BTreeMap::new();
+        for evaluation in &self.evaluations {
+            if let Outcome::Refused(reason) = &evaluation.outcome {
+                refused.entry(reason).or_default().push(&evaluation.point);
+            }
+        }
+        refused
+    }
+
+    /// What a later step has shown of a point replaces what the search believed.
+    pub(super) fn fails(&mut self, point: &Point, outcome: Outcome) {
+        if let Some(evaluation) = self.evaluations.iter_mut().find(|e| e.point == *point) {
+            evaluation.outcome = outcome;
+            evaluation.seconds = None;
         }
     }
+
+    /// The time that a user will have: the winner's, else the default's.
+    pub fn time(&self) -> Option<Summary> {
+        self.winner
+            .as_ref()
+            .map_or(self.default_time, |winner| Some(winner.time))
+    }
+}
+
+/// What was tried of a target so far.
+#[derive(Default)]
+struct Tried {
+    seen: Vec<Seen>,
+    evaluations: Vec<Evaluation>,
+    best: Option<f64>,
+    /// What the default took at first.
+    base: Option<f64>,
+    /// When the search is to end, in seconds of the whole run.
+    limit: Option<f64>,
 }
 
 /// A search under way.
 pub struct Search<'a> {
-    settings: &'a Settings,
+    pub(super) settings: &'a Settings,
     measurer: &'a mut dyn Measurer,
     journal: &'a mut Journal,
-    progress: &'a Progress,
+    pub(super) progress: &'a Progress,
     lessons: BTreeMap<String, Vec<Lesson>>,
+    /// What won at the shapes before, the last first, by op and variant.
+    winners: BTreeMap<(String, String), Vec<Point>>,
     /// Seconds so far, of this process and those before it.
     spent: f64,
 }
@@ -139,6 +177,7 @@ impl<'a> Search<'a> {
             journal,
             progress,
             lessons: BTreeMap::new(),
+            winners: BTreeMap::new(),
             spent: 0.0,
         }
     }
@@ -170,54 +209,34 @@ impl<'a> Search<'a> {
         self.progress
             .target(&target.name(), count.min(space.points.len()));
 
-        let mut seen: Vec<Seen> = Vec::new();
-        let mut evaluations: Vec<Evaluation> = Vec::new();
-        let mut best: Option<f64> = None;
-        let mut base: Option<f64> = None;
+        let mut tried = Tried {
+            limit,
+            ..Tried::default()
+        };
         let mut out_of_time = false;
-        while evaluations.len() < count {
+        let mut sound = true;
+        while sound && tried.evaluations.len() < count {
             // The default is measured whatever the budget.
-            if !evaluations.is_empty() && limit.is_some_and(|limit| self.spent > limit) {
+            if !tried.evaluations.is_empty() && limit.is_some_and(|limit| self.spent > limit) {
                 out_of_time = true;
                 break;
             }
-            let Some(index) = strategy.next(&seen) else {
+            let Some(index) = strategy.next(&tried.seen) else {
                 break;
             };
-            let point = &space.points[index];
-            let beside = Beside {
-                reference: space.points[space.default].clone(),
-                best: best.zip(base).map(|(best, base)| best / base),
-            };
-            let outcome = self.measure(target, point, Stage::Search, Some(&beside))?;
-            // All times are as they would be at the hour at which the first was taken.
-            base = base.or(outcome.reference());
-            let seconds = outcome.seconds_at(base);
-            if let Some(seconds) = seconds.filter(|s| best.is_none_or(|best| *s < best)) {
-                best = Some(seconds);
-            }
-            let state = State {
-                best,
-                news: seconds.is_some() && seconds == best,
-                flops: *flops,
-                left: limit.map(|limit| limit - self.spent),
-            };
-            self.progress.evaluated(target, point, &outcome, &state);
-            seen.push(Seen {
-                point: index,
-                seconds,
-            });
-            evaluations.push(Evaluation {
-                point: point.clone(),
-                outcome,
-                seconds,
-            });
-            // With a default that fails nothing can be compared, and it would be laid to every point that runs beside it.
-            if index == space.default && seconds.is_none() {
-                break;
-            }
+            sound = self.attempt(described, index, &mut tried)?;
         }
         drop(strategy);
+        if sound {
+            self.attempt_winners(described, &mut tried)?;
+        }
+        let Tried {
+            mut evaluations,
+            base,
+            ..
+        } = tried;
+        let default = &space.points[space.default];
+        self.again(target, default, &mut evaluations, base)?;
         self.learn(described, lessons, &evaluations, work);
 
         let mut found = Found {
@@ -237,14 +256,80 @@ impl<'a> Search<'a> {
             out_of_time,
             entry: None,
         };
-        self.finals(target, &mut found)?;
+        let winners = self.winners.remove(&kind(described)).unwrap_or_default();
+        self.finals(target, &mut found, &winners)?;
+        self.remember(described, winners, found.winner.as_ref());
         found.spent = self.spent - begun;
         found.entry = self.entry(described, &found);
         Ok(found)
     }
 
+    /// Measures a point, and says whether the search may go on: with a default that fails nothing can be compared, and its failure would
+    /// be laid to every point that runs beside it.
+    fn attempt(&mut self, described: &Described, index: usize, tried: &mut Tried) -> Result<bool> {
+        let Described { target, space, .. } = described;
+        let point = &space.points[index];
+        let beside = Beside {
+            reference: space.points[space.default].clone(),
+            best: tried.best.zip(tried.base).map(|(best, base)| best / base),
+        };
+        let outcome = self.measure(target, point, Stage::Search, Some(&beside))?;
+        // All times are as they would be at the hour at which the first was taken.
+        tried.base = tried.base.or(outcome.reference());
+        let seconds = outcome.seconds_at(tried.base);
+        if let Some(seconds) = seconds.filter(|s| tried.best.is_none_or(|best| *s < best)) {
+            tried.best = Some(seconds);
+        }
+        let state = State {
+            best: tried.best,
+            news: seconds.is_some() && seconds == tried.best,
+            flops: described.work[0],
+            left: tried.limit.map(|limit| limit - self.spent),
+        };
+        self.progress.evaluated(target, point, &outcome, &state);
+        tried.seen.push(Seen {
+            point: index,
+            seconds,
+        });
+        tried.evaluations.push(Evaluation {
+            point: point.clone(),
+            outcome,
+            seconds,
+        });
+        Ok(index != space.default || seconds.is_some())
+    }
+
+    /// Tries what won at other shapes, if the strategy did not: one configuration for all is worth more than one for each, since look-ups
+    /// between two shapes need both to agree.
+    fn attempt_winners(&mut self, described: &Described, tried: &mut Tried) -> Result<()> {
+        let winners = self.winners.get(&kind(described)).cloned();
+        for winner in winners.unwrap_or_default() {
+            let index = described.space.points.iter().position(|p| *p == winner);
+            let new = |index: &usize| tried.seen.iter().all(|seen| seen.point != *index);
+            if let Some(index) = index.filter(new) {
+                self.attempt(described, index, tried)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the last winners of each op and variant.
+    fn remember(
+        &mut self,
+        described: &Described,
+        mut winners: Vec<Point>,
+        winner: Option<&Finalist>,
+    ) {
+        if let Some(winner) = winner {
+            winners.retain(|known| *known != winner.point);
+            winners.insert(0, winner.point.clone());
+            winners.truncate(WINNERS);
+        }
+        self.winners.insert(kind(described), winners);
+    }
+
     /// What a point is worth, from the journal if it knows.
-    fn measure(
+    pub(super) fn measure(
         &mut self,
         target: &Target,
         point: &Point,
@@ -293,98 +378,11 @@ impl<'a> Search<'a> {
         self.lessons.insert(key.op.clone(), lessons);
     }
 
-    /// Proves the fastest, and measures them in turn with the default.
-    fn finals(&mut self, target: &Target, found: &mut Found) -> Result<()> {
-        let mut fastest: Vec<(&Point, f64, f64)> = found
-            .evaluations
-            .iter()
-            .filter_map(|e| match &e.outcome {
-                Outcome::Measured(m) => Some((&e.point, e.seconds?, m.error_over_bound)),
-                _ => None,
-            })
-            .collect();
-        fastest.sort_by(|a, b| a.1.total_cmp(&b.1));
-        let default = found.default.clone();
-        let is_default = |point: &Point| *point == default;
-        let Some(of_default) = fastest
-            .iter()
-            .find(|(point, ..)| is_default(point))
-            .copied()
-        else {
-            return Ok(());
-        };
-        let others = fastest.into_iter().filter(|(point, ..)| !is_default(point));
-        let mut proven: Vec<(Point, f64)> = Vec::new();
-        let mut refused: Vec<(Point, Outcome)> = Vec::new();
-        for (point, _, ratio) in std::iter::once(of_default).chain(others) {
-            if proven.len() > FINALISTS {
-                break;
-            }
-            self.progress.proving(target, point);
-            match self.measure(target, point, Stage::Proof, None)? {
-                Outcome::Proven(proof) => proven.push((point.clone(), ratio.max(proof))),
-                outcome => refused.push((point.clone(), outcome)),
-            }
-            if proven.is_empty() {
-                // Without a default that is right there is nothing to beat; the report names it.
-                break;
-            }
-        }
-        let no_default = proven.is_empty();
-        // What the proof has shown replaces what the search believed.
-        for (point, outcome) in refused {
-            if let Some(evaluation) = found.evaluations.iter_mut().find(|e| e.point == point) {
-                evaluation.outcome = outcome;
-                evaluation.seconds = None;
-            }
-        }
-        if no_default {
-            return Ok(());
-        }
-        let mut rounds: Vec<Vec<f64>> = vec![Vec::new(); proven.len()];
-        for round in 0..ROUNDS {
-            self.progress.round(target, round + 1, ROUNDS);
-            for turn in 0..proven.len() {
-                // Each begins a round in its turn.
-                let number = (turn + round as usize) % proven.len();
-                let outcome = self.measure(target, &proven[number].0, Stage::Round(round), None)?;
-                rounds[number].extend(outcome.seconds());
-            }
-        }
-        // One that failed in a round has too few to be compared.
-        let whole = |number: usize| rounds[number].len() == ROUNDS as usize;
-        if !whole(0) {
-            return Ok(());
-        }
-        found.default_time = Some(Summary::of(&rounds[0]));
-        for (number, (point, ratio)) in proven.into_iter().enumerate().skip(1) {
-            if whole(number) {
-                found.finalists.push(Finalist {
-                    time: Summary::of(&rounds[number]),
-                    beats_default: gate::beats(&rounds[number], &rounds[0]),
-                    point,
-                    error_over_bound: ratio,
-                });
-            }
-        }
-        found
-            .finalists
-            .sort_by(|a, b| a.time.seconds.total_cmp(&b.time.seconds));
-        found.winner = found
-            .finalists
-            .iter()
-            .position(|finalist| finalist.beats_default);
-        Ok(())
-    }
-
     /// What is published: the winner, or that the default won, which keeps look-ups from taking a neighbour's.
     fn entry(&self, described: &Described, found: &Found) -> Option<TunedEntry> {
         let default = found.default_time?;
-        let (point, time, ratio) = match found.winner {
-            Some(winner) => {
-                let finalist = &found.finalists[winner];
-                (&finalist.point, finalist.time, finalist.error_over_bound)
-            }
+        let (point, time, ratio) = match &found.winner {
+            Some(winner) => (&winner.point, winner.time, winner.error_over_bound),
             None => {
                 let proof = self
                     .journal
@@ -424,6 +422,12 @@ impl<'a> Search<'a> {
             }),
         })
     }
+}
+
+/// Op and variant.
+fn kind(described: &Described) -> (String, String) {
+    let key = &described.space.key;
+    (key.op.clone(), key.variant.clone())
 }
 
 fn key_text(described: &Described) -> String {

@@ -1,7 +1,8 @@
 //! A search without a device: a journal of an exhaustive search answers in its place.
 //!
 //! Strategies can so be compared over many seeds in seconds, and the search's own logic (journal, gate, publishing) be tested where
-//! every run gives the same. The rounds of finalists are the samples of the recording, one after the other.
+//! every run gives the same. A recording of several passes answers each visit with its own pass; the rounds of finalists are the samples
+//! of all passes, one after the other.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,7 +18,8 @@ pub struct Recording {
     pub header: Header,
     /// What was tuned.
     pub targets: Vec<Described>,
-    outcomes: BTreeMap<(String, Point), Outcome>,
+    /// What came of a point's visits, in the order of the passes; a fault ends them.
+    visits: BTreeMap<(String, Point), Vec<Outcome>>,
 }
 
 impl Recording {
@@ -29,14 +31,16 @@ impl Recording {
         let contents = journal::read(path)?;
         let wrong = || Error::invalid("--simulate", path.display(), "a journal of ropeway tune");
         let header = contents.header.ok_or_else(wrong)?;
-        let search = contents
-            .records
-            .into_iter()
-            .filter(|r| r.stage == Stage::Search);
+        let mut visits: BTreeMap<(String, Point), Vec<Outcome>> = BTreeMap::new();
+        let records = contents.records.into_iter();
+        for r in records.filter(|r| matches!(r.stage, Stage::Search | Stage::Again(_))) {
+            let known = visits.entry((r.target, r.point)).or_default();
+            known.push(r.outcome);
+        }
         Ok(Recording {
             header,
             targets: contents.targets,
-            outcomes: search.map(|r| ((r.target, r.point), r.outcome)).collect(),
+            visits,
         })
     }
 
@@ -44,13 +48,27 @@ impl Recording {
     pub fn base(&self, target: &str) -> Option<f64> {
         let mut targets = self.targets.iter();
         let space = &targets.find(|d| d.target.name() == target)?.space;
-        self.outcome(target, &space.points[space.default])?
+        self.visit(target, &space.points[space.default], 0)?
             .reference()
     }
 
-    /// What is known of a point.
-    pub fn outcome(&self, target: &str, point: &Point) -> Option<&Outcome> {
-        self.outcomes.get(&(target.to_owned(), point.clone()))
+    /// What came of a visit of a point; beyond the last, the visits begin anew.
+    pub fn visit(&self, target: &str, point: &Point, number: usize) -> Option<&Outcome> {
+        let visits = self.visits.get(&(target.to_owned(), point.clone()))?;
+        visits.get(number % visits.len())
+    }
+
+    /// What all visits of a point together gave.
+    pub fn outcome(&self, target: &str, point: &Point) -> Option<Outcome> {
+        let visits = self.visits.get(&(target.to_owned(), point.clone()))?;
+        let mut all: Option<Outcome> = None;
+        for visit in visits {
+            match (&mut all, visit) {
+                (Some(Outcome::Measured(known)), Outcome::Measured(more)) => known.add(more.clone()),
+                _ => all = Some(visit.clone()),
+            }
+        }
+        all
     }
 }
 
@@ -62,28 +80,33 @@ impl Measurer for Recording {
         stage: Stage,
         _beside: Option<&Beside>,
     ) -> Result<Outcome> {
-        let Some(outcome) = self.outcome(&target.name(), point) else {
+        let name = target.name();
+        let visit = match stage {
+            Stage::Again(number) => number as usize,
+            _ => 0,
+        };
+        let Some(outcome) = self.visit(&name, point, visit) else {
             return Ok(Outcome::Refused("not in the recording".into()));
         };
         let Outcome::Measured(measurement) = outcome else {
             return Ok(outcome.clone());
         };
         Ok(match stage {
-            Stage::Search => outcome.clone(),
+            Stage::Search | Stage::Again(_) => outcome.clone(),
             Stage::Proof => Outcome::Proven(measurement.error_over_bound),
             Stage::Round(number) => {
-                let samples = &measurement.samples;
-                let sample = samples[number as usize % samples.len()];
-                let base = self.base(&target.name());
-                let reference = measurement.reference.get(number as usize % samples.len());
-                let scale = match (base, reference) {
+                let Some(Outcome::Measured(all)) = self.outcome(&name, point) else {
+                    return Ok(outcome.clone());
+                };
+                let number = number as usize % all.samples.len();
+                let scale = match (self.base(&name), all.reference.get(number)) {
                     (Some(base), Some(reference)) => base / reference,
                     _ => 1.0,
                 };
                 Outcome::Measured(Measurement {
-                    samples: vec![sample * scale],
+                    samples: vec![all.samples[number] * scale],
                     reference: Vec::new(),
-                    ..measurement.clone()
+                    ..all
                 })
             }
         })

@@ -184,7 +184,7 @@ impl Worker {
         // Compiled modules die with the point: a search compiles hundreds.
         let subject = Subject::new(Arc::clone(&self.device));
         let mut worst = 0.0;
-        if !matches!(stage, Stage::Round(_)) {
+        if matches!(stage, Stage::Search | Stage::Proof) {
             match self.check(&subject, target, point, stage)? {
                 Checked::Right(ratio) => worst = ratio,
                 Checked::Wrong(findings) => return Ok(Outcome::Wrong(findings)),
@@ -193,10 +193,9 @@ impl Worker {
                 return Ok(Outcome::Proven(worst));
             }
         }
-        let budget = if stage == Stage::Search {
-            SEARCH
-        } else {
-            ROUND
+        let budget = match stage {
+            Stage::Round(_) => ROUND,
+            _ => SEARCH,
         };
         let mut measurement = self.time(target, point, budget, beside)?;
         measurement.error_over_bound = worst;

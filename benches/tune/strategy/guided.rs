@@ -291,6 +291,12 @@ impl Strategy for Guided<'_> {
         let Some(model) = Model::likeliest(&data, self.space.axes.len()) else {
             return rest.first().copied();
         };
+        // The least time that was seen is lucky; what the model believes of the points that were tried is less so.
+        let least = seen
+            .iter()
+            .filter(|s| s.seconds.is_some())
+            .map(|s| model.predict(&data, &self.places[s.point]).0)
+            .fold(f64::INFINITY, f64::min);
         let worth = |point: &usize| {
             let (mean, deviation) = model.predict(&data, &self.places[*point]);
             expected_improvement(mean, deviation, least)

@@ -1,0 +1,218 @@
+//! What comes after the search: its best measured again, the finalists' rounds, and the last two alone.
+//!
+//! The fastest of many noisy times is fast partly by luck, and the more are tried the luckier it is. So each step measures anew what the
+//! one before has picked: points by the search, finalists by further visits, one challenger by the finalists' rounds, and the gate
+//! sees rounds of that one and the default which picked nothing.
+
+use std::ops::Range;
+
+use ropeway_core::Result;
+
+use super::gate::{self, Summary};
+use super::search::{Evaluation, Finalist, Found, Search};
+use super::{Beside, Outcome, Point, Stage, Target};
+
+/// The fastest points of the search, which are measured again, and how often.
+const PROMISING: usize = 8;
+const VISITS: u32 = 2;
+
+/// Points that go into the finalists' rounds beside the default.
+const FINALISTS: usize = 3;
+
+/// A winner of another shape that takes so many times the fastest's time is preferred to it.
+const AS_GOOD: f64 = 1.01;
+
+/// Rounds of the finalists, and of the last two.
+pub const ROUNDS: u32 = 9;
+
+impl Search<'_> {
+    /// Measures what was tried again: everything in the passes that were asked for, then the most promising.
+    pub(super) fn again(
+        &mut self,
+        target: &Target,
+        default: &Point,
+        evaluations: &mut [Evaluation],
+        base: Option<f64>,
+    ) -> Result<()> {
+        let passes = self.settings.passes;
+        let all: Vec<usize> = (0..evaluations.len()).collect();
+        self.visit(target, default, evaluations, &all, 1..passes, base)?;
+        let mut fastest: Vec<(usize, f64)> = evaluations
+            .iter()
+            .enumerate()
+            .filter(|(_, e)| e.point != *default)
+            .filter_map(|(number, e)| Some((number, e.contends()?)))
+            .collect();
+        fastest.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let promising: Vec<usize> = fastest.iter().take(PROMISING).map(|(n, _)| *n).collect();
+        let visits = passes..passes + VISITS;
+        self.visit(target, default, evaluations, &promising, visits, base)
+    }
+
+    /// Measures some points again in turn, beside the default, and adds what that gives to what is known of them.
+    fn visit(
+        &mut self,
+        target: &Target,
+        default: &Point,
+        evaluations: &mut [Evaluation],
+        which: &[usize],
+        visits: Range<u32>,
+        base: Option<f64>,
+    ) -> Result<()> {
+        let beside = Beside {
+            reference: default.clone(),
+            best: None,
+        };
+        if which.is_empty() {
+            return Ok(());
+        }
+        for visit in visits {
+            self.progress.again(target, which.len());
+            for &number in which {
+                let evaluation = &mut evaluations[number];
+                if evaluation.contends().is_none() {
+                    continue;
+                }
+                let stage = Stage::Again(visit);
+                let outcome = self.measure(target, &evaluation.point, stage, Some(&beside))?;
+                match (&mut evaluation.outcome, outcome) {
+                    (Outcome::Measured(known), Outcome::Measured(more)) => known.add(more),
+                    (known, fault) => *known = fault,
+                }
+                evaluation.seconds = evaluation.outcome.seconds_at(base);
+            }
+        }
+        Ok(())
+    }
+
+    /// Proves the fastest, measures them in turn with the default, and holds the fastest of these to the gate, or one of the `winners` of
+    /// other shapes that is as good.
+    pub(super) fn finals(
+        &mut self,
+        target: &Target,
+        found: &mut Found,
+        winners: &[Point],
+    ) -> Result<()> {
+        let proven = self.proven(target, found, winners)?;
+        let points: Vec<Point> = proven.iter().map(|(point, _)| point.clone()).collect();
+        let rounds = self.rounds(target, &points, 0..ROUNDS, found)?;
+        let Some(default) = rounds.first().and_then(Option::as_ref) else {
+            return Ok(());
+        };
+        found.default_time = Some(Summary::of(default));
+        let others = proven.into_iter().zip(&rounds).skip(1);
+        found.finalists = others
+            .filter_map(|((point, ratio), times)| {
+                Some(Finalist {
+                    point,
+                    time: Summary::of(times.as_ref()?),
+                    error_over_bound: ratio,
+                })
+            })
+            .collect();
+        found
+            .finalists
+            .sort_by(|a, b| a.time.seconds.total_cmp(&b.time.seconds));
+        let Some(fastest) = found.finalists.first() else {
+            return Ok(());
+        };
+        let known = found.finalists.iter().find(|finalist| {
+            winners.contains(&finalist.point)
+                && finalist.time.seconds <= AS_GOOD * fastest.time.seconds
+        });
+        let challenger = known.unwrap_or(fastest).clone();
+        if challenger.time.seconds >= Summary::of(default).seconds {
+            return Ok(());
+        }
+        let two = [points[0].clone(), challenger.point.clone()];
+        let rounds = self.rounds(target, &two, ROUNDS..2 * ROUNDS, found)?;
+        let [default, times] = &rounds[..] else {
+            return Ok(());
+        };
+        found.default_time = default.as_deref().map(Summary::of);
+        if let (Some(default), Some(times)) = (default, times)
+            && gate::beats(times, default)
+        {
+            found.winner = Some(Finalist {
+                time: Summary::of(times),
+                ..challenger
+            });
+        }
+        Ok(())
+    }
+
+    /// The default and the fastest points that pass their proof, each with its greatest error ÷ bound; nothing if the default fails it.
+    fn proven(
+        &mut self,
+        target: &Target,
+        found: &mut Found,
+        winners: &[Point],
+    ) -> Result<Vec<(Point, f64)>> {
+        let mut fastest: Vec<(Point, f64, f64)> = found
+            .evaluations
+            .iter()
+            .filter_map(|e| match &e.outcome {
+                Outcome::Measured(m) => Some((e.point.clone(), e.contends()?, m.error_over_bound)),
+                _ => None,
+            })
+            .collect();
+        fastest.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let Some(default) = fastest.iter().position(|(p, ..)| *p == found.default) else {
+            return Ok(Vec::new());
+        };
+        let default = fastest.remove(default);
+        let mut proven: Vec<(Point, f64)> = Vec::new();
+        let mut seats = 1 + FINALISTS;
+        for (point, _, ratio) in std::iter::once(default).chain(fastest) {
+            // A winner of another shape has a seat of its own.
+            let known = winners.contains(&point);
+            if seats == 0 && !known {
+                continue;
+            }
+            self.progress.proving(target, &point);
+            match self.measure(target, &point, Stage::Proof, None)? {
+                Outcome::Proven(proof) => {
+                    proven.push((point, ratio.max(proof)));
+                    seats -= usize::from(!known);
+                }
+                outcome => found.fails(&point, outcome),
+            }
+            if proven.is_empty() {
+                // Without a default that is right there is nothing to beat; the report names it.
+                break;
+            }
+        }
+        Ok(proven)
+    }
+
+    /// The times of some points by round; `None` for one that failed in a round, which is then its outcome.
+    fn rounds(
+        &mut self,
+        target: &Target,
+        points: &[Point],
+        rounds: Range<u32>,
+        found: &mut Found,
+    ) -> Result<Vec<Option<Vec<f64>>>> {
+        let mut times: Vec<Option<Vec<f64>>> = vec![Some(Vec::new()); points.len()];
+        for round in rounds.clone() {
+            self.progress
+                .round(target, points.len(), round - rounds.start + 1, ROUNDS);
+            for turn in 0..points.len() {
+                // Each begins a round in its turn.
+                let number = (turn + round as usize) % points.len();
+                let Some(known) = &mut times[number] else {
+                    continue;
+                };
+                let point = &points[number];
+                match self.measure(target, point, Stage::Round(round), None)? {
+                    Outcome::Measured(measurement) => known.push(measurement.seconds()),
+                    fault => {
+                        found.fails(point, fault);
+                        times[number] = None;
+                    }
+                }
+            }
+        }
+        Ok(times)
+    }
+}

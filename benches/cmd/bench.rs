@@ -332,7 +332,8 @@ impl Bench {
             false => {
                 let bound = bind(&untuned, &*op, &request, &options, &plain, workload.cold)?;
                 let other = |run: usize| bound[run % bound.len()].enqueue(&**queue);
-                let (timing, default, times_tuned) = measure_in_turn(queue, budget, &mut run, other)?;
+                let (timing, default, times_tuned) =
+                    measure_in_turn(queue, budget, &mut run, other)?;
                 let default = Beside {
                     plan: modules(&plain),
                     timing: default,

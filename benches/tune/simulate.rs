@@ -64,7 +64,9 @@ impl Recording {
         let mut all: Option<Outcome> = None;
         for visit in visits {
             match (&mut all, visit) {
-                (Some(Outcome::Measured(known)), Outcome::Measured(more)) => known.add(more.clone()),
+                (Some(Outcome::Measured(known)), Outcome::Measured(more)) => {
+                    known.add(more.clone())
+                }
                 _ => all = Some(visit.clone()),
             }
         }

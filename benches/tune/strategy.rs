@@ -261,7 +261,10 @@ mod tests {
         for (teacher, pupil) in [(one, other), (other, one)] {
             let taught = pupil.until(Choice::Guided, &teacher.lessons(7), 0.05);
             let untaught = pupil.until(Choice::Guided, &[], 0.05);
-            println!("{} to within 5 %: taught {taught}, untaught {untaught}", pupil.name);
+            println!(
+                "{} to within 5 %: taught {taught}, untaught {untaught}",
+                pupil.name
+            );
             assert!(taught <= untaught, "{}: {taught}, {untaught}", pupil.name);
         }
     }

@@ -1,9 +1,12 @@
 //! CLBlast beside Ropeway: loaded at run time if it is there, on the same OpenCL device, with the parameters it chooses
-//! itself.
+//! itself or with those that its own tuner found.
 
 // Foreign functions have no safe form; each call says why it holds.
 #![allow(unsafe_code)]
 
+use std::ffi::{CString, c_char};
+use std::fs;
+use std::path::Path;
 use std::ptr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +16,7 @@ use cl3::command_queue::create_command_queue;
 use cl3::command_queue::{finish, release_command_queue};
 use cl3::context::{CL_CONTEXT_DEVICES, get_context_info};
 use cl3::memory::{CL_MEM_COPY_HOST_PTR, CL_MEM_READ_WRITE, create_buffer, release_mem_object};
-use cl3::types::{cl_command_queue, cl_context, cl_event, cl_mem};
+use cl3::types::{cl_command_queue, cl_context, cl_device_id, cl_event, cl_mem};
 use libloading::{Library, Symbol};
 use ropeway_backends::opencl;
 use ropeway_core::device::Device;
@@ -62,11 +65,25 @@ type Sgemm = unsafe extern "C" fn(
     event: *mut cl_event,
 ) -> i32;
 
+/// `CLBlastOverrideParameters` of `clblast_c.h`.
+type OverrideParameters = unsafe extern "C" fn(
+    device: cl_device_id,
+    kernel_name: *const c_char,
+    precision: i32,
+    num_parameters: usize,
+    parameters_names: *const *const c_char,
+    parameters_values: *const usize,
+) -> i32;
+
+/// `CLBlastPrecisionSingle`.
+const SINGLE: i32 = 32;
+
 /// The library on one device.
 pub struct Clblast {
     library: Library,
     name: &'static str,
     context: cl_context,
+    device: cl_device_id,
     queue: cl_command_queue,
     /// Keeps the context alive.
     _device: Arc<dyn Device>,
@@ -90,6 +107,7 @@ impl Clblast {
             library,
             name,
             context,
+            device: id as _,
             queue,
             _device: Arc::clone(device),
         })
@@ -98,6 +116,55 @@ impl Clblast {
     /// The library's name.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Uses what `clblast_tuner_xgemm` wrote into a file for the indirect kernel in single precision.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if it is no such file, `Driver` with the code if the library refuses it.
+    pub fn tuned(&self, path: &Path) -> Result<()> {
+        let wrong = |found: String| {
+            let expected = "a clblast_xgemm_*_32.json as clblast_tuner_xgemm writes it";
+            Error::invalid("--clblast-parameters", found, expected).within(path.display())
+        };
+        let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+        let json: serde_json::Value =
+            serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+        let is = |name: &str, value: &str| json[name].as_str() == Some(value);
+        let best = json["best_parameters"].as_str();
+        let best = best.filter(|_| is("best_kernel", "Xgemm") && is("precision", "32"));
+        let best = best.ok_or_else(|| wrong("another document".into()))?;
+        let mut names = Vec::new();
+        let mut values: Vec<usize> = Vec::new();
+        for pair in best.split_whitespace() {
+            let parsed = pair
+                .split_once('=')
+                .and_then(|(name, value)| Some((CString::new(name).ok()?, value.parse().ok()?)));
+            let (name, value) = parsed.ok_or_else(|| wrong(pair.to_owned()))?;
+            // Of the file's own: no parameter of the kernel.
+            if name.as_bytes() != b"PRECISION" {
+                names.push(name);
+                values.push(value);
+            }
+        }
+        let pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
+        // SAFETY: this is the function's declaration in clblast_c.h of every version since 1.0.
+        let override_parameters: Symbol<'_, OverrideParameters> = unsafe {
+            self.library.get(b"CLBlastOverrideParameters\0")
+        }
+        .map_err(|error| Error::new(ErrorKind::Unavailable, format!("{}: {error}", self.name)))?;
+        // SAFETY: both arrays have that many elements, the names end in zero, and nothing is kept.
+        let code = unsafe {
+            override_parameters(
+                self.device,
+                c"Xgemm".as_ptr(),
+                SINGLE,
+                values.len(),
+                pointers.as_ptr(),
+                values.as_ptr(),
+            )
+        };
+        check("CLBlastOverrideParameters", code)
     }
 
     /// Median seconds of one plain f32 product; `None` for other ops, dtypes, layouts and epilogues.

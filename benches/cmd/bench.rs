@@ -48,6 +48,9 @@ pub struct Bench {
         value_name = "NAME=VALUE"
     )]
     config: Vec<String>,
+    /// Give CLBlast what its own tuner found: a `clblast_xgemm_*_32.json` of `clblast_tuner_xgemm`.
+    #[arg(long, value_name = "FILE")]
+    clblast_parameters: Option<PathBuf>,
     /// Seconds for each row.
     #[arg(long, default_value_t = 0.5, value_name = "SECONDS")]
     seconds: f64,
@@ -87,6 +90,8 @@ struct Report {
     opened: f64,
     roofline: Roofline,
     clblast: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clblast_parameters: Option<String>,
     rows: Vec<Row>,
 }
 
@@ -247,6 +252,19 @@ impl Bench {
         let info = session.device().info();
         let roofline = Roofline::measure(session)?;
         let clblast = Clblast::load(session.device());
+        let parameters = self.clblast_parameters.as_deref();
+        match (&clblast, parameters) {
+            (Some(clblast), Some(path)) => clblast.tuned(path)?,
+            (None, Some(path)) => {
+                let expected = "CLBlast, and one of its devices";
+                return Err(Error::invalid(
+                    "--clblast-parameters",
+                    path.display(),
+                    expected,
+                ));
+            }
+            (_, None) => {}
+        }
         let mut rows = Vec::new();
         for workload in workloads {
             let mut first = None;
@@ -292,6 +310,7 @@ impl Bench {
             opened: opened.as_secs_f64(),
             roofline,
             clblast: clblast.map(|library| library.name().to_owned()),
+            clblast_parameters: parameters.map(|path| path.display().to_string()),
             rows,
         })
     }
@@ -497,9 +516,10 @@ fn to_text(report: &Report) -> String {
         report.platform,
         report.driver_version,
         report.opened * 1e3,
-        match &report.clblast {
-            Some(name) => format!("CLBlast: {name}, its own choice of parameters"),
-            None => "CLBlast: not found, or not for this device".into(),
+        match (&report.clblast, &report.clblast_parameters) {
+            (Some(name), Some(path)) => format!("CLBlast: {name}, with the parameters of {path}"),
+            (Some(name), None) => format!("CLBlast: {name}, its own choice of parameters"),
+            (None, _) => "CLBlast: not found, or not for this device".into(),
         },
     )
 }

@@ -209,23 +209,27 @@ impl Progress {
     pub fn new(quiet: bool) -> Progress {
         let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
             let style = ProgressStyle::with_template(
-                "{prefix} [{bar:24}] {pos}/{len} {elapsed_precise} {wide_msg}",
+                "{prefix} [{bar:24}] {pos}/{len} {elapsed_precise}\n  {wide_msg}",
             );
             let bar = ProgressBar::no_length();
             bar.set_style(style.expect("a valid template").progress_chars("=> "));
+            bar.set_message("measuring what the device can do");
             bar.enable_steady_tick(Duration::from_millis(500));
             bar
         });
         Progress { bar, quiet }
     }
 
-    /// A target begins.
-    pub fn target(&self, name: &str, points: usize) {
+    /// A target begins, of which so many are left, itself included.
+    pub fn target(&self, name: &str, left: usize, points: usize) {
         match &self.bar {
             Some(bar) => {
                 bar.reset();
                 bar.set_length(points as u64);
-                bar.set_prefix(name.to_owned());
+                bar.set_prefix(match left {
+                    0 | 1 => name.to_owned(),
+                    left => format!("{name} and {} more", left - 1),
+                });
                 bar.set_message("the default");
             }
             None => self.line(format_args!("{name}: up to {points} configurations")),

@@ -207,7 +207,7 @@ impl<'a> Search<'a> {
                 .strategy
                 .strategy(space, work, &lessons, self.settings.seed);
         self.progress
-            .target(&target.name(), count.min(space.points.len()));
+            .target(&target.name(), left, count.min(space.points.len()));
 
         let mut tried = Tried {
             limit,

@@ -245,7 +245,7 @@ impl Worker {
             // What does not compile is refused, not wrong.
             subject.executable(plan.clone())?;
             let queue = &*self.queue;
-            match ops::check_plan(subject, queue, problem, plan, &variant, false) {
+            match ops::check_plan(subject, queue, problem, plan, &variant, false)? {
                 Verdict::Passed(pass) => {
                     worst = Some(worst.unwrap_or_default().max(pass.worst_ratio));
                 }
@@ -410,13 +410,14 @@ fn checks(target: &Target) -> Result<Vec<Problem>> {
 
 fn problem(workload: &Workload, dtype: &str) -> Result<Problem> {
     let (request, op) = workload.request(dtype)?;
-    Ok(Problem {
-        kind: ops::kind_of(&workload.op)?,
+    let kind = ops::kind_of(&workload.op)?;
+    Ok(Problem::new(
+        kind,
         op,
-        inputs: request.inputs,
-        attrs: request.attrs,
-        data: DataClass::Random,
-    })
+        request.inputs,
+        request.attrs,
+        DataClass::Random,
+    ))
 }
 
 /// What a finalist is held to: the whole shape, where its reference takes seconds, and the op's fixed conformance cases of the same dtypes

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use ropeway_core::spec::Random;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 fn recording() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tune/recordings/gemm_pocl.journal")
@@ -184,4 +185,89 @@ fn calls_that_cannot_be_meant_are_usage_errors() {
         .arg(folder.path());
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+}
+
+/// A recording whose lines fit their sums and say what cannot be.
+fn absurd(random: &mut Random) -> String {
+    let text = fs::read_to_string(recording()).unwrap();
+    let numbers = [
+        "0",
+        "-1",
+        "1e999",
+        "null",
+        "5e-324",
+        "1e300",
+        "[]",
+        "{}",
+        "\"\"",
+        "999999999999",
+    ];
+    let damaged = |line: &str, random: &mut Random| {
+        // Some value: what stands behind a colon, a comma or a bracket, up to the next.
+        let begins: Vec<usize> = line
+            .match_indices([':', '[', ','])
+            .map(|(at, _)| at + 1)
+            .filter(|at| line[*at..].starts_with(|c: char| c.is_ascii_digit() || c == '['))
+            .collect();
+        let begin = begins[random.below(begins.len() as u64) as usize];
+        let length = match line[begin..].starts_with('[') {
+            true => line[begin..].find(']').map(|at| at + 1),
+            false => line[begin..].find([',', ']', '}']),
+        };
+        let number = numbers[random.below(numbers.len() as u64) as usize];
+        let end = begin + length.unwrap_or(line.len() - begin);
+        [&line[..begin], number, &line[end..]].concat()
+    };
+    let mut lines: Vec<String> = text.lines().map(|line| line[9..].to_owned()).collect();
+    let count = lines.len() as u64;
+    // The space, whatever else.
+    for which in [
+        1,
+        random.below(count),
+        random.below(count),
+        random.below(count),
+    ] {
+        let which = which as usize;
+        if which > 1 || random.below(2) == 0 {
+            lines[which] = damaged(&lines[which], random);
+        }
+    }
+    let signed = lines.iter().map(|json| {
+        let digest = Sha256::digest(json.as_bytes());
+        let sum: String = digest[..4]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        format!("{sum} {json}\n")
+    });
+    signed.collect()
+}
+
+#[test]
+fn a_recording_of_absurd_numbers_is_no_reason_to_panic() {
+    let mut random = Random::new(7);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("absurd");
+    let mut searched = 0;
+    for case in 0..40 {
+        fs::write(&path, absurd(&mut random)).unwrap();
+        let save = folder.path().join(case.to_string());
+        let mut command = ropeway();
+        command.arg("tune").arg("--simulate").arg(&path);
+        command.args([
+            "--max-evals",
+            "8",
+            "--strategy",
+            ["guided", "random"][case % 2],
+        ]);
+        command.arg("--save-dir").arg(&save);
+        let output = command.output().unwrap();
+        let said = text(&output);
+        assert!(
+            matches!(output.status.code(), Some(0..=2)) && !said.contains("panicked"),
+            "{said}"
+        );
+        searched += usize::from(output.status.code() == Some(0));
+    }
+    assert!(searched > 10, "{searched} could be searched at all");
 }

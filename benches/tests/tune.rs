@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ropeway_core::spec::Random;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 fn recording() -> PathBuf {
@@ -187,6 +188,130 @@ fn calls_that_cannot_be_meant_are_usage_errors() {
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
 }
 
+/// A line of a journal.
+fn signed(json: &str) -> String {
+    let digest = Sha256::digest(json.as_bytes());
+    let sum: String = digest[..4]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("{sum} {json}\n")
+}
+
+/// The recording's shape 512 as if it had been recorded at other depths.
+fn at_depths(depths: &[u64]) -> String {
+    let text = fs::read_to_string(recording()).unwrap();
+    let lines: Vec<&str> = text.lines().map(|line| &line[9..]).collect();
+    let of_shape = |line: &&&str| line.contains("gemm m=512 n=512 k=512");
+    let mut recorded = signed(lines[0]);
+    for depth in depths {
+        for line in lines[1..].iter().filter(of_shape) {
+            let line = line.replace("k=512", &format!("k={depth}"));
+            recorded += &signed(&line.replace("\"k\":512", &format!("\"k\":{depth}")));
+        }
+    }
+    recorded
+}
+
+/// A process that ended well and had nothing to complain of.
+fn quiet(mut command: Command) -> Value {
+    let output = command.arg("--json").output().unwrap();
+    let said = text(&output);
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{said}"
+    );
+    serde_json::from_slice(&output.stdout).expect("JSON alone on standard output")
+}
+
+#[test]
+fn of_eight_processes_that_tune_and_read_at_once_none_loses_or_disturbs_another() {
+    const DEPTHS: [[u64; 3]; 4] = [
+        [1 << 6, 1 << 7, 1 << 8],
+        [1 << 9, 1 << 10, 1 << 11],
+        [1 << 12, 1 << 13, 1 << 14],
+        [1 << 15, 1 << 16, 1 << 17],
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let tables = folder.path().join("tuned");
+    let show = || {
+        let mut command = ropeway();
+        command.args(["tuned", "show"]);
+        command.env("ROPEWAY_DATA_DIR", folder.path());
+        command
+    };
+    let ended = AtomicUsize::new(0);
+    let reads = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for (number, depths) in DEPTHS.iter().enumerate() {
+            let (folder, tables, ended) = (folder.path(), &tables, &ended);
+            scope.spawn(move || {
+                // Counts when it panics, too: the readers would wait for ever.
+                let _ended = Ended(ended);
+                let recorded = folder.join(format!("recording.{number}"));
+                fs::write(&recorded, at_depths(depths)).unwrap();
+                let mut command = ropeway();
+                command.args(["tune", "--strategy", "random", "--max-evals", "12"]);
+                command.args(["--seed", &number.to_string()]);
+                command.arg("--simulate").arg(recorded);
+                command.arg("--save-dir").arg(tables);
+                command
+                    .arg("--journal")
+                    .arg(folder.join(format!("journal.{number}")));
+                quiet(command);
+            });
+        }
+        for reader in 0..4 {
+            let (show, ended, reads) = (&show, &ended, &reads);
+            scope.spawn(move || {
+                while ended.load(Ordering::Relaxed) < DEPTHS.len() {
+                    let mut command = show();
+                    if reader % 2 == 0 {
+                        command.args([
+                            "--device",
+                            "cpu",
+                            "--op",
+                            "gemm",
+                            "--variant",
+                            "f32_f32_nn",
+                        ]);
+                        command.args(["--shape", "m=100 n=64 k=64"]);
+                    }
+                    let shown = quiet(command);
+                    let whole = shown["served"] == "default" || shown["damaged"] == json!([]);
+                    assert!(whole, "{shown}");
+                    reads.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert!(reads.into_inner() >= 4);
+
+    let shown = quiet(show());
+    let entries = shown["entries"].as_array().unwrap();
+    let mut depths: Vec<u64> = entries
+        .iter()
+        .map(|entry| entry["entry"]["sizes"]["k"].as_u64().unwrap())
+        .collect();
+    depths.sort_unstable();
+    assert_eq!(depths, DEPTHS.concat());
+    let mut files: Vec<_> = fs::read_dir(&tables)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    files.sort();
+    assert_eq!(files, [".simulated.toml.lock", "simulated.toml"]);
+}
+
+/// Counts itself when it goes.
+struct Ended<'a>(&'a AtomicUsize);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// A recording whose lines fit their sums and say what cannot be.
 fn absurd(random: &mut Random) -> String {
     let text = fs::read_to_string(recording()).unwrap();
@@ -232,15 +357,7 @@ fn absurd(random: &mut Random) -> String {
             lines[which] = damaged(&lines[which], random);
         }
     }
-    let signed = lines.iter().map(|json| {
-        let digest = Sha256::digest(json.as_bytes());
-        let sum: String = digest[..4]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        format!("{sum} {json}\n")
-    });
-    signed.collect()
+    lines.iter().map(|json| signed(json)).collect()
 }
 
 #[test]
@@ -249,7 +366,7 @@ fn a_recording_of_absurd_numbers_is_no_reason_to_panic() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("absurd");
     let mut searched = 0;
-    for case in 0..40 {
+    for case in 0..40_usize {
         fs::write(&path, absurd(&mut random)).unwrap();
         let save = folder.path().join(case.to_string());
         let mut command = ropeway();

@@ -103,7 +103,7 @@ fn what_is_published_beats_the_default_or_says_that_it_won() {
     let report: Value =
         serde_json::from_slice(&output.stdout).expect("JSON alone on standard output");
     let targets = report["targets"].as_array().unwrap();
-    assert_eq!(targets.len(), 1);
+    assert_eq!(targets.len(), 2);
     for target in targets {
         assert_eq!(target["evaluations"].as_array().unwrap().len(), 60);
         if let Some(winner) = target["winner"].as_object() {

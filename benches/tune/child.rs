@@ -147,8 +147,9 @@ impl Children {
             Stage::Proof => Posed::Cases,
             _ => Posed::Inputs,
         };
-        if self.running.is_none() {
-            self.running = Some(self.start()?);
+        // A worker may have died since it was last asked, by nothing that is this point's.
+        if let Some(gone) = self.running.take_if(Running::has_ended) {
+            gone.end();
         }
         let ready =
             |posed: &(String, Posed)| posed.0 == name && (posed.1 == what || what == Posed::Inputs);
@@ -163,7 +164,11 @@ impl Children {
             target: Box::new(target.clone()),
             stage,
         };
-        let why = match self.ask(&question, self.posing)? {
+        let mut heard = self.ask(&question, self.posing)?;
+        if matches!(heard, Heard::Died(_) | Heard::Answer(Answer::Lost(_))) {
+            heard = self.ask(&question, self.posing)?;
+        }
+        let why = match heard {
             Heard::Answer(Answer::Posed) => {
                 if let Some(running) = &mut self.running {
                     running.posed.retain(|(posed, _)| *posed == name);
@@ -218,12 +223,7 @@ impl Measurer for Children {
         stage: Stage,
         beside: Option<&Beside>,
     ) -> Result<Outcome> {
-        // A worker may have died since it was last asked, by nothing that was its last point's.
-        let mut unposed = self.pose(target, stage)?;
-        if unposed.is_some() && self.running.is_none() {
-            unposed = self.pose(target, stage)?;
-        }
-        if let Some(why) = unposed {
+        if let Some(why) = self.pose(target, stage)? {
             return Ok(Outcome::Refused(why));
         }
         let question = Question::Point {

@@ -17,7 +17,7 @@ use ropeway_core::kernel::ModuleKey;
 use ropeway_core::op::{Op, OpKind, Operand, PlanRequest};
 use ropeway_core::plan::{BoundPlan, Determinism, Executable, Plan};
 use ropeway_core::request::{HostTensor, Operands, Request};
-use ropeway_core::spec::{DataClass, Judgement, Recipe};
+use ropeway_core::spec::{DataClass, Expected, Judgement, Recipe};
 use ropeway_core::{Error, ErrorKind, Result, View};
 use serde_json::{Map, Value};
 
@@ -96,6 +96,9 @@ pub struct Variant {
     pub prepared: Vec<&'static str>,
 }
 
+/// Elements of a reference that is kept with its problem: 256 MiB of values and bounds.
+const KEPT: usize = 1 << 24;
+
 /// A recipe made concrete.
 pub struct Problem {
     /// The op's kind.
@@ -108,6 +111,57 @@ pub struct Problem {
     pub attrs: Map<String, Value>,
     /// What the data is like.
     pub data: DataClass,
+    /// The reference's answer, once it was asked for.
+    reference: OnceLock<Arc<Vec<Expected>>>,
+}
+
+impl Problem {
+    /// Of inputs that were checked.
+    pub fn new(
+        kind: &'static dyn OpKind,
+        op: Box<dyn Op>,
+        inputs: Operands,
+        attrs: Map<String, Value>,
+        data: DataClass,
+    ) -> Problem {
+        Problem {
+            kind,
+            op,
+            inputs,
+            attrs,
+            data,
+            reference: OnceLock::new(),
+        }
+    }
+
+    /// The reference's answer, computed at the first call and kept for the next unless it is very large.
+    ///
+    /// # Errors
+    /// As [`OpSpec::reference`](ropeway_core::spec::OpSpec::reference).
+    pub fn reference(&self) -> Result<Arc<Vec<Expected>>> {
+        if let Some(kept) = self.reference.get() {
+            return Ok(Arc::clone(kept));
+        }
+        let spec = self.kind.spec();
+        let computed = Arc::new(spec.reference(&*self.op, &self.inputs, self.data)?);
+        let elements: usize = computed.iter().map(|output| output.values.len()).sum();
+        Ok(match elements <= KEPT {
+            true => Arc::clone(self.reference.get_or_init(|| computed)),
+            false => computed,
+        })
+    }
+
+    /// Compares a device's outputs with the reference.
+    pub(crate) fn judge(&self, outputs: &Operands) -> Result<Judgement> {
+        let spec = self.kind.spec();
+        spec.judge_by(
+            &|| self.reference(),
+            &*self.op,
+            &self.inputs,
+            outputs,
+            self.data,
+        )
+    }
 }
 
 /// What became of making a problem of a recipe.
@@ -156,13 +210,7 @@ pub fn pose_request(request: Request, data: DataClass) -> Posed {
         let kind = kind_of(&request.op)?;
         let op = kind.parse(&request.signature())?;
         kind.check_values(&*op, &request.inputs)?;
-        Ok(Problem {
-            kind,
-            op,
-            inputs: request.inputs,
-            attrs: request.attrs,
-            data,
-        })
+        Ok(Problem::new(kind, op, request.inputs, request.attrs, data))
     };
     match pose() {
         Ok(problem) => Posed::Problem(problem),
@@ -206,12 +254,18 @@ pub fn check_problem(
         ..PlanRequest::new(subject.info())
     };
     match problem.op.plan(&request) {
-        Ok(plan) => check_plan(subject, queue, problem, plan, variant, thorough),
+        Ok(plan) => check_plan(subject, queue, problem, plan, variant, thorough)
+            .unwrap_or_else(|error| Verdict::Failed(vec![error.to_string()])),
         Err(error) => refusal("plan", &error),
     }
 }
 
-/// Runs a plan of a problem and judges the result. `thorough` also runs the same plan with fewer rows.
+/// Runs a plan of a problem and judges the result. `thorough` also runs the same plan with fewer rows. A wrong result is a verdict, and so is
+/// an index out of range that kernels report of inputs that have none.
+///
+/// # Errors
+/// Whatever kept the result from being judged, as long as nothing wrong was seen before: no memory, a launch that the driver refuses, a
+/// device that is lost.
 pub fn check_plan(
     subject: &Subject,
     queue: &dyn Queue,
@@ -219,7 +273,7 @@ pub fn check_plan(
     plan: Plan,
     variant: &Variant,
     thorough: bool,
-) -> Verdict {
+) -> Result<Verdict> {
     let mut findings = Vec::new();
     let judged = run_and_judge(
         subject,
@@ -231,15 +285,18 @@ pub fn check_plan(
         &mut findings,
     );
     match judged {
-        Err(error) if error.kind() == ErrorKind::Unsupported && findings.is_empty() => {
-            Verdict::Skipped(error.context().to_owned())
+        Err(error) if findings.is_empty() && error.kind() != ErrorKind::DataOutOfRange => {
+            match error.kind() {
+                ErrorKind::Unsupported => Ok(Verdict::Skipped(error.context().to_owned())),
+                _ => Err(error),
+            }
         }
         Err(error) => {
             findings.push(error.to_string());
-            Verdict::Failed(findings)
+            Ok(Verdict::Failed(findings))
         }
-        Ok(pass) if findings.is_empty() => Verdict::Passed(pass),
-        Ok(_) => Verdict::Failed(findings),
+        Ok(pass) if findings.is_empty() => Ok(Verdict::Passed(pass)),
+        Ok(_) => Ok(Verdict::Failed(findings)),
     }
 }
 
@@ -309,13 +366,7 @@ fn unchecked(recipe: &Recipe) -> Result<(Problem, Result<()>)> {
     let request = recipe.request()?;
     let op = kind.parse(&request.signature())?;
     let checked = kind.check_values(&*op, &request.inputs);
-    let problem = Problem {
-        kind,
-        op,
-        inputs: request.inputs,
-        attrs: request.attrs,
-        data: recipe.data,
-    };
+    let problem = Problem::new(kind, op, request.inputs, request.attrs, recipe.data);
     Ok((problem, checked))
 }
 
@@ -387,11 +438,7 @@ fn run_and_judge(
         compare_rounds(operand, a, b, executable.plan().determinism, findings);
     }
     let outputs = host_outputs(&operands, &first)?;
-    let judgement =
-        problem
-            .kind
-            .spec()
-            .judge(&*problem.op, &problem.inputs, &outputs, problem.data)?;
+    let judgement = problem.judge(&outputs)?;
     describe(&judgement, findings);
     pass.worst_ratio = judgement.worst_ratio();
     pass.notes = judgement.notes;
@@ -485,4 +532,41 @@ fn host_outputs(operands: &[Operand], bytes: &BTreeMap<&'static str, Vec<u8>>) -
             Ok((operand.name.to_owned(), tensor))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use ropeway_core::DType;
+    use ropeway_core::device::QueueKind;
+    use ropeway_core::spec::Fill;
+
+    use super::*;
+
+    #[test]
+    fn a_problem_is_judged_by_the_reference_that_it_keeps() {
+        let fill = Fill::Uniform { scale: 1.0 };
+        let recipe = Recipe::new("gemm", "kept", DataClass::Random, 7)
+            .tensor("a", DType::F32, &[5, 7], fill.clone())
+            .tensor("b", DType::F32, &[7, 6], fill);
+        let posed = || match pose(&recipe) {
+            Posed::Problem(problem) => problem,
+            Posed::Settled(verdict) => panic!("{verdict:?}"),
+        };
+        let device = ropeway::Registry::default().open("cpu").unwrap();
+        let queue = device.create_queue(QueueKind::Compute).unwrap();
+        let subject = Subject::new(device);
+        let check = |problem: &Problem| {
+            check_problem(&subject, &*queue, problem, &Variant::default(), false)
+        };
+        let problem = posed();
+        assert!(matches!(check(&problem), Verdict::Passed(_)));
+        let kept = problem.reference.get().expect("kept by the check");
+        assert!(Arc::ptr_eq(kept, &problem.reference().unwrap()));
+
+        let mut other = (**kept).clone();
+        other[0].values[0] += 1.0;
+        let problem = posed();
+        problem.reference.set(Arc::new(other)).unwrap();
+        assert!(matches!(check(&problem), Verdict::Failed(_)));
+    }
 }

@@ -77,21 +77,10 @@ impl Rerun<'_> {
             }
             outputs.insert(name.to_owned(), output);
         }
-        self.judge(&*cut.op, &cut.inputs, &outputs, &mut found)?;
-        findings.extend(found.into_iter().map(|f| format!("{}: {f}", cut.what)));
-        Ok(())
-    }
-
-    fn judge(
-        &self,
-        op: &dyn Op,
-        inputs: &Operands,
-        outputs: &Operands,
-        findings: &mut Vec<String>,
-    ) -> Result<()> {
         let spec = self.problem.kind.spec();
-        let judgement = spec.judge(op, inputs, outputs, self.problem.data)?;
-        describe(&judgement, findings);
+        let judgement = spec.judge(&*cut.op, &cut.inputs, &outputs, self.problem.data)?;
+        describe(&judgement, &mut found);
+        findings.extend(found.into_iter().map(|f| format!("{}: {f}", cut.what)));
         Ok(())
     }
 
@@ -155,12 +144,7 @@ impl Rerun<'_> {
                 // Operands in other places may be summed in another order.
                 let output = HostTensor::new(to.desc.dtype, to.desc.shape(), run[to.name].clone())?;
                 let outputs = Operands::from([(to.name.to_owned(), output)]);
-                self.judge(
-                    &*self.problem.op,
-                    &self.problem.inputs,
-                    &outputs,
-                    &mut found,
-                )?;
+                describe(&self.problem.judge(&outputs)?, &mut found);
             }
             let what = format!("with {} in place of {}", to.name, from.name);
             findings.extend(found.into_iter().map(|f| format!("{what}: {f}")));
@@ -203,12 +187,7 @@ impl Rerun<'_> {
         }
         if !same {
             // Rows in other places may be summed in another order.
-            self.judge(
-                &*self.problem.op,
-                &self.problem.inputs,
-                &outputs,
-                &mut found,
-            )?;
+            describe(&self.problem.judge(&outputs)?, &mut found);
         }
         findings.extend(found.into_iter().map(|f| format!("{what}: {f}")));
         Ok(())
@@ -225,17 +204,13 @@ impl Rerun<'_> {
             inputs,
             attrs,
             data,
+            ..
         } = self.problem;
         let Some(part) = kind.spec().part(&**op, inputs)? else {
             return Ok(());
         };
-        let problem = Problem {
-            kind: *kind,
-            op: kind.parse(&signature(&part.inputs, attrs))?,
-            inputs: part.inputs,
-            attrs: attrs.clone(),
-            data: *data,
-        };
+        let op = kind.parse(&signature(&part.inputs, attrs))?;
+        let problem = Problem::new(*kind, op, part.inputs, attrs.clone(), *data);
         let operands = problem.op.operands();
         let arena = Arena::new(
             self.subject,

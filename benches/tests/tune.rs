@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ropeway_core::spec::Random;
-use serde_json::Value;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 fn recording() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tune/recordings/gemm_pocl.journal")
@@ -101,7 +103,7 @@ fn what_is_published_beats_the_default_or_says_that_it_won() {
     let report: Value =
         serde_json::from_slice(&output.stdout).expect("JSON alone on standard output");
     let targets = report["targets"].as_array().unwrap();
-    assert_eq!(targets.len(), 1);
+    assert_eq!(targets.len(), 2);
     for target in targets {
         assert_eq!(target["evaluations"].as_array().unwrap().len(), 60);
         if let Some(winner) = target["winner"].as_object() {
@@ -184,4 +186,205 @@ fn calls_that_cannot_be_meant_are_usage_errors() {
         .arg(folder.path());
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+}
+
+/// A line of a journal.
+fn signed(json: &str) -> String {
+    let digest = Sha256::digest(json.as_bytes());
+    let sum: String = digest[..4]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("{sum} {json}\n")
+}
+
+/// The recording's shape 512 as if it had been recorded at other depths.
+fn at_depths(depths: &[u64]) -> String {
+    let text = fs::read_to_string(recording()).unwrap();
+    let lines: Vec<&str> = text.lines().map(|line| &line[9..]).collect();
+    let of_shape = |line: &&&str| line.contains("gemm m=512 n=512 k=512");
+    let mut recorded = signed(lines[0]);
+    for depth in depths {
+        for line in lines[1..].iter().filter(of_shape) {
+            let line = line.replace("k=512", &format!("k={depth}"));
+            recorded += &signed(&line.replace("\"k\":512", &format!("\"k\":{depth}")));
+        }
+    }
+    recorded
+}
+
+/// A process that ended well and had nothing to complain of.
+fn quiet(mut command: Command) -> Value {
+    let output = command.arg("--json").output().unwrap();
+    let said = text(&output);
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{said}"
+    );
+    serde_json::from_slice(&output.stdout).expect("JSON alone on standard output")
+}
+
+#[test]
+fn of_eight_processes_that_tune_and_read_at_once_none_loses_or_disturbs_another() {
+    const DEPTHS: [[u64; 3]; 4] = [
+        [1 << 6, 1 << 7, 1 << 8],
+        [1 << 9, 1 << 10, 1 << 11],
+        [1 << 12, 1 << 13, 1 << 14],
+        [1 << 15, 1 << 16, 1 << 17],
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let tables = folder.path().join("tuned");
+    let show = || {
+        let mut command = ropeway();
+        command.args(["tuned", "show"]);
+        command.env("ROPEWAY_DATA_DIR", folder.path());
+        command
+    };
+    let ended = AtomicUsize::new(0);
+    let reads = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for (number, depths) in DEPTHS.iter().enumerate() {
+            let (folder, tables, ended) = (folder.path(), &tables, &ended);
+            scope.spawn(move || {
+                // Counts when it panics, too: the readers would wait for ever.
+                let _ended = Ended(ended);
+                let recorded = folder.join(format!("recording.{number}"));
+                fs::write(&recorded, at_depths(depths)).unwrap();
+                let mut command = ropeway();
+                command.args(["tune", "--strategy", "random", "--max-evals", "12"]);
+                command.args(["--seed", &number.to_string()]);
+                command.arg("--simulate").arg(recorded);
+                command.arg("--save-dir").arg(tables);
+                command
+                    .arg("--journal")
+                    .arg(folder.join(format!("journal.{number}")));
+                quiet(command);
+            });
+        }
+        for reader in 0..4 {
+            let (show, ended, reads) = (&show, &ended, &reads);
+            scope.spawn(move || {
+                while ended.load(Ordering::Relaxed) < DEPTHS.len() {
+                    let mut command = show();
+                    if reader % 2 == 0 {
+                        command.args([
+                            "--device",
+                            "cpu",
+                            "--op",
+                            "gemm",
+                            "--variant",
+                            "f32_f32_nn",
+                        ]);
+                        command.args(["--shape", "m=100 n=64 k=64"]);
+                    }
+                    let shown = quiet(command);
+                    let whole = shown["served"] == "default" || shown["damaged"] == json!([]);
+                    assert!(whole, "{shown}");
+                    reads.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert!(reads.into_inner() >= 4);
+
+    let shown = quiet(show());
+    let entries = shown["entries"].as_array().unwrap();
+    let mut depths: Vec<u64> = entries
+        .iter()
+        .map(|entry| entry["entry"]["sizes"]["k"].as_u64().unwrap())
+        .collect();
+    depths.sort_unstable();
+    assert_eq!(depths, DEPTHS.concat());
+    let mut files: Vec<_> = fs::read_dir(&tables)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    files.sort();
+    assert_eq!(files, [".simulated.toml.lock", "simulated.toml"]);
+}
+
+/// Counts itself when it goes.
+struct Ended<'a>(&'a AtomicUsize);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A recording whose lines fit their sums and say what cannot be.
+fn absurd(random: &mut Random) -> String {
+    let text = fs::read_to_string(recording()).unwrap();
+    let numbers = [
+        "0",
+        "-1",
+        "1e999",
+        "null",
+        "5e-324",
+        "1e300",
+        "[]",
+        "{}",
+        "\"\"",
+        "999999999999",
+    ];
+    let damaged = |line: &str, random: &mut Random| {
+        // Some value: what stands behind a colon, a comma or a bracket, up to the next.
+        let begins: Vec<usize> = line
+            .match_indices([':', '[', ','])
+            .map(|(at, _)| at + 1)
+            .filter(|at| line[*at..].starts_with(|c: char| c.is_ascii_digit() || c == '['))
+            .collect();
+        let begin = begins[random.below(begins.len() as u64) as usize];
+        let length = match line[begin..].starts_with('[') {
+            true => line[begin..].find(']').map(|at| at + 1),
+            false => line[begin..].find([',', ']', '}']),
+        };
+        let number = numbers[random.below(numbers.len() as u64) as usize];
+        let end = begin + length.unwrap_or(line.len() - begin);
+        [&line[..begin], number, &line[end..]].concat()
+    };
+    let mut lines: Vec<String> = text.lines().map(|line| line[9..].to_owned()).collect();
+    let count = lines.len() as u64;
+    // The space, whatever else.
+    for which in [
+        1,
+        random.below(count),
+        random.below(count),
+        random.below(count),
+    ] {
+        let which = which as usize;
+        if which > 1 || random.below(2) == 0 {
+            lines[which] = damaged(&lines[which], random);
+        }
+    }
+    lines.iter().map(|json| signed(json)).collect()
+}
+
+#[test]
+fn a_recording_of_absurd_numbers_is_no_reason_to_panic() {
+    let mut random = Random::new(7);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("absurd");
+    let mut searched = 0;
+    for case in 0..40_usize {
+        fs::write(&path, absurd(&mut random)).unwrap();
+        let save = folder.path().join(case.to_string());
+        let mut command = ropeway();
+        command.arg("tune").arg("--simulate").arg(&path);
+        command.args([
+            "--max-evals",
+            "8",
+            "--strategy",
+            ["guided", "random"][case % 2],
+        ]);
+        command.arg("--save-dir").arg(&save);
+        let output = command.output().unwrap();
+        let said = text(&output);
+        assert!(
+            matches!(output.status.code(), Some(0..=2)) && !said.contains("panicked"),
+            "{said}"
+        );
+        searched += usize::from(output.status.code() == Some(0));
+    }
+    assert!(searched > 10, "{searched} could be searched at all");
 }

@@ -7,10 +7,11 @@
 //! ```
 //!
 //! Each line begins with the first 32 bits of the SHA-256 of the rest. A search that was killed leaves at most one line that is cut
-//! short; such a line, or any other that does not fit its sum, is passed over with one warning for all, and its point is measured again.
+//! short; such a line, or any other that does not fit its sum or says what cannot be, is passed over with one warning for all, and its
+//! point is measured again.
 //! Nothing is ever removed from a journal: a new search sets the old one aside under another name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use sha2::{Digest, Sha256};
 
 use super::space::Space;
 use super::strategy::Choice;
-use super::{Outcome, Point, Stage, Target};
+use super::{Outcome, Point, Stage, Target, sound};
 
 /// The format of this version.
 const FORMAT: u32 = 1;
@@ -113,13 +114,21 @@ pub struct Contents {
     pub targets: Vec<Described>,
     /// The records in order.
     pub records: Vec<Record>,
-    /// Lines that cannot be read.
+    /// Lines that cannot be read, or say what cannot be.
     pub damaged: usize,
+}
+
+impl Contents {
+    fn describes(&self, described: &Described) -> bool {
+        let name = described.target.name();
+        self.targets.iter().any(|known| known.target.name() == name)
+    }
 }
 
 /// Reads the lines of a journal; whatever is not one is counted.
 pub fn parse(bytes: &[u8]) -> Contents {
     let mut contents = Contents::default();
+    let mut known = BTreeSet::new();
     for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         if line.is_empty() {
             continue;
@@ -136,9 +145,23 @@ pub fn parse(bytes: &[u8]) -> Contents {
             continue;
         }
         match serde_json::from_slice(json) {
-            Ok(Line::Space(described)) => contents.targets.push(*described),
-            Ok(Line::Record(record)) => contents.records.push(record),
-            Err(_) => contents.damaged += 1,
+            Ok(Line::Space(described))
+                if sound::described(&described).is_ok() && !contents.describes(&described) =>
+            {
+                contents.targets.push(*described);
+            }
+            // Nothing is measured twice for one stage.
+            Ok(Line::Record(record))
+                if sound::record(&record).is_ok()
+                    && known.insert((
+                        record.target.clone(),
+                        record.point.clone(),
+                        record.stage,
+                    )) =>
+            {
+                contents.records.push(record);
+            }
+            _ => contents.damaged += 1,
         }
     }
     contents
@@ -366,9 +389,12 @@ fn set_aside(path: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::tune::Measurement;
+    use crate::tune::simulate::Recording;
+    use crate::tune::space::{Axis, Key};
+    use crate::tune::{Measurement, Measurer, form};
 
     fn header() -> Header {
         Header {
@@ -394,7 +420,7 @@ mod tests {
             },
             stage: Stage::Search,
             outcome: Outcome::Measured(Measurement {
-                samples: vec![0.1 * number as f64, 1e-3],
+                samples: vec![0.1 + number as f64, 1e-3],
                 runs: 4,
                 reference: vec![0.2, 2e-3],
                 error_over_bound: 0.25,
@@ -509,9 +535,177 @@ mod tests {
             prop_assert!(contents.records.len() + 2 * damage.len() >= 4);
         }
 
+        /// Lines whose sums are right and which say anything at all: what is taken of them can be, and a search may go by it.
         #[test]
-        fn anything_at_all_is_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-            prop_assert!(parse(&bytes).records.is_empty());
+        fn what_fits_its_sum_is_taken_only_if_it_can_be(
+            changes in prop::collection::vec(
+                (any::<prop::sample::Index>(), any::<prop::sample::Index>(), anything()),
+                0..4,
+            )
+        ) {
+            let mut lines = described();
+            for (which, at, value) in changes {
+                let line = &mut lines[which.index(4)];
+                let mut at = at.index(count(line));
+                change(line, &mut at, &value);
+            }
+            let lines: String = lines.iter().map(|value| {
+                let json = raw_numbers(&value.to_string());
+                format!("{} {json}\n", sum_of(json.as_bytes()))
+            }).collect();
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("journal");
+            fs::write(&path, &lines).unwrap();
+
+            let contents = read(&path).unwrap();
+            let taken = contents.targets.len() + contents.records.len();
+            prop_assert_eq!(taken + contents.damaged + usize::from(contents.header.is_some()), 4);
+            for record in &contents.records {
+                if let Outcome::Measured(m) = &record.outcome {
+                    let times: Vec<f64> = m.samples.iter().chain(&m.reference).copied().collect();
+                    prop_assert!(!m.samples.is_empty() && times.iter().all(|t| *t > 0.0 && *t < 1e10));
+                }
+            }
+            let Ok(mut recording) = Recording::read(&path) else {
+                return Ok(());
+            };
+            for described in recording.targets.clone() {
+                let default = &described.space.points[described.space.default];
+                prop_assert!(described.space.kernels.contains_key(&default.kernel));
+                let base = recording.base(&described.target.name());
+                for point in &described.space.points {
+                    for stage in [Stage::Search, Stage::Proof, Stage::Round(0), Stage::Round(8)] {
+                        let outcome = recording.measure(&described.target, point, stage, None).unwrap();
+                        let seconds = outcome.seconds_at(base);
+                        prop_assert!(seconds.is_none_or(|s| s.is_finite() && s > 0.0), "{:?}", outcome);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A sound journal of one target, as JSON.
+    fn described() -> Vec<Value> {
+        let point = |tile| record(tile).point;
+        let target = Target {
+            workload: form::workload("gemm", "m=512 n=512 k=512", "F32").unwrap(),
+            dtype: "F32".into(),
+        };
+        let space = Space {
+            key: Key {
+                op: "gemm".into(),
+                variant: "f32_f32_nn".into(),
+                sizes: [("m".to_owned(), 512)].into(),
+            },
+            points: vec![point(1), point(2)],
+            default: 0,
+            kernel_defaults: vec![0],
+            kernels: [("k".to_owned(), (1, "source".to_owned()))].into(),
+            axes: vec![Axis {
+                name: "TILE".into(),
+                values: vec![1, 2],
+            }],
+            excluded: 0,
+        };
+        let record = |tile| Record {
+            target: target.name(),
+            ..record(tile)
+        };
+        let described = Described {
+            target: target.clone(),
+            space,
+            work: [1e9, 1e6],
+        };
+        let lines = [
+            serde_json::to_value(header()),
+            serde_json::to_value(Line::Space(Box::new(described))),
+            serde_json::to_value(Line::Record(record(1))),
+            serde_json::to_value(Line::Record(record(2))),
+        ];
+        lines.map(Result::unwrap).into()
+    }
+
+    #[test]
+    fn the_journal_that_is_changed_is_sound_itself() {
+        let lines = described();
+        let text: String = lines.iter().map(|value| line(value).unwrap()).collect();
+        let contents = parse(text.as_bytes());
+        let counts = (contents.targets.len(), contents.records.len());
+        assert_eq!((counts, contents.damaged), ((1, 2), 0));
+        let twice = parse((text.clone() + text.split_inclusive('\n').nth(1).unwrap()).as_bytes());
+        assert_eq!((twice.targets.len(), twice.damaged), (1, 1));
+    }
+
+    /// Values of every kind; `@…@` becomes a number that no `f64` holds.
+    fn anything() -> impl proptest::strategy::Strategy<Value = Value> {
+        let numbers = prop::sample::select(vec![
+            json!(0),
+            json!(-1),
+            json!(1),
+            json!(2),
+            json!(9),
+            json!(u64::MAX),
+            json!(i64::MIN),
+            json!(0.0),
+            json!(-0.0),
+            json!(-1e-3),
+            json!(5e-324),
+            json!(1e-300),
+            json!(1e300),
+            json!(0.5),
+            json!(1.5),
+            json!("@1e999@"),
+            json!("@-1e999@"),
+            json!("@1e-999@"),
+        ]);
+        let others = prop::sample::select(vec![
+            json!(null),
+            json!(true),
+            json!(""),
+            json!("TILE"),
+            json!("search"),
+            json!({"round": 4_000_000_000_u32}),
+            json!({"round": 8}),
+            json!({"proven": 0.5}),
+            json!({"proven": -1}),
+            json!({"timed_out": -1}),
+            json!({"crashed": "x"}),
+            json!([]),
+            json!({}),
+            json!([[]]),
+            json!([1e-3, 0.0]),
+            json!([1e-3]),
+            json!({"k": [1, "s"]}),
+            json!({"TILE": 3}),
+            json!([{"kernel": "k", "config": {"TILE": 1}}]),
+        ]);
+        prop_oneof![numbers, others]
+    }
+
+    fn raw_numbers(json: &str) -> String {
+        json.replace("\"@", "").replace("@\"", "")
+    }
+
+    /// Values in a value, itself included.
+    fn count(value: &Value) -> usize {
+        1 + match value {
+            Value::Array(all) => all.iter().map(count).sum(),
+            Value::Object(all) => all.values().map(count).sum(),
+            _ => 0,
+        }
+    }
+
+    /// Puts another value in place of one of these; counts `at` down on the way.
+    fn change(value: &mut Value, at: &mut usize, other: &Value) -> bool {
+        if *at == 0 {
+            *value = other.clone();
+            return true;
+        }
+        *at -= 1;
+        match value {
+            Value::Array(all) => all.iter_mut().any(|value| change(value, at, other)),
+            Value::Object(all) => all.values_mut().any(|value| change(value, at, other)),
+            _ => false,
         }
     }
 }

@@ -12,6 +12,7 @@
 //! | `worker.rs`, `child.rs` | one configuration compiled, checked and timed, in a process that may hang or crash |
 //! | `simulate.rs` | answers from a recorded search in place of a device |
 //! | `journal.rs` | what was measured, line by line, on disk |
+//! | `sound.rs` | whether what a journal or a worker says can be |
 //! | `finals.rs` | the best of the search measured again, and the rounds that decide |
 //! | `gate.rs` | whether a configuration beats the default beyond the noise |
 //! | `search.rs` | the loop over all of these |
@@ -29,6 +30,7 @@ pub mod question;
 pub mod report;
 pub mod search;
 pub mod simulate;
+pub mod sound;
 pub mod space;
 pub mod strategy;
 pub mod worker;

@@ -5,7 +5,9 @@
 
 use std::any::Any;
 use std::ffi::c_void;
+use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ropeway::Registry;
@@ -16,7 +18,7 @@ use ropeway_core::info::{DeviceInfo, MemoryUse};
 use ropeway_core::kernel::{Config, Source};
 use ropeway_core::memory::{Buffer, DeviceId};
 use ropeway_core::plan::BoundPlan;
-use ropeway_core::{ErrorKind, Result};
+use ropeway_core::{Error, ErrorKind, Result};
 
 use super::child::{Children, Launcher};
 use super::journal::{Described, Header, Journal};
@@ -24,13 +26,58 @@ use super::report::Progress;
 use super::search::{Search, Settings};
 use super::space::Space;
 use super::strategy::Choice;
-use super::{Measurer, Outcome, Point, Stage, Target, form, worker};
+use super::worker::{Answer, Question};
+use super::{Measurement, Measurer, Outcome, Point, Stage, Target, form, worker};
 
 /// The configurations of `gemm_packed` that are planted: its KC, and what each MR then does.
 const KC: i64 = 192;
 const HANGS: i64 = 4;
 const CRASHES: i64 = 6;
 const MISCOMPILED: i64 = 12;
+
+/// What a device does wrong.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    /// What the configurations above do, on OpenCL.
+    Configurations,
+    /// The others on the cpu device, whatever is compiled. It never returns, has started a compiler, and would not return from a handler
+    /// at the exit either.
+    Hangs,
+    /// It has started a compiler, and crashes.
+    Crashes,
+    /// From the first compilation on, no allocation succeeds, for this reason.
+    Allocates(ErrorKind),
+}
+
+const FAULTS: [Fault; 6] = [
+    Fault::Configurations,
+    Fault::Hangs,
+    Fault::Crashes,
+    Fault::Allocates(ErrorKind::OutOfMemory),
+    Fault::Allocates(ErrorKind::Driver),
+    Fault::Allocates(ErrorKind::DeviceLost),
+];
+
+/// The environment variable that names the file of process numbers: the worker's and its compiler's.
+const PROCESSES: &str = "ROPEWAY_PLANTED_PROCESSES";
+
+/// Starts a process that lasts, as drivers start compilers, and writes down who is there.
+fn start_compiler() {
+    let Some(path) = std::env::var_os(PROCESSES) else {
+        return;
+    };
+    let compiler = Command::new("sleep").arg("3600").spawn().unwrap();
+    let text = format!("{} {}\n", std::process::id(), compiler.id());
+    std::fs::write(path, text).unwrap();
+}
+
+unsafe extern "C" {
+    fn atexit(handler: extern "C" fn()) -> i32;
+}
+
+extern "C" fn never_return() {
+    std::thread::sleep(Duration::from_secs(3600));
+}
 
 struct PlantedDriver;
 
@@ -43,40 +90,72 @@ impl Driver for PlantedDriver {
         Ok(Vec::new())
     }
 
-    fn open(&self, _: usize, _: &OpenOptions) -> Result<Arc<dyn Device>> {
-        Ok(Arc::new(Planted(Registry::default().open("opencl")?)))
+    fn open(&self, ordinal: usize, _: &OpenOptions) -> Result<Arc<dyn Device>> {
+        let fault = FAULTS[ordinal];
+        let device = match fault {
+            Fault::Configurations => "opencl",
+            _ => "cpu",
+        };
+        Ok(Arc::new(Planted {
+            device: Registry::default().open(device)?,
+            fault,
+            compiled: AtomicBool::new(false),
+        }))
     }
 }
 
-struct Planted(Arc<dyn Device>);
+struct Planted {
+    device: Arc<dyn Device>,
+    fault: Fault,
+    compiled: AtomicBool,
+}
 
 impl Device for Planted {
     fn id(&self) -> DeviceId {
-        self.0.id()
+        self.device.id()
     }
 
     fn info(&self) -> &DeviceInfo {
-        self.0.info()
+        self.device.info()
     }
 
     fn memory(&self) -> Result<MemoryUse> {
-        self.0.memory()
+        self.device.memory()
     }
 
     fn alloc(&self, bytes: u64) -> Result<Buffer> {
-        self.0.alloc(bytes)
+        match self.fault {
+            Fault::Allocates(kind) if self.compiled.load(Ordering::Relaxed) => {
+                Err(Error::new(kind, "planted"))
+            }
+            _ => self.device.alloc(bytes),
+        }
     }
 
     fn alloc_pinned(&self, bytes: u64) -> Result<PinnedBuffer> {
-        self.0.alloc_pinned(bytes)
+        self.device.alloc_pinned(bytes)
     }
 
     fn create_queue(&self, kind: QueueKind) -> Result<Arc<dyn Queue>> {
-        self.0.create_queue(kind)
+        self.device.create_queue(kind)
     }
 
     fn compile(&self, source: &'static Source, config: &Config) -> Result<Arc<dyn Module>> {
         let mut config = config.clone();
+        self.compiled.store(true, Ordering::Relaxed);
+        match self.fault {
+            Fault::Hangs => {
+                // SAFETY: the handler is a function that lives as long as the program.
+                unsafe { atexit(never_return) };
+                start_compiler();
+                never_return();
+            }
+            Fault::Crashes => {
+                start_compiler();
+                std::process::abort();
+            }
+            Fault::Configurations | Fault::Allocates(_) => {}
+        }
         if config.get("KC") == Some(KC) {
             match config.get("MR") {
                 Some(HANGS) => std::thread::sleep(Duration::from_secs(3600)),
@@ -91,7 +170,7 @@ impl Device for Planted {
                 _ => {}
             }
         }
-        self.0.compile(source, &config)
+        self.device.compile(source, &config)
     }
 
     unsafe fn import_memory(
@@ -101,7 +180,7 @@ impl Device for Planted {
         owner: Option<Arc<dyn Any + Send + Sync>>,
     ) -> Result<Buffer> {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.0.import_memory(handle, bytes, owner) }
+        unsafe { self.device.import_memory(handle, bytes, owner) }
     }
 
     unsafe fn import_queue(
@@ -110,21 +189,94 @@ impl Device for Planted {
         owner: Option<Arc<dyn Any + Send + Sync>>,
     ) -> Result<Arc<dyn Queue>> {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.0.import_queue(handle, owner) }
+        unsafe { self.device.import_queue(handle, owner) }
     }
 
     fn instantiate(&self, plans: Vec<BoundPlan>) -> Result<Arc<dyn Graph>> {
-        self.0.instantiate(plans)
+        self.device.instantiate(plans)
     }
 }
 
-/// The child of the tests below: this program, which runs this one test and is spoken to by its pipes.
-#[test]
-#[ignore = "the child process of other tests"]
-fn serve_with_faults() {
+/// The children of the tests below: this program, which runs one of these tests and is spoken to by its pipes.
+fn serve(ordinal: usize) {
     let mut registry = Registry::default();
     registry.add(Box::new(PlantedDriver));
-    worker::serve(&registry, "planted").unwrap();
+    worker::serve(&registry, &format!("planted:{ordinal}")).unwrap();
+}
+
+/// A test for each child, and its name.
+macro_rules! children {
+    ($($name:ident: $serve:expr;)*) => { $(
+        #[test]
+        #[ignore = "the child process of other tests"]
+        fn $name() {
+            $serve
+        }
+    )* };
+}
+
+children! {
+    serve_with_faults: serve(0);
+    serve_hanging: serve(1);
+    serve_crashing: serve(2);
+    serve_out_of_memory: serve(3);
+    serve_with_a_failing_driver: serve(4);
+    serve_a_lost_device: serve(5);
+    tune_with_a_hanging_worker: drop(measured("serve_hanging", Duration::from_secs(600)));
+    answer_slowly: answer(|question, _| match question {
+        Question::Pose { .. } => {
+            std::thread::sleep(Duration::from_secs(3));
+            Answer::Posed
+        }
+        _ => Answer::Outcome(Outcome::Measured(measurement(vec![1e-3]))),
+    });
+    answer_nonsense: answer(|question, number| match (question, number) {
+        (Question::Pose { .. }, _) => Answer::Posed,
+        (_, 1) => Answer::Outcome(Outcome::Measured(measurement(vec![1e-3]))),
+        (_, 2) => Answer::Outcome(Outcome::Measured(measurement(Vec::new()))),
+        _ => Answer::Outcome(Outcome::Proven(0.5)),
+    });
+}
+
+/// A worker without a device: answers by the question and its number.
+fn answer(answer: impl Fn(Question, usize) -> Answer) {
+    let say = |answer| println!("\n{}", serde_json::to_string(&answer).unwrap());
+    say(Answer::Ready);
+    for (number, line) in std::io::stdin().lines().enumerate() {
+        say(answer(
+            serde_json::from_str(&line.unwrap()).unwrap(),
+            number,
+        ));
+    }
+}
+
+fn measurement(samples: Vec<f64>) -> Measurement {
+    Measurement {
+        samples,
+        runs: 1,
+        reference: Vec::new(),
+        error_over_bound: 0.5,
+        stopped: false,
+    }
+}
+
+/// A child's full name as a test.
+fn child(name: &str) -> String {
+    format!("tune::planted::{name}")
+}
+
+/// What comes of the cpu device's one point, and the workers that it took.
+fn measured(name: &str, limit: Duration) -> (Outcome, usize) {
+    let mut children = Children::new(launcher(&child(name)), limit);
+    let outcome = children.measure(&target(), &native(), Stage::Search, None);
+    (outcome.unwrap(), children.started)
+}
+
+fn native() -> Point {
+    Point {
+        kernel: "gemm_native".into(),
+        config: [].into(),
+    }
 }
 
 fn launcher(test: &str) -> Launcher {
@@ -169,7 +321,7 @@ fn a_wrong_a_hanging_and_a_crashing_configuration_cost_only_themselves() {
     let device = match Registry::default().open("opencl") {
         Ok(device) => device,
         Err(error) if error.kind() == ErrorKind::Unavailable => {
-            eprintln!("not tested, no OpenCL device: {error}");
+            println!("skipped: no OpenCL device: {error}");
             return;
         }
         Err(error) => panic!("{error}"),
@@ -202,7 +354,7 @@ fn a_wrong_a_hanging_and_a_crashing_configuration_cost_only_themselves() {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = Journal::open(&folder.path().join("journal"), header(), false).unwrap();
     let progress = Progress::new(true);
-    let launcher = launcher("tune::planted::serve_with_faults");
+    let launcher = launcher(&child("serve_with_faults"));
     let mut children = Children::new(launcher, Duration::from_secs(20));
     let found = Search::new(&settings, &mut children, &mut journal, &progress)
         .tune(&described, 1)
@@ -257,10 +409,7 @@ fn serve_nothing() {
 
 #[test]
 fn a_worker_that_never_opens_the_device_ends_the_search_with_its_reason() {
-    let mut children = Children::new(
-        launcher("tune::planted::serve_nothing"),
-        Duration::from_secs(5),
-    );
+    let mut children = Children::new(launcher(&child("serve_nothing")), Duration::from_secs(5));
     let point = Point {
         kernel: "gemm_packed".into(),
         config: [].into(),
@@ -270,4 +419,138 @@ fn a_worker_that_never_opens_the_device_ends_the_search_with_its_reason() {
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("no such device here"), "{error}");
+}
+
+#[test]
+fn what_keeps_a_result_from_being_judged_is_no_wrong_result() {
+    let outcome = |name| measured(name, Duration::from_secs(60)).0;
+    let refused = |text: &str| Outcome::Refused(text.into());
+    assert_eq!(
+        outcome("serve_out_of_memory"),
+        refused("out of memory: planted")
+    );
+    assert_eq!(
+        outcome("serve_with_a_failing_driver"),
+        refused("driver error: planted")
+    );
+    let lost = Outcome::Crashed("device lost: planted".into());
+    assert_eq!(outcome("serve_a_lost_device"), lost);
+}
+
+#[test]
+fn the_limit_of_a_configuration_does_not_count_its_inputs_and_reference() {
+    let (outcome, _) = measured("answer_slowly", Duration::from_secs(1));
+    assert_eq!(outcome, Outcome::Measured(measurement(vec![1e-3])));
+}
+
+#[test]
+fn a_worker_that_answers_what_cannot_be_is_replaced() {
+    let limit = Duration::from_secs(10);
+    let mut children = Children::new(launcher(&child("answer_nonsense")), limit);
+    let mut ask = |stage| {
+        let outcome = children.measure(&target(), &native(), stage, None);
+        (outcome.unwrap(), children.started)
+    };
+    let right = Outcome::Measured(measurement(vec![1e-3]));
+    assert_eq!(ask(Stage::Search), (right.clone(), 1));
+    let (outcome, _) = ask(Stage::Search);
+    assert!(
+        matches!(&outcome, Outcome::Crashed(why) if why.contains("a time of no runs")),
+        "{outcome:?}"
+    );
+    assert_eq!(ask(Stage::Round(0)), (right, 2));
+    let _ = ask(Stage::Round(0));
+    assert_eq!(ask(Stage::Round(0)).1, 3);
+}
+
+/// Processes: whether they go, and go soon.
+#[cfg(target_os = "linux")]
+mod processes {
+    use std::path::Path;
+    use std::time::Instant;
+
+    use super::*;
+
+    fn is_there(process: &str) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat"));
+        // What nobody has taken the status of is no more, too.
+        stat.is_ok_and(|stat| !stat.contains(") Z "))
+    }
+
+    /// The processes that a file names, once it does.
+    fn processes(path: &Path) -> Vec<String> {
+        let begin = Instant::now();
+        loop {
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            if text.ends_with('\n') {
+                return text.split_whitespace().map(Into::into).collect();
+            }
+            assert!(begin.elapsed() < Duration::from_secs(60), "nothing started");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn assert_gone_within(seconds: u64, processes: &[String]) {
+        let begin = Instant::now();
+        while processes.iter().any(|process| is_there(process)) {
+            let took = begin.elapsed();
+            assert!(took < Duration::from_secs(seconds), "{processes:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A launcher whose worker writes down its processes.
+    fn noting(name: &str, path: &Path) -> Launcher {
+        let Launcher { program, args } = launcher(&child(name));
+        let variable = format!("{PROCESSES}={}", path.display());
+        Launcher {
+            program: "env".into(),
+            args: [variable.into(), program.into()]
+                .into_iter()
+                .chain(args)
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_worker_that_a_driver_holds_ends_with_its_tuner_that_was_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("processes");
+        let Launcher { program, args } = launcher(&child("tune_with_a_hanging_worker"));
+        let mut tuner = Command::new(program)
+            .args(args)
+            .env(PROCESSES, &path)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let started = processes(&path);
+        assert!(started.len() == 2 && started.iter().all(|process| is_there(process)));
+        tuner.kill().unwrap();
+        tuner.wait().unwrap();
+        assert_gone_within(2, &started);
+    }
+
+    #[test]
+    fn with_a_worker_ends_what_it_has_started() {
+        for name in ["serve_hanging", "serve_crashing"] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("processes");
+            let mut children = Children::new(noting(name, &path), Duration::from_secs(5));
+            let begin = Instant::now();
+            let outcome = children
+                .measure(&target(), &native(), Stage::Search, None)
+                .unwrap();
+            let took = begin.elapsed();
+            match name {
+                "serve_hanging" => assert_eq!(outcome, Outcome::TimedOut(5.0)),
+                // The compiler holds the worker's output open; its death shows all the same.
+                _ => assert!(
+                    matches!(&outcome, Outcome::Crashed(how) if how.contains("signal"))
+                        && took < Duration::from_secs(4),
+                    "{outcome:?} after {took:?}"
+                ),
+            }
+            assert_gone_within(1, &processes(&path));
+        }
+    }
 }

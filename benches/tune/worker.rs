@@ -29,6 +29,9 @@ use crate::roofline::Roofline;
 const SEARCH: Duration = Duration::from_millis(120);
 const ROUND: Duration = Duration::from_millis(200);
 
+/// How long a device may take to come to rest after something went wrong.
+const SETTLED: Duration = Duration::from_secs(10);
+
 /// A point whose first run takes this many times the best is timed no further.
 const LOSES: f64 = 2.0;
 
@@ -43,6 +46,13 @@ const CASE_WORK: f64 = 4e7;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Question {
+    /// To make a target's inputs and the reference's answers for a stage. Its time is nobody's configuration's.
+    Pose {
+        /// The target.
+        target: Box<Target>,
+        /// What will be asked.
+        stage: Stage,
+    },
     /// What a point is worth.
     Point {
         /// The target.
@@ -66,6 +76,8 @@ pub enum Answer {
     Ready,
     /// It is not, or is no more: the worker ends.
     Lost(String),
+    /// Inputs and reference are there.
+    Posed,
     /// What came of the point.
     Outcome(Outcome),
     /// Peak and bandwidths.
@@ -91,7 +103,7 @@ pub fn serve(registry: &Registry, selector: &str) -> Result<()> {
             }
         }
         // The tuner has gone: nobody waits for what is being measured.
-        std::process::exit(0);
+        end_at_once();
     });
     let opened = registry.open(selector).and_then(Worker::new);
     let mut worker = match opened {
@@ -110,6 +122,20 @@ pub fn serve(registry: &Registry, selector: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Ends this process and, if it leads a group of its own, the compilers that a driver has started in it. No handler runs at the exit: where a
+/// driver hangs, its handler would, too.
+fn end_at_once() -> ! {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group, kill_process};
+        let _ = match getpgrp() == getpid() {
+            true => kill_current_process_group(Signal::KILL),
+            false => kill_process(getpid(), Signal::KILL),
+        };
+    }
+    std::process::abort()
 }
 
 /// Writes an answer on a line of its own.
@@ -141,6 +167,24 @@ struct PosedTarget {
     cases: Option<Vec<Problem>>,
 }
 
+impl PosedTarget {
+    /// What a point is held to.
+    fn problems(
+        &mut self,
+        target: &Target,
+        device: &dyn Device,
+        stage: Stage,
+    ) -> Result<&[Problem]> {
+        if stage == Stage::Proof && self.cases.is_none() {
+            self.cases = Some(cases(target, device)?);
+        }
+        Ok(match self.cases.as_deref() {
+            Some(cases) if stage == Stage::Proof && !cases.is_empty() => cases,
+            _ => &self.checks,
+        })
+    }
+}
+
 impl Worker {
     fn new(device: Arc<dyn Device>) -> Result<Worker> {
         let queue = device.create_queue(ropeway_core::device::QueueKind::Compute)?;
@@ -154,6 +198,7 @@ impl Worker {
     fn answer(&mut self, question: Question) -> Answer {
         let answered = match question {
             Question::Roofline => self.roofline().map(Answer::Roofline),
+            Question::Pose { target, stage } => self.pose(&target, stage).map(|()| Answer::Posed),
             Question::Point {
                 target,
                 point,
@@ -163,10 +208,20 @@ impl Worker {
                 .point(&target, &point, stage, beside.as_ref())
                 .map(Answer::Outcome),
         };
-        answered.unwrap_or_else(|error| match error.kind() {
-            ErrorKind::DeviceLost | ErrorKind::Timeout => Answer::Lost(error.to_string()),
-            _ => Answer::Outcome(Outcome::Refused(error.to_string())),
+        answered.unwrap_or_else(|error| match self.survives(&error) {
+            true => Answer::Outcome(Outcome::Refused(error.to_string())),
+            false => Answer::Lost(error.to_string()),
         })
+    }
+
+    /// Whether the device serves other points after this one has failed so.
+    fn survives(&self, error: &Error) -> bool {
+        match error.kind() {
+            ErrorKind::DeviceLost | ErrorKind::Timeout => false,
+            // Some drivers answer every call with the first error from then on.
+            ErrorKind::Driver | ErrorKind::LaunchFailed => settled(&*self.queue).is_ok(),
+            _ => true,
+        }
     }
 
     fn roofline(&self) -> Result<Roofline> {
@@ -184,7 +239,7 @@ impl Worker {
         // Compiled modules die with the point: a search compiles hundreds.
         let subject = Subject::new(Arc::clone(&self.device));
         let mut worst = 0.0;
-        if matches!(stage, Stage::Search | Stage::Proof) {
+        if is_checked(stage) {
             match self.check(&subject, target, point, stage)? {
                 Checked::Right(ratio) => worst = ratio,
                 Checked::Wrong(findings) => return Ok(Outcome::Wrong(findings)),
@@ -202,6 +257,17 @@ impl Worker {
         Ok(Outcome::Measured(measurement))
     }
 
+    /// Makes what a stage's points need besides themselves.
+    fn pose(&mut self, target: &Target, stage: Stage) -> Result<()> {
+        let posed = pose(&mut self.posed, target)?;
+        if is_checked(stage) {
+            for problem in posed.problems(target, &*self.device, stage)? {
+                problem.reference()?;
+            }
+        }
+        Ok(())
+    }
+
     /// Holds the point to the target's problems.
     fn check(
         &mut self,
@@ -211,18 +277,7 @@ impl Worker {
         stage: Stage,
     ) -> Result<Checked> {
         let posed = pose(&mut self.posed, target)?;
-        let problems = match stage {
-            Stage::Proof => {
-                if posed.cases.is_none() {
-                    posed.cases = Some(cases(target, &*self.device)?);
-                }
-                match posed.cases.as_deref() {
-                    Some(cases) if !cases.is_empty() => cases,
-                    _ => &posed.checks,
-                }
-            }
-            _ => &posed.checks,
-        };
+        let problems = posed.problems(target, &*self.device, stage)?;
         let config = point.config();
         let variant = Variant {
             kernel: ropeway_kernels::op(&target.workload.op)
@@ -245,7 +300,7 @@ impl Worker {
             // What does not compile is refused, not wrong.
             subject.executable(plan.clone())?;
             let queue = &*self.queue;
-            match ops::check_plan(subject, queue, problem, plan, &variant, false) {
+            match ops::check_plan(subject, queue, problem, plan, &variant, false)? {
                 Verdict::Passed(pass) => {
                     worst = Some(worst.unwrap_or_default().max(pass.worst_ratio));
                 }
@@ -358,6 +413,11 @@ impl Placed {
     }
 }
 
+/// Whether a point's results are compared with the reference before anything else.
+fn is_checked(stage: Stage) -> bool {
+    matches!(stage, Stage::Search | Stage::Proof)
+}
+
 /// The target's problems, made if the last ones were another's.
 fn pose<'a>(posed: &'a mut Option<PosedTarget>, target: &Target) -> Result<&'a mut PosedTarget> {
     if posed
@@ -379,9 +439,17 @@ fn pose<'a>(posed: &'a mut Option<PosedTarget>, target: &Target) -> Result<&'a m
     Ok(posed.as_mut().expect("made above"))
 }
 
+/// Waits for a device to come to rest. What kernels report of values is of what ran before.
+fn settled(queue: &dyn Queue) -> Result<()> {
+    match queue.synchronize(Some(SETTLED)) {
+        Err(error) if error.kind() == ErrorKind::DataOutOfRange => Ok(()),
+        other => other,
+    }
+}
+
 /// A finding, with the shapes it was made at. A lost device is no wrong result.
 fn failed(queue: &dyn Queue, problem: &Problem, mut findings: Vec<String>) -> Result<Checked> {
-    queue.synchronize(Some(Duration::from_secs(10)))?;
+    settled(queue)?;
     let shapes = problem
         .inputs
         .iter()
@@ -410,13 +478,14 @@ fn checks(target: &Target) -> Result<Vec<Problem>> {
 
 fn problem(workload: &Workload, dtype: &str) -> Result<Problem> {
     let (request, op) = workload.request(dtype)?;
-    Ok(Problem {
-        kind: ops::kind_of(&workload.op)?,
+    let kind = ops::kind_of(&workload.op)?;
+    Ok(Problem::new(
+        kind,
         op,
-        inputs: request.inputs,
-        attrs: request.attrs,
-        data: DataClass::Random,
-    })
+        request.inputs,
+        request.attrs,
+        DataClass::Random,
+    ))
 }
 
 /// What a finalist is held to: the whole shape, where its reference takes seconds, and the op's fixed conformance cases of the same dtypes

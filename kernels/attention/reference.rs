@@ -12,6 +12,7 @@
 //! and the output lose. It never exceeds what any weighing of the visible values could give.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use proptest::strategy::BoxedStrategy;
 use ropeway_core::memory::TensorDesc;
@@ -659,15 +660,17 @@ impl OpSpec for AttentionSpec {
         attention(described(op)?, inputs, data, &attend)
     }
 
-    fn judge(
+    fn judge_by(
         &self,
+        reference: &dyn Fn() -> Result<Arc<Vec<Expected>>>,
         op: &dyn Op,
         inputs: &Operands,
         outputs: &Operands,
         data: DataClass,
     ) -> Result<Judgement> {
         let op = described(op)?;
-        naive::judge(|attend| attention(op, inputs, data, attend), outputs)
+        let naive = attention(op, inputs, data, &naive::naive)?;
+        naive::judge(&reference()?, &naive, outputs)
     }
 
     fn fixed_cases(&self) -> Vec<Recipe> {
@@ -687,15 +690,17 @@ impl OpSpec for VarlenAttentionSpec {
         attention_varlen(described(op)?, inputs, data, &attend)
     }
 
-    fn judge(
+    fn judge_by(
         &self,
+        reference: &dyn Fn() -> Result<Arc<Vec<Expected>>>,
         op: &dyn Op,
         inputs: &Operands,
         outputs: &Operands,
         data: DataClass,
     ) -> Result<Judgement> {
         let op = described(op)?;
-        naive::judge(|attend| attention_varlen(op, inputs, data, attend), outputs)
+        let naive = attention_varlen(op, inputs, data, &naive::naive)?;
+        naive::judge(&reference()?, &naive, outputs)
     }
 
     fn part(&self, op: &dyn Op, inputs: &Operands) -> Result<Option<Part>> {
@@ -720,15 +725,17 @@ impl OpSpec for PagedAttentionSpec {
         attention_paged(described(op)?, inputs, data, &attend)
     }
 
-    fn judge(
+    fn judge_by(
         &self,
+        reference: &dyn Fn() -> Result<Arc<Vec<Expected>>>,
         op: &dyn Op,
         inputs: &Operands,
         outputs: &Operands,
         data: DataClass,
     ) -> Result<Judgement> {
         let op = described(op)?;
-        naive::judge(|attend| attention_paged(op, inputs, data, attend), outputs)
+        let naive = attention_paged(op, inputs, data, &naive::naive)?;
+        naive::judge(&reference()?, &naive, outputs)
     }
 
     fn part(&self, op: &dyn Op, inputs: &Operands) -> Result<Option<Part>> {

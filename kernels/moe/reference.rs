@@ -4,6 +4,8 @@
 //! one that the device made, if it is one of them. Permutations are exact. Sums are bounded as matrix products are, and `moe_ffn` composes
 //! the bounds of its steps, with the rows between them rounded to the dtype of `x`.
 
+use std::sync::Arc;
+
 use proptest::strategy::BoxedStrategy;
 use ropeway_core::memory::TensorDesc;
 use ropeway_core::op::Op;
@@ -153,8 +155,9 @@ impl OpSpec for MoeRouteSpec {
         Ok(self.answer(described(op)?, inputs, None)?.0)
     }
 
-    fn judge(
+    fn judge_by(
         &self,
+        _: &dyn Fn() -> Result<Arc<Vec<Expected>>>,
         op: &dyn Op,
         inputs: &Operands,
         outputs: &Operands,
@@ -407,8 +410,9 @@ impl OpSpec for MoeFfnSpec {
         Ok(self.answer(described(op)?, inputs, data, None)?.0)
     }
 
-    fn judge(
+    fn judge_by(
         &self,
+        _: &dyn Fn() -> Result<Arc<Vec<Expected>>>,
         op: &dyn Op,
         inputs: &Operands,
         outputs: &Operands,

@@ -1,8 +1,9 @@
 //! The community's T4 format (autotuning results, schema version 1.0.0), as Kernel Tuner writes it.
 //!
 //! A result needs `configuration`, `times`, `invalidity` and `correctness`; `timestamp`, `objectives` and `measurements` (name, value, unit)
-//! may be there. A table's entry becomes one result: its tunables and its kernel are the configuration, what it was found by and what it was
-//! measured at are measurements. Times are milliseconds there.
+//! may be there. A table's entry becomes one result: its tunables and its kernel are the configuration, the numbers of what was measured are
+//! measurements. Texts are not: two schemas go by this version, and while Kernel Tuner's takes them as a measurement's value, that of the
+//! format's authors takes numbers alone. Both leave other properties open: texts stand in `metadata`, as Kernel Tuner's unit of time does.
 
 use ropeway::TunedTable;
 use serde_json::{Map, Value, json};
@@ -13,7 +14,11 @@ const SCHEMA_VERSION: &str = "1.0.0";
 /// Tables as one T4 document. Entries that nobody measured are not results and are left out.
 pub fn document(tables: &[TunedTable]) -> Value {
     let results: Vec<Value> = tables.iter().flat_map(results).collect();
-    json!({"schema_version": SCHEMA_VERSION, "results": results})
+    json!({
+        "schema_version": SCHEMA_VERSION,
+        "metadata": {"timeunit": "milliseconds"},
+        "results": results,
+    })
 }
 
 fn results(table: &TunedTable) -> Vec<Value> {
@@ -28,16 +33,18 @@ fn results(table: &TunedTable) -> Vec<Value> {
             measurement("time", json!(1e3 * measured.seconds), "ms"),
             measurement("time_deviation", json!(1e3 * measured.deviation), "ms"),
             measurement("time_default", json!(1e3 * measured.default_seconds), "ms"),
-            measurement("kernel_default", json!(measured.default_kernel), ""),
             measurement("error_over_bound", json!(measured.error_over_bound), ""),
             measurement("samples", json!(measured.samples), ""),
-            measurement("op", json!(entry.op), ""),
-            measurement("variant", json!(entry.variant), ""),
             measurement("kernel_version", json!(entry.version), ""),
-            measurement("device", json!(table.device), ""),
-            measurement("backend", json!(table.backend), ""),
-            measurement("architecture", json!(table.architecture), ""),
         ];
+        let mut metadata = json!({
+            "op": entry.op,
+            "variant": entry.variant,
+            "kernel_default": measured.default_kernel,
+            "device": table.device,
+            "backend": table.backend,
+            "architecture": table.architecture,
+        });
         for (name, size) in &entry.sizes {
             measurements.push(measurement(&format!("size_{name}"), json!(size), ""));
         }
@@ -60,9 +67,10 @@ fn results(table: &TunedTable) -> Vec<Value> {
                 ("source", &provenance.source),
                 ("ropeway", &provenance.ropeway),
             ] {
-                measurements.push(measurement(name, json!(text), ""));
+                metadata[name] = json!(text);
             }
         }
+        result["metadata"] = metadata;
         result["measurements"] = Value::Array(measurements);
         Some(result)
     });
@@ -98,7 +106,8 @@ mod tests {
         config = {}
     "#;
 
-    /// The rules of the schema, written out: types, required fields, the values of `invalidity`.
+    /// The rules of both schemas, written out: types, required fields, the values of `invalidity`, and of a measurement's value what the
+    /// stricter takes.
     fn assert_is_t4(document: &Value) {
         let version = document["schema_version"].as_str().expect("a string");
         assert!(
@@ -129,11 +138,7 @@ mod tests {
             assert!(result.get("timestamp").is_none_or(Value::is_string));
             for measurement in result["measurements"].as_array().expect("checked") {
                 assert!(measurement["name"].is_string() && measurement["unit"].is_string());
-                let value = &measurement["value"];
-                assert!(
-                    value.is_number() || value.is_string() || value.is_array(),
-                    "{measurement}"
-                );
+                assert!(measurement["value"].is_number(), "{measurement}");
             }
         }
     }
@@ -159,6 +164,8 @@ mod tests {
                 .map(|m| m["value"].clone())
         };
         assert_eq!(value("time_default"), Some(json!(2.0)));
+        let texts = [&first["metadata"]["op"], &first["metadata"]["driver"]];
+        assert_eq!(texts, ["gemm", "d"]);
         assert_eq!(value("size_n"), Some(json!(512)));
     }
 }

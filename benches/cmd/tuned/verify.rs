@@ -472,7 +472,7 @@ fn conformance(
             continue;
         }
         let (request, op) = workload.request(&dtype)?;
-        match check(subject, &*queue, entry, kernel, &*op, request) {
+        match check(subject, &*queue, entry, kernel, &*op, request)? {
             Verdict::Passed(pass) => {
                 worst = worst.max(pass.worst_ratio);
                 passed += 1;
@@ -502,7 +502,7 @@ fn check(
     kernel: &'static str,
     op: &dyn Op,
     request: Request,
-) -> Verdict {
+) -> Result<Verdict> {
     let config = entry.configuration();
     let plan = op.plan(&PlanRequest {
         kernel: Some(kernel),
@@ -511,10 +511,10 @@ fn check(
     });
     let plan = match plan {
         Ok(plan) => plan,
-        Err(error) => return Verdict::Skipped(error.context().to_owned()),
+        Err(error) => return Ok(Verdict::Skipped(error.context().to_owned())),
     };
     match ops::pose_request(request, DataClass::Random) {
-        ops::Posed::Settled(verdict) => verdict,
+        ops::Posed::Settled(verdict) => Ok(verdict),
         ops::Posed::Problem(problem) => {
             let variant = Variant {
                 kernel: Some(kernel),

@@ -223,6 +223,13 @@ impl Measurer for Children {
         stage: Stage,
         beside: Option<&Beside>,
     ) -> Result<Outcome> {
+        let corner = match stage {
+            Stage::Corner(_) => target.at_corner()?,
+            _ => Some(target.clone()),
+        };
+        let Some(target) = &corner else {
+            return Ok(Outcome::Refused("an op whose sizes are not known".into()));
+        };
         if let Some(why) = self.pose(target, stage)? {
             return Ok(Outcome::Refused(why));
         }

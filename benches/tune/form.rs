@@ -390,6 +390,19 @@ fn work(workload: &Workload, dtype: &str, sizes: &Sizes) -> Result<f64> {
     Ok(cost.flops.max(cost.bytes))
 }
 
+/// What a size must be a multiple of: columns that an activation pairs, or weights that lie in blocks, stay whole.
+fn step(form: &Form, size: &str, workload: &Workload) -> u64 {
+    match (form.op, size) {
+        ("gemm" | "grouped_gemm" | "grouped_gemm_masked", "n") => 2,
+        ("gemm" | "grouped_gemm" | "grouped_gemm_masked", "k")
+            if workload.tensors["b"].starts_with(['Q', 'q']) =>
+        {
+            256
+        }
+        _ => 1,
+    }
+}
+
 /// The problems that a configuration must solve before it is timed: the shape with what is too large made smaller, every size off its
 /// tiles, and one row. A workload of no known form gives none.
 ///
@@ -399,16 +412,7 @@ pub fn checks(workload: &Workload, dtype: &str) -> Result<Vec<Workload>> {
     let (Some(form), Some(mut reduced)) = (form_of(&workload.op), sizes(workload)) else {
         return Ok(Vec::new());
     };
-    // Columns that an activation pairs, or weights that lie in blocks, stay whole.
-    let step = |name: &str| match (form.op, name) {
-        ("gemm" | "grouped_gemm" | "grouped_gemm_masked", "n") => 2,
-        ("gemm" | "grouped_gemm" | "grouped_gemm_masked", "k")
-            if workload.tensors["b"].starts_with(['Q', 'q']) =>
-        {
-            256
-        }
-        _ => 1,
-    };
+    let step = |name: &str| step(form, name, workload);
     let shrink = |sizes: &mut Sizes, names: &[&str], floor: u64| {
         let largest = names
             .iter()
@@ -456,6 +460,26 @@ pub fn checks(workload: &Workload, dtype: &str) -> Result<Vec<Workload>> {
         }
     }
     Ok(found)
+}
+
+/// The workload at the lower corner of its bucket: of each size that may vary, one more than half the power of two that it is rounded up to.
+/// There the fewest tiles are full that any shape of the bucket has. `None` for a workload of no known form.
+///
+/// # Errors
+/// `InvalidArgument` if the sizes do not fit 64 bits.
+pub fn corner(workload: &Workload) -> Result<Option<Workload>> {
+    let (Some(form), Some(mut sizes)) = (form_of(&workload.op), sizes(workload)) else {
+        return Ok(None);
+    };
+    for name in form.rows.iter().chain(form.free) {
+        if let Some(size) = sizes.get_mut(*name).filter(|size| **size > 2) {
+            let half = size.next_power_of_two() / 2;
+            *size = (half + 1).next_multiple_of(step(form, name, workload)).min(*size);
+        }
+    }
+    let mut corner = resized(workload, &sizes, false)?;
+    corner.name += " (corner)";
+    Ok(Some(corner))
 }
 
 /// A workload of what `--shape` says: `m=512 n=512 k=512 trans_b=true`. What is no size of the op is an attribute.

@@ -58,6 +58,18 @@ impl Target {
     pub fn name(&self) -> String {
         format!("{} {}", self.workload.name, self.dtype.to_lowercase())
     }
+
+    /// The target at the lower corner of its bucket; `None` if its op has no known form.
+    ///
+    /// # Errors
+    /// As [`Workload::op`].
+    pub fn at_corner(&self) -> ropeway_core::Result<Option<Target>> {
+        let corner = form::corner(&self.workload)?;
+        Ok(corner.map(|workload| Target {
+            workload,
+            dtype: self.dtype.clone(),
+        }))
+    }
 }
 
 /// A kernel with a value for each of its tunables.
@@ -102,6 +114,8 @@ pub enum Stage {
     Again(u32),
     /// One of the interleaved rounds of the finalists, then of the last two.
     Round(u32),
+    /// A round of the last two at the lower corner of the shape's bucket.
+    Corner(u32),
 }
 
 /// What came of a point.

@@ -57,6 +57,8 @@ pub struct Found {
     pub finalists: Vec<Finalist>,
     /// The fastest of the finalists, if it beats the default beyond the noise in rounds of these two alone.
     pub winner: Option<Finalist>,
+    /// Whether the winner does not lose to the default at the lower corner of its bucket either.
+    pub serves_bucket: bool,
     /// Operations that the problem cannot avoid.
     pub flops: f64,
     /// Bytes that it cannot avoid.
@@ -249,6 +251,7 @@ impl<'a> Search<'a> {
             default_time: None,
             finalists: Vec::new(),
             winner: None,
+            serves_bucket: false,
             flops: *flops,
             bytes: *bytes,
             limit: target.workload.limit,

@@ -271,7 +271,7 @@ impl Verify {
             device.info(),
             &posed.question.candidates,
         );
-        if found.is_none_or(|found| found.served != Served::Bucket) {
+        if found.is_none_or(|found| found.served != Served::Exact) {
             return Err(Error::unsupported("the look-up does not serve it"));
         }
         let sessions = [

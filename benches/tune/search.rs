@@ -19,7 +19,7 @@ use crate::definition::Limit;
 const FINALISTS: usize = 4;
 
 /// Rounds of the finalists.
-const ROUNDS: u32 = 9;
+const ROUNDS: u32 = gate::ROUNDS;
 
 /// How to search.
 #[derive(Clone, Debug)]

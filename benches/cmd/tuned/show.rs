@@ -9,13 +9,14 @@ use ropeway::Registry;
 use ropeway::tuned::{Origin, TunedEntry, TunedTable, TunedTables};
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::op::default_choice;
-use ropeway_core::{Error, Result};
+use ropeway_core::Result;
 use serde::Serialize;
 use serde_json::json;
 
-use super::problem::{self, Sizes};
+use super::problem;
 use super::{Chosen, is_of, sizes_text, user_files, words};
 use crate::cmd::print_line;
+use crate::tune::form::{self, Sizes};
 
 /// What to list.
 #[derive(Args, Debug)]
@@ -172,20 +173,11 @@ impl Show {
     }
 }
 
-/// `m=512 n=64`, with spaces or commas between.
-fn sizes(text: &str) -> Result<Sizes> {
-    let words = text.split([' ', ',']).filter(|word| !word.is_empty());
-    let sizes = words.map(|word| {
-        let (name, size) = word.split_once('=')?;
-        Some((name.to_owned(), size.parse().ok()?))
-    });
-    sizes.collect::<Option<Sizes>>().ok_or_else(|| {
-        Error::invalid(
-            "--shape",
-            format!("{text:?}"),
-            "sizes such as \"m=512 n=512 k=64\"",
-        )
-    })
+fn sizes(shape: &str) -> Result<Sizes> {
+    let words = form::words(shape)?.into_iter();
+    words
+        .map(|(name, value)| Ok((name.to_owned(), form::size(name, value)?)))
+        .collect()
 }
 
 /// What can be said of an entry without running it.

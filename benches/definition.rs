@@ -222,7 +222,9 @@ impl Workload {
                 let mut random = Random::new(index as u64);
                 let shape = desc.layout.shape();
                 let values = self.values(name, desc.dtype, shape, fill, &mut random)?;
-                inputs.insert(name.clone(), repeat(desc.dtype, shape, &values)?);
+                let tensor = repeat(desc.dtype, shape, &values);
+                let tensor = tensor.map_err(|error| error.within(name).within(&self.name))?;
+                inputs.insert(name.clone(), tensor);
             }
         }
         let op = kind
@@ -253,9 +255,17 @@ impl Workload {
             return Ok(values.collect());
         };
         let (word, number) = fill.split_once(' ').unwrap_or((fill, "0"));
+        // Of I32: neither a value nor the number of them is larger, so that no product below overflows.
+        let fits = |number: &u64| *number <= i32::MAX as u64;
         let number: u64 = number
             .parse()
-            .map_err(|_| self.wrong(name, fill, "a number"))?;
+            .ok()
+            .filter(fits)
+            .ok_or_else(|| self.wrong(name, fill, "a number below 2³¹"))?;
+        if !fits(&elements) {
+            let found = format!("{shape:?}");
+            return Err(self.wrong(name, &found, "fewer than 2³¹ elements"));
+        }
         Ok(match word {
             "constant" => vec![number as f64; elements as usize],
             "rows" => {
@@ -318,10 +328,13 @@ fn shuffled(count: u64, random: &mut Random) -> Vec<f64> {
 
 /// A tensor of these values, over and over.
 fn repeat(dtype: DType, shape: &[u64], values: &[f64]) -> Result<HostTensor> {
-    let elements: u64 = shape.iter().product();
     let block = HostTensor::from_f64(dtype, &[values.len() as u64], values)?.data;
-    let bytes = (elements * dtype.size().unwrap_or(1)) as usize;
-    let data = block.iter().copied().cycle().take(bytes).collect();
+    let bytes = TensorDesc::contiguous(dtype, shape)?.span_bytes()?;
+    let too_large = || Error::new(ErrorKind::OutOfMemory, format!("{bytes} bytes on the host"));
+    let bytes = usize::try_from(bytes).map_err(|_| too_large())?;
+    let mut data = Vec::new();
+    data.try_reserve_exact(bytes).map_err(|_| too_large())?;
+    data.extend(block.iter().copied().cycle().take(bytes));
     HostTensor::new(dtype, shape, data)
 }
 
@@ -356,6 +369,39 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_no_host_can_hold_is_an_error_with_its_name() {
+        let text = |x: &str, ids: &str, fill: &str| {
+            format!(
+                "about = \"\"
+                [[workload]]
+                name = \"scatter\"
+                op = \"expert_scatter\"
+                dtypes = [\"F32\"]
+                tensors = {{ x = \"T {x}\", topk_ids = \"I32 {ids}\" }}
+                attrs = {{ experts = 4 }}
+                fill = {{ topk_ids = \"{fill}\" }}
+                limit = \"copy\""
+            )
+        };
+        for (x, ids, fill, named) in [
+            ("9 1000000000000000", "9 3", "distinct 4", "x"),
+            ("9 9", "9 3", "distinct 9999999999999", "topk_ids"),
+            ("9 9", "9 3", "steps 18446744073709551615", "topk_ids"),
+            ("3000000000 1", "3000000000 1", "constant 1", "topk_ids"),
+            (
+                "18446744073709551615 18446744073709551615",
+                "9 3",
+                "distinct 4",
+                "18446744073709551615",
+            ),
+        ] {
+            let workloads = Definition::parse(&text(x, ids, fill)).unwrap().workloads;
+            let error = workloads[0].request("F32").err().expect(fill).to_string();
+            assert!(error.contains(named), "{x}, {ids}, {fill}: {error}");
         }
     }
 

@@ -500,7 +500,7 @@ fn beside(path: &Path, extension: &str) -> PathBuf {
     name.into()
 }
 
-/// Puts a target's entry into the table; of several targets of one bucket, the preferred one of this run stays.
+/// Puts a target's entry into the table; of several targets of this run that are looked up by the same sizes, the preferred one serves.
 fn publish(run: &mut TunedTable, found: &Found, device: &TunedTable, path: &Path) -> Result<()> {
     let Some(entry) = &found.entry else {
         return Ok(());
@@ -508,26 +508,18 @@ fn publish(run: &mut TunedTable, found: &Found, device: &TunedTable, path: &Path
     let mut one = device.clone();
     one.entries = vec![entry.clone()];
     run.merge(one)?;
-    let mut other = None;
-    TunedTable::update(path, |table| {
+    TunedTable::try_update(path, |table| {
         if table.device.is_empty() {
             *table = device.clone();
         }
         if (&table.device, &table.backend) != (&device.device, &device.backend) {
-            other = Some(format!("a table of {} on {}", table.device, table.backend));
-            return;
-        }
-        for entry in &run.entries {
-            table.insert(entry.clone());
-        }
-    })?;
-    match other {
-        Some(other) => {
+            let other = format!("a table of {} on {}", table.device, table.backend);
             let expected = format!("one of {} on {}", device.device, device.backend);
-            Err(Error::invalid(&path.display().to_string(), other, expected))
+            return Err(Error::invalid(&path.display().to_string(), other, expected));
         }
-        None => Ok(()),
-    }
+        table.supersede(run.entries.clone());
+        Ok(())
+    })
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

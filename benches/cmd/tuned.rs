@@ -2,6 +2,8 @@
 
 mod diff;
 mod merge;
+#[cfg(test)]
+mod miscompiled;
 mod problem;
 mod show;
 mod t4;

@@ -130,7 +130,12 @@ fn show_names_entries_states_and_what_serves_a_shape() {
         "{shown}"
     );
     fs::remove_file(place.0.path().join("tuned/broken.toml")).unwrap();
-    for (m, served) in [("64", "bucket"), ("100", "between"), ("1000", "default")] {
+    for (m, served) in [
+        ("64", "exact"),
+        ("63", "bucket"),
+        ("100", "between"),
+        ("1000", "default"),
+    ] {
         let shape = format!("m={m},n=64,k=64");
         let arguments = [
             "tuned",
@@ -236,6 +241,12 @@ fn merge_refuses_by_name_and_does_not_depend_on_order() {
         (differences["entries"].as_array().unwrap().len(), code),
         (3, Some(1))
     );
+    let twice = header("chip")
+        + &entry(64, "gemm_native", 2.0)
+        + &entry(64, "gemm_native", 2.0).replace("version = 1", "version = 2");
+    place.write("twice.toml", &twice);
+    let same = place.run(&["tuned", "diff", "twice.toml", "twice.toml"]);
+    assert_eq!(same.status.code(), Some(0), "one key in two versions");
     let same = place.run(&["tuned", "diff", "ab.toml", "ba.toml"]);
     assert_eq!(same.status.code(), Some(0));
     let other = place.write("other.toml", &header("other chip"));
@@ -339,4 +350,29 @@ fn verify_measures_checks_and_removes_only_when_told() {
         Some(1),
         "nothing verified is no success"
     );
+}
+
+#[test]
+fn a_search_never_writes_into_another_devices_table() {
+    let place = Place::new();
+    let path = place.write(
+        "simulated.toml",
+        &(header("chip") + &entry(64, "gemm_native", 2.0)),
+    );
+    let before = read(&path);
+    let recording = Path::new(env!("CARGO_MANIFEST_DIR")).join("tune/recordings/gemm_pocl.journal");
+    let output = place.run(&[
+        "tune",
+        "--simulate",
+        recording.to_str().unwrap(),
+        "--save-dir",
+        ".",
+    ]);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(
+        stderr.contains("simulated.toml") && stderr.contains("chip"),
+        "{stderr}"
+    );
+    assert_eq!(read(&path), before);
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use ropeway_core::Result;
 
-use super::gate::{self, Summary};
+use super::gate::{self, ROUNDS, Summary};
 use super::search::{Evaluation, Finalist, Found, Search};
 use super::{Beside, Outcome, Point, Stage, Target};
 
@@ -22,9 +22,6 @@ const FINALISTS: usize = 3;
 
 /// A winner of another shape that takes so many times the fastest's time is preferred to it.
 const AS_GOOD: f64 = 1.01;
-
-/// Rounds of the finalists, and of the last two.
-pub const ROUNDS: u32 = 9;
 
 impl Search<'_> {
     /// Measures what was tried again: everything in the passes that were asked for, then the most promising.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use ropeway_core::dtype::Block;
 use ropeway_core::{DType, Error, Result};
 use serde_json::{Value, json};
 
@@ -33,7 +34,7 @@ struct Form {
     rows: &'static [&'static str],
     /// Other sizes that may be anything.
     free: &'static [&'static str],
-    /// Sizes that may be fewer, but not just any number: experts, sequences.
+    /// Sizes that may be fewer, but not just any number: experts, sequences, blocks of keys.
     counts: &'static [&'static str],
     /// Sizes that one may leave out, and the size or the number whose value they then have.
     defaults: &'static [(&'static str, &'static str)],
@@ -138,8 +139,13 @@ const FORMS: &[Form] = &[
         ],
         rows: &["tokens"],
         free: &[],
-        counts: &[],
-        defaults: &[("block_size", "16"), ("kv_heads", "heads"), ("dv", "d")],
+        counts: &["batch", "max_blocks"],
+        defaults: &[
+            ("block_size", "16"),
+            ("kv_heads", "heads"),
+            ("dv", "d"),
+            ("blocks", "batch*max_blocks"),
+        ],
     },
     Form {
         op: "moe_route",
@@ -244,15 +250,23 @@ fn extent(text: &str) -> (u64, Vec<&str>, u64) {
 fn evaluate(text: &str, sizes: &Sizes) -> Result<u64> {
     let (factor, names, add) = extent(text);
     let mut value = factor;
+    let mut named = Vec::new();
     for name in names {
         let size = sizes
             .get(name)
             .ok_or_else(|| Error::invalid("--shape", "nothing", format!("{name}=…")))?;
+        named.push(format!("{name}={size}"));
         value = value
             .checked_mul(*size)
-            .ok_or_else(|| Error::invalid(name, size, "a size that fits 64 bits"))?;
+            .ok_or_else(|| too_large(text, &named.join(" ")))?;
     }
-    Ok(value + add)
+    value
+        .checked_add(add)
+        .ok_or_else(|| too_large(text, &named.join(" ")))
+}
+
+fn too_large(extent: &str, sizes: &str) -> Error {
+    Error::invalid(extent, sizes, "sizes whose product fits 64 bits")
 }
 
 /// Finds the one size that is not known yet in an extent; whether the extent agrees with what is known.
@@ -264,7 +278,10 @@ fn solve<'a>(text: &'a str, value: u64, sizes: &mut BTreeMap<&'a str, u64>) -> b
     let mut unknown = None;
     for name in names {
         match sizes.get(name) {
-            Some(size) => factor *= size,
+            Some(size) => match factor.checked_mul(*size) {
+                Some(product) => factor = product,
+                None => return false,
+            },
             None => unknown = Some(name),
         }
     }
@@ -276,6 +293,14 @@ fn solve<'a>(text: &'a str, value: u64, sizes: &mut BTreeMap<&'a str, u64>) -> b
             true
         }
     }
+}
+
+/// The blocks in which a tensor's last size lies: `b_format` says so of b, whose bytes are its extents then.
+fn blocks(tensor: &str, workload: &Workload) -> Option<Block> {
+    let format = workload.attrs.get("b_format").and_then(Value::as_str);
+    let format = DType::from_name(&format?.to_uppercase())?;
+    let is_b = tensor == "b" && DType::GGML_BLOCKS.contains(&format);
+    format.block().filter(|_| is_b)
 }
 
 /// The workload's form with transposed operands as they lie.
@@ -318,12 +343,18 @@ pub fn sizes(workload: &Workload) -> Option<Sizes> {
             continue;
         };
         found += 1;
-        let values: Vec<u64> = text
+        let mut values: Vec<u64> = text
             .split_whitespace()
             .skip(1)
             .map(str::parse)
             .collect::<std::result::Result<_, _>>()
             .ok()?;
+        if let (Some(block), Some(last)) = (blocks(name, workload), values.last_mut()) {
+            let whole = last.is_multiple_of(block.bytes);
+            *last = (*last / block.bytes)
+                .checked_mul(block.elements)
+                .filter(|_| whole)?;
+        }
         let extents: Vec<_> = extents_of(form, name, extents, workload)
             .split_whitespace()
             .collect();
@@ -355,17 +386,30 @@ fn resized(workload: &Workload, sizes: &Sizes, edge: bool) -> Result<Workload> {
             continue;
         };
         let dtype = text.split_whitespace().next().unwrap_or("T");
-        let text = tensor_text(dtype, extents_of(form, name, extents, workload), sizes)?;
+        let extents = extents_of(form, name, extents, workload);
+        let text = tensor_text(dtype, extents, blocks(name, workload), sizes)?;
         resized.tensors.insert(name.into(), text);
     }
     set_fill(form, &mut resized, sizes, edge)?;
     Ok(resized)
 }
 
-fn tensor_text(dtype: &str, extents: &str, sizes: &Sizes) -> Result<String> {
+/// Dtype and extents, the last of them in bytes if it lies in blocks.
+fn tensor_text(dtype: &str, extents: &str, blocks: Option<Block>, sizes: &Sizes) -> Result<String> {
+    let names: Vec<_> = extents.split_whitespace().collect();
     let mut text = dtype.to_owned();
-    for extent in extents.split_whitespace() {
-        text += &format!(" {}", evaluate(extent, sizes)?);
+    for (axis, extent) in names.iter().enumerate() {
+        let mut value = evaluate(extent, sizes)?;
+        if let Some(block) = blocks.filter(|_| axis + 1 == names.len()) {
+            if !value.is_multiple_of(block.elements) {
+                let expected = format!("a multiple of {}, its block", block.elements);
+                return Err(Error::invalid(extent, value, expected));
+            }
+            value = (value / block.elements)
+                .checked_mul(block.bytes)
+                .ok_or_else(|| too_large(extent, &format!("{extent}={value}")))?;
+        }
+        text += &format!(" {value}");
     }
     Ok(text)
 }
@@ -394,10 +438,8 @@ fn work(workload: &Workload, dtype: &str, sizes: &Sizes) -> Result<f64> {
 fn step(form: &Form, size: &str, workload: &Workload) -> u64 {
     match (form.op, size) {
         ("gemm" | "grouped_gemm" | "grouped_gemm_masked", "n") => 2,
-        ("gemm" | "grouped_gemm" | "grouped_gemm_masked", "k")
-            if workload.tensors["b"].starts_with(['Q', 'q']) =>
-        {
-            256
+        ("gemm" | "grouped_gemm" | "grouped_gemm_masked", "k") => {
+            blocks("b", workload).map_or(1, |block| block.elements)
         }
         _ => 1,
     }
@@ -440,6 +482,11 @@ pub fn checks(workload: &Workload, dtype: &str) -> Result<Vec<Workload>> {
         if !smaller {
             break;
         }
+        // A pool of no more blocks than the sequences have.
+        if let Some(blocks) = reduced.get("blocks").copied() {
+            let used = evaluate("batch*max_blocks", &reduced)?;
+            reduced.insert("blocks".into(), blocks.min(used));
+        }
     }
     let mut tails = reduced.clone();
     for name in form.rows.iter().chain(form.free) {
@@ -455,7 +502,10 @@ pub fn checks(workload: &Workload, dtype: &str) -> Result<Vec<Workload>> {
     let mut found = vec![resized(workload, &reduced, false)?];
     for (sizes, edge) in [(tails, true), (one, true)] {
         let problem = resized(workload, &sizes, edge)?;
-        if found.iter().all(|known| known.tensors != problem.tensors) {
+        // Of a single row, what differs may be which expert has it.
+        let differs =
+            |known: &Workload| known.tensors != problem.tensors || known.fill != problem.fill;
+        if found.iter().all(differs) {
             found.push(problem);
         }
     }
@@ -474,12 +524,44 @@ pub fn corner(workload: &Workload) -> Result<Option<Workload>> {
     for name in form.rows.iter().chain(form.free) {
         if let Some(size) = sizes.get_mut(*name).filter(|size| **size > 2) {
             let half = size.next_power_of_two() / 2;
-            *size = (half + 1).next_multiple_of(step(form, name, workload)).min(*size);
+            *size = (half + 1)
+                .next_multiple_of(step(form, name, workload))
+                .min(*size);
         }
     }
     let mut corner = resized(workload, &sizes, false)?;
     corner.name += " (corner)";
     Ok(Some(corner))
+}
+
+/// The words of a shape, `m=512 n=64` with spaces or commas between, as names and values.
+///
+/// # Errors
+/// `InvalidArgument` naming what is no such word or stands there twice.
+pub fn words(shape: &str) -> Result<Vec<(&str, &str)>> {
+    let mut words: Vec<(&str, &str)> = Vec::new();
+    for word in shape.split([',', ' ']).filter(|word| !word.is_empty()) {
+        let found = || format!("{word:?}");
+        match word.split_once('=') {
+            None => return Err(Error::invalid("--shape", found(), "NAME=VALUE")),
+            Some((name, _)) if words.iter().any(|(known, _)| *known == name) => {
+                return Err(Error::invalid("--shape", found(), "each name once"));
+            }
+            Some(pair) => words.push(pair),
+        }
+    }
+    Ok(words)
+}
+
+/// The value of a size in a shape.
+///
+/// # Errors
+/// `InvalidArgument` naming the size.
+pub fn size(name: &str, value: &str) -> Result<u64> {
+    let found = || format!("\"{name}={value}\"");
+    value
+        .parse()
+        .map_err(|_| Error::invalid("--shape", found(), "a whole number of 64 bits"))
 }
 
 /// A workload of what `--shape` says: `m=512 n=512 k=512 trans_b=true`. What is no size of the op is an attribute.
@@ -526,25 +608,18 @@ pub fn workload(op: &str, shape: &str, dtype: &str) -> Result<Workload> {
             .map_or("", |(_, inside)| inside.trim_end_matches('}'));
         extent(inside).1
     }));
-    for pair in shape.split([',', ' ']).filter(|word| !word.is_empty()) {
-        let wrong = || Error::invalid("--shape", format!("{pair:?}"), "NAME=VALUE");
-        let (name, value) = pair.split_once('=').ok_or_else(wrong)?;
+    for (name, value) in words(shape)? {
         if names.contains(&name) {
-            sizes.insert(name.into(), value.parse().map_err(|_| wrong())?);
+            sizes.insert(name.into(), size(name, value)?);
         } else {
             let value = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
             workload.attrs.insert(name.into(), value);
         }
         if op == "expert_scatter" && name == "experts" {
-            workload.attrs.insert(
-                name.into(),
-                json!(value.parse::<u64>().map_err(|_| wrong())?),
-            );
+            workload
+                .attrs
+                .insert(name.into(), json!(size(name, value)?));
         }
-    }
-    if op == "attention_paged" && !sizes.contains_key("blocks") {
-        let blocks = evaluate("batch*max_blocks", &sizes)?;
-        sizes.insert("blocks".into(), blocks);
     }
     for (name, default) in form.defaults {
         if !sizes.contains_key(*name) {
@@ -556,7 +631,10 @@ pub fn workload(op: &str, shape: &str, dtype: &str) -> Result<Workload> {
         }
     }
     for &(name, element, extents) in form.tensors {
-        let text = tensor_text(element, extents_of(form, name, extents, &workload), &sizes)?;
+        let extents = extents_of(form, name, extents, &workload);
+        let blocks = blocks(name, &workload);
+        let element = blocks.map_or(element, |_| "U8");
+        let text = tensor_text(element, extents, blocks, &sizes)?;
         workload.tensors.insert(name.into(), text);
     }
     set_fill(form, &mut workload, &sizes, false)?;
@@ -603,8 +681,14 @@ mod tests {
             ("moe_ffn", "experts=8 hidden=64 inter=48 tokens=9"),
             ("norm", "columns=100 rows=20"),
             ("glu", "columns=100 rows=20"),
+            ("gemm", "k=96 m=5 n=6 trans_b=true b_format=q4_0"),
+            ("gemm", "k=512 m=5 n=6 trans_b=true b_format=q6_k"),
+            ("grouped_gemm", "experts=4 k=64 n=48 rows=100 b_format=q8_0"),
         ] {
-            let attrs = if op == "moe_ffn" { " topk=2" } else { "" };
+            let (shape, attrs) = match shape.find(" trans_b").or(shape.find(" b_format")) {
+                Some(at) => shape.split_at(at),
+                None => (shape, if op == "moe_ffn" { " topk=2" } else { "" }),
+            };
             let made = workload(op, &format!("{shape}{attrs}"), "F32").unwrap();
             assert_eq!(sizes_of(&made), shape);
             made.request("F32").expect("integers in range");
@@ -623,7 +707,72 @@ mod tests {
         assert!(error("gemm", "m").contains("NAME=VALUE"));
         assert!(error("gemm", "m=5 n=6 k=7 z=1").contains('z'));
         assert!(error("dot", "m=5").contains("grouped_gemm"));
-        assert!(error("gemm", "m=9999999999999 n=9999999999999 k=99999999999").len() > 10);
+        assert!(error("gemm", "m=5 n=6 k=7 m=8").contains("m=8"));
+        let quantised = error("gemm", "m=5 n=6 k=80 trans_b=true b_format=q4_0");
+        assert!(
+            quantised.contains("multiple of 32") && quantised.contains("80"),
+            "{quantised}"
+        );
+    }
+
+    /// A product that no 64 bits hold is an error that names a size of it, in `--shape` and in a file.
+    #[test]
+    fn sizes_too_large_are_named() {
+        for (op, shape, named) in [
+            (
+                "gemm",
+                "m=18446744073709551616 n=1 k=1",
+                "m=18446744073709551616",
+            ),
+            (
+                "gemm",
+                "m=18446744073709551615 n=1 k=2",
+                "18446744073709551615",
+            ),
+            (
+                "gemm",
+                "m=9999999999999 n=9999999999999 k=99999999999",
+                "9999999999999",
+            ),
+            (
+                "grouped_gemm",
+                "rows=8 experts=18446744073709551615 n=1 k=1",
+                "experts=18446744073709551615",
+            ),
+            (
+                "glu",
+                "rows=1 columns=9223372036854775808",
+                "columns=9223372036854775808",
+            ),
+            (
+                "expert_gather",
+                "tokens=4294967296 topk=4294967296 hidden=1",
+                "topk=4294967296",
+            ),
+            (
+                "attention_paged",
+                "tokens=1 batch=4294967296 max_blocks=4294967296 heads=1 d=1",
+                "max_blocks=4294967296",
+            ),
+            (
+                "gemm",
+                "m=1 n=1 k=18446744073709551584 trans_b=true b_format=q8_0",
+                "k=18446744073709551584",
+            ),
+        ] {
+            let error = workload(op, shape, "F32").unwrap_err().to_string();
+            assert!(error.contains(named), "{shape}: {error}");
+        }
+        let mut scatter = workload("expert_gather", "tokens=4 topk=2 hidden=8", "F32").unwrap();
+        for (name, text) in [
+            ("topk_weights", "F32 4294967296 4294967296"),
+            ("rows", "T 8 18446744073709551615"),
+            ("source", "I32 18446744073709551615"),
+        ] {
+            scatter.tensors.insert(name.into(), text.into());
+            assert!(sizes(&scatter).is_none());
+            assert!(scatter.op("F32").is_err());
+        }
     }
 
     #[test]
@@ -648,17 +797,73 @@ mod tests {
         }
     }
 
+    /// Weights in blocks are held to as much as plain ones.
+    #[test]
+    fn quantised_weights_have_the_edges_of_plain_ones() {
+        for (format, block) in [
+            ("q4_0", 32),
+            ("q4_1", 32),
+            ("q8_0", 32),
+            ("q4_k", 256),
+            ("q6_k", 256),
+        ] {
+            let shape = format!("m=4096 n=4096 k=4096 trans_b=true b_format={format}");
+            let large = workload("gemm", &shape, "F32").unwrap();
+            let problems = checks(&large, "F32").unwrap();
+            let [reduced, tails, one] = &problems[..] else {
+                panic!("{format}: {problems:?}")
+            };
+            let of = |workload| sizes(workload).unwrap();
+            let (reduced, tails, one) = (of(reduced), of(tails), of(one));
+            assert!(
+                reduced["m"] >= 128 && reduced["k"] >= block,
+                "{format}: {reduced:?}"
+            );
+            assert_eq!(tails["m"], reduced["m"] - 1);
+            assert_eq!(tails["n"], reduced["n"] - 2);
+            assert_eq!(tails["k"], (reduced["k"] - block).max(block), "{format}");
+            assert_eq!((one["m"], one["n"]), (1, tails["n"]));
+
+            let shape = format!("rows=512 experts=16 n=1024 k=1024 b_format={format}");
+            let experts = workload("grouped_gemm", &shape, "F32").unwrap();
+            let problems = checks(&experts, "F32").unwrap();
+            assert_eq!(problems.len(), 3, "{format}");
+            for check in &problems[1..] {
+                let (request, _) = check.request("F32").unwrap();
+                let offsets = request.inputs["expert_offsets"].to_i32().unwrap();
+                assert!(offsets.windows(2).any(|w| w[0] == w[1]), "{offsets:?}");
+            }
+        }
+        // Two rows of two experts are one each: at the edge one of them has none.
+        let few = workload(
+            "grouped_gemm",
+            "rows=1 experts=2 n=2 k=32 b_format=q4_0",
+            "F32",
+        );
+        let problems = checks(&few.unwrap(), "F32").unwrap();
+        let fills: Vec<_> = problems.iter().map(|p| &p.fill["expert_offsets"]).collect();
+        assert_eq!(fills, ["rows 1", "skewed 1"]);
+    }
+
     #[test]
     fn checks_of_what_ships_can_be_posed_and_are_small() {
         for (_, text) in BUILT_IN {
             for workload in Definition::parse(text).unwrap().workloads {
                 for dtype in &workload.dtypes {
                     let Ok(op) = workload.op(dtype) else { continue };
-                    for check in checks(&workload, dtype).unwrap() {
+                    let work = |cost: ropeway_core::op::Cost| cost.flops.max(cost.bytes);
+                    let problems = checks(&workload, dtype).unwrap();
+                    assert_eq!(
+                        problems.is_empty(),
+                        sizes(&workload).is_none(),
+                        "{}",
+                        workload.name
+                    );
+                    for check in problems {
                         let (_, small) = check.request(dtype).unwrap();
-                        let work = |cost: ropeway_core::op::Cost| cost.flops.max(cost.bytes);
+                        let work = work(small.cost()).min(work(op.cost()));
                         assert!(
-                            work(small.cost()) <= work(op.cost()).min(40.0 * CHECKED_WORK),
+                            work <= CHECKED_WORK,
                             "{}: {:?}",
                             workload.name,
                             check.tensors

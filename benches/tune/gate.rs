@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::measure::median;
 
+/// Rounds that are run before anything is compared.
+pub const ROUNDS: u32 = 9;
+
 /// Standard errors that a gain must exceed.
 const ERRORS: f64 = 3.0;
 

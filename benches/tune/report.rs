@@ -306,7 +306,9 @@ impl Progress {
     /// A round at the corner of the bucket begins.
     pub fn corner(&self, target: &Target, round: u32, rounds: u32) {
         match &self.bar {
-            Some(bar) => bar.set_message(format!("at its bucket's corner, round {round} of {rounds}")),
+            Some(bar) => {
+                bar.set_message(format!("at its bucket's corner, round {round} of {rounds}"))
+            }
             None if round == 1 => {
                 self.line(format_args!("{}: at its bucket's corner", target.name()));
             }

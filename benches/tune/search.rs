@@ -8,8 +8,7 @@ use ropeway::tuned::{Measured, Provenance};
 use ropeway_core::Result;
 use serde::Serialize;
 
-use super::finals::ROUNDS;
-use super::gate::Summary;
+use super::gate::{self, Summary};
 use super::journal::{Described, Journal, Record};
 use super::report::{Progress, State};
 use super::strategy::{Choice, Lesson, Seen};
@@ -409,7 +408,7 @@ impl<'a> Search<'a> {
             measured: Some(Measured {
                 seconds: time.seconds,
                 deviation: time.deviation,
-                samples: ROUNDS,
+                samples: gate::ROUNDS,
                 default_kernel: found.default.kernel.clone(),
                 default_seconds: default.seconds,
                 default_deviation: default.deviation,

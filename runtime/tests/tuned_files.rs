@@ -308,6 +308,48 @@ fn a_damaged_file_is_set_aside_and_not_overwritten() {
     assert_eq!(TunedTable::read(&path).unwrap().unwrap().entries.len(), 3);
 }
 
+/// Tuned anew, an entry takes the place of all that was known of its sizes; merged, the later version of each kernel stays.
+#[test]
+fn a_later_version_takes_the_place_of_an_earlier_one() {
+    let of = |kernel: &str, version, gain: f64| {
+        let mut made = entry("gemm", 600);
+        made.kernel = kernel.into();
+        made.version = version;
+        made.measured.as_mut().unwrap().seconds = 2e-3 / gain;
+        made
+    };
+    let kept = |table: &TunedTable| -> Vec<_> {
+        let entries = table.entries.iter();
+        entries
+            .map(|e| (e.kernel.clone(), e.version, e.sizes["m"]))
+            .collect()
+    };
+    let mut tuned = table(vec![
+        of("packed", 1, 3.0),
+        of("tiled", 7, 1.5),
+        entry("gemm", 1000),
+    ]);
+    tuned.insert(of("packed", 2, 1.1));
+    let neighbour = ("gemm_packed".to_owned(), 1, 1000);
+    assert_eq!(kept(&tuned), [("packed".into(), 2, 600), neighbour.clone()]);
+
+    let old = table(vec![of("packed", 1, 3.0), of("tiled", 7, 1.5)]);
+    let mut both = tuned.clone();
+    both.merge(old.clone()).unwrap();
+    let expected = [
+        ("packed".into(), 2, 600),
+        ("tiled".into(), 7, 600),
+        neighbour,
+    ];
+    assert_eq!(kept(&both), expected);
+    let mut other = old;
+    other.merge(tuned).unwrap();
+    assert_eq!(other.to_toml().unwrap(), both.to_toml().unwrap());
+    // One that may not be used does not drive out one that may.
+    both.merge(table(vec![of("packed", 3, 0.5)])).unwrap();
+    assert_eq!(kept(&both), expected);
+}
+
 #[test]
 fn what_cannot_be_written_leaves_the_file_as_it_was() {
     let directory = tempfile::tempdir().unwrap();

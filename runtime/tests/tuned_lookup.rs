@@ -118,6 +118,88 @@ fn an_entry_serves_its_bucket_on_its_device() {
     );
 }
 
+/// The default, measured against itself at m.
+fn default_won(m: u64) -> TunedEntry {
+    let mut entry = entry(m, 512, 4, 1.0);
+    entry.kernel = "plain".into();
+    entry.version = 1;
+    assert!(entry.keeps_default() && entry.fault().is_none());
+    entry
+}
+
+#[test]
+fn entries_of_one_bucket_that_contradict_each_other_serve_their_own_sizes_alone() {
+    let at = |entries: &[TunedEntry], m| find(&user(entries), m, 512);
+    let agreeing = [entry(600, 512, 8, 1.2), entry(1000, 512, 8, 2.0)];
+    assert_eq!(at(&agreeing, 600), Some((8, Served::Exact)));
+    assert_eq!(at(&agreeing, 1000), Some((8, Served::Exact)));
+    assert_eq!(at(&agreeing, 800), Some((8, Served::Bucket)));
+    let two_winners = [entry(600, 512, 8, 1.2), entry(1000, 512, 16, 2.0)];
+    assert_eq!(at(&two_winners, 600), Some((8, Served::Exact)));
+    assert_eq!(at(&two_winners, 1000), Some((16, Served::Exact)));
+    assert_eq!(at(&two_winners, 800), None);
+    let and_the_default = [entry(600, 512, 8, 3.0), default_won(1000)];
+    assert_eq!(at(&and_the_default, 600), Some((8, Served::Exact)));
+    assert_eq!(at(&and_the_default, 800), None);
+    assert_eq!(at(&and_the_default, 1024), None, "nor the whole bucket's");
+    // The entry that says that the default won is the one that serves there: nothing else does.
+    assert_eq!(at(&and_the_default, 1000), Some((4, Served::Exact)));
+    let defaults = [default_won(600), default_won(1000)];
+    assert_eq!(at(&defaults, 800), Some((4, Served::Bucket)));
+    // Two at the same sizes contradict nobody: the greater gain wins there.
+    let same = [entry(600, 512, 8, 1.2), entry(600, 512, 16, 2.0)];
+    assert_eq!(at(&same, 600), Some((16, Served::Exact)));
+    assert_eq!(at(&same, 800), Some((16, Served::Bucket)));
+    // What is no choice now contradicts nobody either.
+    let mut outdated = two_winners.clone();
+    outdated[1].version = 1;
+    assert_eq!(at(&outdated, 800), Some((8, Served::Bucket)));
+    // A hand-written one does: at its sizes it is the choice.
+    let mut by_hand = two_winners.clone();
+    by_hand[1].measured = None;
+    assert_eq!(at(&by_hand, 800), None);
+}
+
+#[test]
+fn a_bucket_that_contradicts_itself_is_the_defaults_and_no_corner() {
+    let tables = |users: &[TunedEntry]| {
+        let mut tables = user(users);
+        let shipped = table("chip", "", &[entry(1024, 512, 16, 5.0)]);
+        tables.add(&shipped, Origin::Shipped("gemm/tuned/chip.toml"));
+        tables
+    };
+    let contradicting = tables(&[entry(600, 512, 8, 2.0), default_won(1000)]);
+    assert_eq!(
+        find(&contradicting, 800, 512),
+        None,
+        "what ships does not decide what the user has measured"
+    );
+    assert_eq!(
+        find(&tables(&[]), 800, 512),
+        Some((16, Served::Bucket)),
+        "it does where the user has not"
+    );
+    let between = |middle: &[TunedEntry], m| {
+        let ends = [entry(64, 512, 8, 2.0), entry(1024, 512, 8, 2.0)];
+        find(&user(&[&ends, middle].concat()), m, 512)
+    };
+    assert_eq!(between(&[], 512), Some((8, Served::Between)));
+    let agreeing = [entry(200, 512, 8, 2.0), entry(256, 512, 8, 2.0)];
+    assert_eq!(between(&agreeing, 512), Some((8, Served::Between)));
+    let contradicting = [entry(200, 512, 8, 2.0), entry(256, 512, 16, 2.0)];
+    assert_eq!(between(&contradicting, 512), None, "inside the box");
+    let corner = [entry(64, 512, 8, 2.0), entry(200, 512, 8, 2.0)];
+    assert_eq!(
+        find(
+            &user(&[&corner[..], &[default_won(256)]].concat()),
+            128,
+            512
+        ),
+        None,
+        "at its end"
+    );
+}
+
 #[test]
 fn the_users_table_comes_before_the_devices_and_that_before_the_architectures() {
     let mut tables = TunedTables::default();
@@ -128,20 +210,20 @@ fn the_users_table_comes_before_the_devices_and_that_before_the_architectures() 
     );
     tables.add(&sibling, Origin::Shipped("gemm/tuned/sibling.toml"));
     let chip = info("chip", "arch");
-    assert_eq!(find_on(&tables, &chip, 64, 64), Some((4, Served::Bucket)));
+    assert_eq!(find_on(&tables, &chip, 64, 64), Some((4, Served::Exact)));
     let shipped = table("chip", "arch", &[entry(64, 64, 8, 2.0)]);
     tables.add(&shipped, Origin::Shipped("gemm/tuned/chip.toml"));
-    assert_eq!(find_on(&tables, &chip, 64, 64), Some((8, Served::Bucket)));
+    assert_eq!(find_on(&tables, &chip, 64, 64), Some((8, Served::Exact)));
     let users = table("chip", "arch", &[entry(64, 64, 16, 1.1)]);
     tables.add(&users, Origin::User("mine.toml".into()));
-    assert_eq!(find_on(&tables, &chip, 64, 64), Some((16, Served::Bucket)));
+    assert_eq!(find_on(&tables, &chip, 64, 64), Some((16, Served::Exact)));
     // What only the architecture's table has is found there.
-    assert_eq!(find_on(&tables, &chip, 256, 256), Some((4, Served::Bucket)));
+    assert_eq!(find_on(&tables, &chip, 256, 256), Some((4, Served::Exact)));
     assert_eq!(find_on(&tables, &info("chip", ""), 256, 256), None);
     // A user's table is of one device and of no other.
     assert_eq!(
         find_on(&tables, &info("third", "arch"), 64, 64),
-        Some((4, Served::Bucket))
+        Some((4, Served::Exact))
     );
 }
 
@@ -240,12 +322,8 @@ fn a_point_inside_that_says_otherwise_keeps_a_box_from_serving() {
     );
     assert_eq!(with(entry(128, 512, 16, 2.0), 256), None, "another winner");
     // Where the default itself won, it runs, there and beside it.
-    let mut default_won = entry(128, 512, 4, 1.0);
-    default_won.kernel = "plain".into();
-    default_won.version = 1;
-    assert!(default_won.keeps_default() && default_won.fault().is_none());
-    assert_eq!(with(default_won.clone(), 256), None);
-    let tables = user(&[default_won]);
+    assert_eq!(with(default_won(128), 256), None);
+    let tables = user(&[default_won(128)]);
     let key = TuneKey {
         op: "gemm",
         variant: "f32_f32_nn",
@@ -332,13 +410,23 @@ fn exponents_round_up() {
 fn entries() -> impl Strategy<Value = Vec<TunedEntry>> {
     let tile = prop_oneof![Just(4i64), Just(8), Just(16)];
     let gain = prop_oneof![Just(0.5), Just(1.0), 1.0..4.0];
-    let one = (0u32..7, 0u32..7, tile, gain, any::<bool>());
-    let one = one.prop_map(|(m, n, tile, gain, measured)| {
-        let mut entry = entry(1 << m, 1 << n, tile, gain);
+    // Several of one bucket, some at the same sizes; of this version and of two others.
+    let size = || prop_oneof![Just(1u64), 2u64..4, 60u64..65, 120u64..129];
+    let version = prop_oneof![4 => Just(2u32), 1 => 1u32..4];
+    let one = (size(), size(), tile, gain, any::<bool>(), version);
+    let one = one.prop_map(|(m, n, tile, gain, measured, version)| {
+        let mut entry = entry(m, n, tile, gain);
         entry.measured = entry.measured.filter(|_| measured);
+        entry.version = version;
         entry
     });
     prop::collection::vec(one, 0..20)
+}
+
+/// Sizes that were tuned, others of their buckets, and others between them.
+fn asked() -> impl Iterator<Item = (u64, u64)> {
+    const SIZES: [u64; 12] = [1, 2, 3, 4, 8, 16, 33, 60, 62, 64, 100, 128];
+    SIZES.into_iter().flat_map(|m| SIZES.map(|n| (m, n)))
 }
 
 proptest! {
@@ -357,41 +445,52 @@ proptest! {
         split.add(&table("chip", "", first), Origin::User("a.toml".into()));
         split.add(&table("chip", "", second), Origin::User("b.toml".into()));
         let whole = user(&entries);
-        for m in 0..7 {
-            for n in 0..7 {
-                let (m, n) = (1 << m, 1 << n);
-                prop_assert_eq!(find_on(&whole, &chip, m, n), find_on(&split, &chip, m, n));
-            }
+        for (m, n) in asked() {
+            prop_assert_eq!(find_on(&whole, &chip, m, n), find_on(&split, &chip, m, n));
         }
     }
 
-    /// Whatever serves between buckets was measured faster than the default on both sides of the problem, along every size that differs,
-    /// and nothing that serves was measured slower.
+    /// Whatever serves was measured as its kind of serving asks for, and nothing that serves was measured slower.
     #[test]
-    fn nothing_serves_that_was_measured_slower(entries in entries()) {
+    fn nothing_serves_without_its_proof(entries in entries()) {
         let chip = info("chip", "");
         let tables = user(&entries);
-        let sound: Vec<_> = entries.iter().filter(|entry| entry.fault().is_none()).collect();
-        for (m, n) in (0..49).map(|at| (at / 7, at % 7)) {
-            let Some((tile, served)) = find_on(&tables, &chip, 1 << m, 1 << n) else {
+        let usable: Vec<_> = entries.iter().filter(|entry| entry.fault().is_none() && entry.version == 2).collect();
+        let bucket = |m, n| (exponent(m), exponent(n));
+        let size = |entry: &TunedEntry, name: &str| entry.sizes[name];
+        let place = |entry: &TunedEntry| bucket(size(entry, "m"), size(entry, "n"));
+        let gain = |entry: &TunedEntry| entry.gain().unwrap_or(0.0);
+        for (m, n) in asked() {
+            let here: Vec<_> = usable.iter().filter(|entry| place(entry) == bucket(m, n)).collect();
+            let exact: Vec<_> = here.iter().filter(|entry| (size(entry, "m"), size(entry, "n")) == (m, n)).collect();
+            let Some((tile, served)) = find_on(&tables, &chip, m, n) else {
+                prop_assert!(exact.is_empty(), "what was tuned at these sizes serves");
                 continue;
             };
-            let proofs: Vec<_> = sound
-                .iter()
-                .filter(|entry| entry.config["TILE"] == tile)
-                .map(|entry| (exponent(entry.sizes["m"]), exponent(entry.sizes["n"]), entry.gain()))
-                .collect();
-            let at_its_bucket = |(a, b, _): &(u32, u32, Option<f64>)| (*a, *b) == (m, n);
             match served {
-                Served::Bucket => prop_assert!(proofs.iter().any(at_its_bucket)),
+                Served::Exact => {
+                    let best = exact.iter().map(|entry| gain(entry)).fold(0.0, f64::max);
+                    prop_assert!(exact.iter().any(|entry| entry.config["TILE"] == tile && gain(entry) == best));
+                }
+                Served::Bucket => {
+                    prop_assert!(exact.is_empty() && !here.is_empty());
+                    for entry in &here {
+                        let beaten = here.iter().any(|other| {
+                            other.sizes == entry.sizes && other.config["TILE"] == tile && gain(other) >= gain(entry)
+                        });
+                        prop_assert!(beaten, "{} won at {}", entry.config["TILE"], entry);
+                    }
+                }
                 Served::Between => {
+                    prop_assert!(here.is_empty(), "what was tuned here decides here");
+                    let (m, n) = bucket(m, n);
                     let proven = |a: &dyn Fn(u32) -> bool, b: &dyn Fn(u32) -> bool| {
-                        proofs.iter().any(|(m, n, gain)| a(*m) && b(*n) && gain.is_some_and(|gain| gain > 1.0))
+                        usable.iter().any(|entry| {
+                            let (m, n) = place(entry);
+                            entry.config["TILE"] == tile && a(m) && b(n) && gain(entry) > 1.0
+                        })
                     };
                     prop_assert!(proven(&|a| a <= m, &|b| b <= n) && proven(&|a| a >= m, &|b| b >= n));
-                    prop_assert!(!sound.iter().any(|entry| {
-                        entry.measured.is_some() && (exponent(entry.sizes["m"]), exponent(entry.sizes["n"])) == (m, n)
-                    }), "what was tuned here decides here");
                 }
             }
         }
@@ -411,9 +510,11 @@ proptest! {
         prop_assert_eq!(text(&merge(&merge(&a, &b), &c)), text(&merge(&a, &merge(&b, &c))));
         let once = merge(&a, &b);
         prop_assert_eq!(text(&merge(&once, &once)), text(&once));
-        // The best of each bucket is there.
+        // Of each kernel the best of its latest version is there, once.
         for entry in a.entries.iter().chain(&b.entries) {
-            prop_assert!(once.entries.iter().any(|kept| kept.same_key(entry) && kept.preference(entry).is_ge()));
+            let kept: Vec<_> = once.entries.iter().filter(|kept| kept.same_key(entry)).collect();
+            prop_assert!(kept.len() == 1 && kept[0].precedence(entry).is_ge());
+            prop_assert!(entry.fault().is_some() || kept[0].version >= entry.version);
         }
     }
 }

@@ -75,16 +75,20 @@ fn headers<'a>(a: &'a TunedTable, b: &'a TunedTable) -> Vec<(&'static str, &'a s
     headers
 }
 
-/// The entries that are in one table only, or differ.
+/// The entries that are in one table only, or differ. A table that was written by hand may hold a key twice.
 fn pairs<'a>(a: &'a TunedTable, b: &'a TunedTable) -> Vec<Pair<'a>> {
-    let find = |table: &'a TunedTable, key: &TunedEntry| {
-        table.entries.iter().find(|entry| entry.same_key(key))
+    let only = |a: &'a TunedTable, b: &'a TunedTable| -> Vec<&'a TunedEntry> {
+        let entries = a.entries.iter();
+        entries.filter(|entry| !b.entries.contains(entry)).collect()
     };
-    let of_a = a.entries.iter().map(|entry| (Some(entry), find(b, entry)));
-    let only_b = b.entries.iter().filter(|entry| find(a, entry).is_none());
-    of_a.chain(only_b.map(|entry| (None, Some(entry))))
-        .filter(|(a, b)| a != b)
-        .collect()
+    let mut only_b = only(b, a);
+    let mut pairs: Vec<Pair<'a>> = Vec::new();
+    for entry in only(a, b) {
+        let other = only_b.iter().position(|other| other.same_key(entry));
+        pairs.push((Some(entry), other.map(|at| only_b.remove(at))));
+    }
+    pairs.extend(only_b.into_iter().map(|entry| (None, Some(entry))));
+    pairs
 }
 
 fn line(entry: &TunedEntry) -> String {

@@ -1,21 +1,19 @@
 //! From the key of a tuned entry back to a problem whose planner asks for it.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
+use ropeway::TunedEntry;
 use ropeway_core::DType;
 use ropeway_core::info::DeviceInfo;
+use ropeway_core::kernel::Kernel;
 use ropeway_core::op::Op;
 use ropeway_core::{Error, Result};
 use serde_json::{Value, json};
 
-use crate::definition::{BUILT_IN, Definition, Limit, Workload};
+use crate::definition::{BUILT_IN, Definition, Limit, Workload, of_model};
+use crate::tune::form::{self, Sizes};
 use crate::tune::question::{Question, questions};
-
-/// Operations and bytes of a problem that the f64 reference settles in well under a second.
-const CHECKED_WORK: f64 = 2e7;
-
-/// Sizes by name.
-pub type Sizes = BTreeMap<String, u64>;
 
 /// Bytes of all operands of an op.
 pub fn bytes(op: &dyn Op) -> Result<u64> {
@@ -35,36 +33,67 @@ pub struct Posed {
     pub question: Question,
 }
 
-/// The problem of these words: a workload that comes with the program if one has just these sizes, else the plainest problem of the op.
-///
-/// # Errors
-/// `Unsupported` if neither leads to the key on this device.
-pub fn pose(op: &str, variant: &str, sizes: &Sizes, info: &DeviceInfo) -> Result<Posed> {
-    let of_name = |(_, text): &(&str, &str)| Definition::parse(text).map(|read| read.workloads);
-    for workloads in BUILT_IN.iter().map(of_name) {
-        for workload in workloads?.into_iter().filter(|workload| workload.op == op) {
-            for dtype in workload.dtypes.clone() {
-                if let Some(question) = asks(&workload, &dtype, info, op, variant, sizes) {
-                    return Ok(Posed {
-                        workload,
-                        dtype,
-                        question,
-                    });
-                }
-            }
-        }
-    }
-    let (workload, dtype) = plain(op, variant, sizes)?;
-    match asks(&workload, &dtype, info, op, variant, sizes) {
-        Some(question) => Ok(Posed {
+/// The workloads that come with the program, models' layers included.
+static SHIPPED: LazyLock<Vec<Workload>> = LazyLock::new(|| {
+    let definitions = BUILT_IN.iter().map(|(_, text)| Definition::parse(text));
+    let workloads = definitions.flatten().flat_map(|read| read.workloads);
+    workloads.chain(of_model("").unwrap_or_default()).collect()
+});
+
+/// The problems that a planner looks up by these words: workloads that come with the program, then the plainest problem of the op.
+pub fn known<'a>(
+    op: &'a str,
+    variant: &'a str,
+    sizes: &'a Sizes,
+    info: &'a DeviceInfo,
+) -> impl Iterator<Item = Posed> {
+    let of_op = SHIPPED.iter().filter(move |workload| workload.op == op);
+    let in_dtypes = |workload: &'a Workload| {
+        let dtypes = workload.dtypes.iter();
+        dtypes.map(|dtype| (workload.clone(), dtype.clone()))
+    };
+    let all = of_op.flat_map(in_dtypes).chain(plain(op, variant, sizes));
+    all.filter_map(move |(workload, dtype)| {
+        Some(Posed {
+            question: asks(&workload, &dtype, info, op, variant, sizes)?,
             workload,
             dtype,
-            question,
-        }),
-        None => Err(Error::unsupported(format!(
-            "no problem of {op} is known that {} looks up as {variant} {sizes:?}",
-            info.name
-        ))),
+        })
+    })
+}
+
+/// The first of the [`known`] problems.
+///
+/// # Errors
+/// `Unsupported` if none leads to the key on this device; `InvalidArgument` for words that no problem of the op can have.
+pub fn pose(op: &str, variant: &str, sizes: &Sizes, info: &DeviceInfo) -> Result<Posed> {
+    if let Some(posed) = known(op, variant, sizes, info).next() {
+        return Ok(posed);
+    }
+    plain(op, variant, sizes)?;
+    Err(Error::unsupported(format!(
+        "no problem of {op} is known that {} looks up as {variant} {sizes:?}",
+        info.name
+    )))
+}
+
+/// The problem of an entry: of those that are known, the first that its kernel is a candidate for.
+///
+/// # Errors
+/// As [`pose`].
+pub fn pose_entry(entry: &TunedEntry, info: &DeviceInfo) -> Result<Posed> {
+    let takes = |posed: &Posed| posed.candidate(entry).is_some();
+    match known(&entry.op, &entry.variant, &entry.sizes, info).find(takes) {
+        Some(posed) => Ok(posed),
+        None => pose(&entry.op, &entry.variant, &entry.sizes, info),
+    }
+}
+
+impl Posed {
+    /// The candidate that an entry names.
+    pub fn candidate(&self, entry: &TunedEntry) -> Option<&'static Kernel> {
+        let mut candidates = self.question.candidates.iter();
+        candidates.find(|k| k.name == entry.kernel).copied()
     }
 }
 
@@ -81,56 +110,21 @@ fn asks(
     asked.into_iter().find(|asked| asked.is(op, variant, sizes))
 }
 
-/// The plain problems of an op that hold an entry to its shape and its edges: the shape, made smaller where the reference would take
-/// long; the same off every tile; and with one row.
-pub fn checks(op: &str, variant: &str, sizes: &Sizes) -> Vec<(Workload, String)> {
-    let mut reduced = sizes.clone();
-    let work = |sizes: &Sizes| {
-        let (workload, dtype) = plain(op, variant, sizes).ok()?;
-        let cost = workload.op(&dtype).ok()?.cost();
-        Some(cost.flops + cost.bytes)
-    };
-    while work(&reduced).is_some_and(|work| work > CHECKED_WORK) {
-        let largest = reduced
-            .iter_mut()
-            .filter(|(name, size)| is_extent(name) && **size > 32)
-            .max_by_key(|(_, size)| **size);
-        match largest {
-            Some((_, size)) => *size = size.div_ceil(2),
-            None => break,
-        }
-    }
-    let mut tails = reduced.clone();
-    for (_, size) in tails
-        .iter_mut()
-        .filter(|(name, size)| is_extent(name) && **size > 1)
+/// The problems that hold an entry to its shape and its edges, each in its dtype: those that the tuner checks too. A workload of no known
+/// form leaves them to the plainest problem of its key.
+///
+/// # Errors
+/// As [`Workload::op`].
+pub fn checks(posed: &Posed, entry: &TunedEntry) -> Result<Vec<(Workload, String)>> {
+    let mut dtype = posed.dtype.clone();
+    let mut found = form::checks(&posed.workload, &dtype)?;
+    if found.is_empty()
+        && let Ok((plain, of_plain)) = plain(&entry.op, &entry.variant, &entry.sizes)
     {
-        *size -= 1;
+        found = form::checks(&plain, &of_plain)?;
+        dtype = of_plain;
     }
-    // Weights in blocks have whole ones.
-    if plain(op, variant, &tails).is_err()
-        && let Some(k) = reduced.get("k")
-    {
-        tails.insert("k".into(), *k);
-    }
-    let mut one = tails.clone();
-    for (_, size) in one.iter_mut().filter(|(name, _)| is_rows(name)) {
-        *size = 1;
-    }
-    let all = [reduced, tails, one];
-    all.iter()
-        .filter_map(|sizes| plain(op, variant, sizes).ok())
-        .collect()
-}
-
-/// Sizes that may be any number: not those that an op ties to others.
-fn is_extent(name: &str) -> bool {
-    is_rows(name) || ["n", "k", "keys", "hidden", "inter", "columns"].contains(&name)
-}
-
-/// Sizes that change from call to call.
-fn is_rows(name: &str) -> bool {
-    ["m", "rows", "tokens"].contains(&name)
+    Ok(found.into_iter().map(|w| (w, dtype.clone())).collect())
 }
 
 /// The plainest problem of an op at these sizes, and its dtype.
@@ -417,21 +411,34 @@ mod tests {
         }
     }
 
+    /// Of a product in batches the form is not known: its entry is held to the plain product of the same sizes.
     #[test]
-    fn edges_are_small_and_off_the_tiles() {
-        let sizes = Sizes::from([("m".into(), 4096), ("n".into(), 4096), ("k".into(), 4096)]);
-        let checks = checks("gemm", "f32_f32_nt", &sizes);
-        let shapes: Vec<_> = checks
-            .iter()
-            .map(|(workload, _)| workload.tensors["a"].clone())
-            .collect();
-        assert_eq!(shapes, ["T 256 256", "T 255 255", "T 1 255"]);
-        let blocks = super::checks("gemm", "f32_q4_0_nt", &sizes);
-        assert_eq!(blocks[1].0.tensors["a"], "T 255 256");
-        assert!(
-            checks
-                .iter()
-                .all(|(workload, dtype)| workload.op(dtype).is_ok())
-        );
+    fn an_entry_of_any_workload_has_edges() {
+        let cpu = Registry::default().open("cpu").expect("always there");
+        let sizes = |m| Sizes::from([("m".into(), m), ("n".into(), 4096), ("k".into(), 4096)]);
+        for (variant, sizes) in [
+            ("f32_f32_nt", sizes(4096)),
+            ("f32_f32_nn", sizes(1)),
+            ("f32_q4_0_nt", sizes(512)),
+            ("f32_q6_k_nt", sizes(1)),
+        ] {
+            let posed = pose("gemm", variant, &sizes, cpu.info()).expect("of the cpu device");
+            let entry = TunedEntry {
+                op: "gemm".into(),
+                variant: variant.into(),
+                sizes,
+                kernel: String::new(),
+                version: 1,
+                config: BTreeMap::new(),
+                measured: None,
+                provenance: None,
+            };
+            let checked = checks(&posed, &entry).unwrap();
+            assert!(checked.len() >= 2, "{variant}: {checked:?}");
+            let mut batched = posed.clone();
+            let a = batched.workload.tensors["a"].replacen("T ", "T 2 ", 1);
+            batched.workload.tensors.insert("a".into(), a);
+            assert_eq!(checks(&batched, &entry).unwrap().len(), checked.len());
+        }
     }
 }

@@ -7,15 +7,16 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use ropeway::Registry;
 use ropeway::tuned::{Origin, TunedEntry, TunedTable, TunedTables};
+use ropeway_core::Result;
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::op::default_choice;
-use ropeway_core::{Error, Result};
 use serde::Serialize;
 use serde_json::json;
 
-use super::problem::{self, Sizes};
+use super::problem;
 use super::{Chosen, is_of, sizes_text, user_files, words};
 use crate::cmd::print_line;
+use crate::tune::form::{self, Sizes};
 
 /// What to list.
 #[derive(Args, Debug)]
@@ -73,7 +74,7 @@ impl Show {
         };
         let mut rows = Vec::new();
         for (origin, table) in tables.iter().filter(|(_, table)| names(table)) {
-            let info = devices.infos.iter().find(|info| is_of(table, info));
+            let info = device_of(origin, table, &devices.infos);
             for entry in &table.entries {
                 if self.op.as_ref().is_none_or(|op| *op == entry.op) {
                     let (state, reasons) = state(entry, info);
@@ -172,20 +173,11 @@ impl Show {
     }
 }
 
-/// `m=512 n=64`, with spaces or commas between.
-fn sizes(text: &str) -> Result<Sizes> {
-    let words = text.split([' ', ',']).filter(|word| !word.is_empty());
-    let sizes = words.map(|word| {
-        let (name, size) = word.split_once('=')?;
-        Some((name.to_owned(), size.parse().ok()?))
-    });
-    sizes.collect::<Option<Sizes>>().ok_or_else(|| {
-        Error::invalid(
-            "--shape",
-            format!("{text:?}"),
-            "sizes such as \"m=512 n=512 k=64\"",
-        )
-    })
+fn sizes(shape: &str) -> Result<Sizes> {
+    let words = form::words(shape)?.into_iter();
+    words
+        .map(|(name, value)| Ok((name.to_owned(), form::size(name, value)?)))
+        .collect()
 }
 
 /// What can be said of an entry without running it.
@@ -197,33 +189,68 @@ fn state(entry: &TunedEntry, info: Option<&DeviceInfo>) -> (&'static str, Vec<St
     let kernels = kinds.map(|kind| kind.kernels()).unwrap_or_default();
     let kernel = kernels.iter().find(|kernel| kernel.name == entry.kernel);
     let Some(kernel) = kernel else {
-        return (
-            "outdated",
-            vec![format!("{} has no kernel {}", entry.op, entry.kernel)],
-        );
+        let why = format!("{} has no kernel {}", entry.op, entry.kernel);
+        return ("outdated", vec![why]);
     };
     if kernel.version != entry.version {
         let why = format!("{} has version {} now", kernel.name, kernel.version);
         return ("outdated", vec![why]);
     }
-    if let Some(info) = info
-        && let Err(error) = kernel.validate(&entry.configuration(), info)
-    {
+    let Some(info) = info else {
+        return ("absent", Vec::new());
+    };
+    if let Err(error) = kernel.validate(&entry.configuration(), info) {
         return ("outdated", vec![error.context().to_owned()]);
     }
-    match (info, &entry.provenance) {
-        _ if entry.keeps_default() => ("default", Vec::new()),
-        _ if entry.measured.is_none() => ("unmeasured", Vec::new()),
-        (None, _) => ("absent", Vec::new()),
-        (Some(_), None) => (
-            "stale",
-            vec!["nobody knows what it was measured with".into()],
-        ),
-        (Some(info), Some(provenance)) => match provenance.stale(kernel, info) {
-            reasons if reasons.is_empty() => ("fresh", reasons),
-            reasons => ("stale", reasons),
-        },
+    if let Some(why) = not_chosen(entry, info) {
+        return ("outdated", vec![why]);
     }
+    let reasons = match (&entry.measured, &entry.provenance) {
+        (None, _) => return ("unmeasured", Vec::new()),
+        (_, None) => vec!["nobody knows what it was measured with".into()],
+        (_, Some(provenance)) => provenance.stale(kernel, info),
+    };
+    match (reasons.is_empty(), entry.keeps_default()) {
+        (false, _) => ("stale", reasons),
+        (true, true) => ("default", reasons),
+        (true, false) => ("fresh", reasons),
+    }
+}
+
+/// Why the look-up passes over an entry for every problem of its key that is known; `None` as well if none is known.
+fn not_chosen(entry: &TunedEntry, info: &DeviceInfo) -> Option<String> {
+    let mut why = None;
+    for posed in problem::known(&entry.op, &entry.variant, &entry.sizes, info) {
+        if posed.candidate(entry).is_none() {
+            why = Some(format!("{} is no kernel for it here", entry.kernel));
+            continue;
+        }
+        let measured = entry.measured.as_ref().map(|m| m.default_kernel.as_str());
+        let default = default_choice(&entry.op, &posed.question.candidates, info);
+        match (measured, default.map(|(kernel, _)| kernel.name)) {
+            (Some(then), Ok(now)) if then != now => {
+                why = Some(format!("measured against {then}; the default is {now} now"));
+            }
+            _ => return None,
+        }
+    }
+    why
+}
+
+/// The device that a table's entries are for, if it is here: of the same name or, for a table that ships, of the same architecture.
+fn device_of<'a>(
+    origin: &Origin,
+    table: &TunedTable,
+    infos: &'a [DeviceInfo],
+) -> Option<&'a DeviceInfo> {
+    let sibling = |info: &&DeviceInfo| {
+        matches!(origin, Origin::Shipped(_))
+            && table.backend == info.backend
+            && !table.architecture.is_empty()
+            && table.architecture == info.architecture
+    };
+    let same = infos.iter().find(|info| is_of(table, info));
+    same.or_else(|| infos.iter().find(sibling))
 }
 
 fn print_rows(rows: &[Row]) -> Result<()> {
@@ -289,4 +316,208 @@ fn flush(table: &mut Table) -> Result<()> {
     }
     *table = new_table();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use ropeway::tuned::{Measured, Provenance};
+    use ropeway_core::kernel::{Kernel, Language};
+
+    use super::*;
+
+    /// Planning asks a device's description alone, so that any device can be played.
+    fn info() -> DeviceInfo {
+        let cpu = Registry::default().open("cpu").expect("always there");
+        let mut info = cpu.info().clone();
+        info.backend = "opencl";
+        info.languages = vec![Language::OpenClC];
+        info.limits.max_group_size = 256;
+        info.limits.max_group = [256; 3];
+        info.limits.local_memory = 32 << 10;
+        info
+    }
+
+    fn kernel(name: &str) -> &'static Kernel {
+        let kernels = ropeway_kernels::op("gemm").expect("an op").kernels();
+        kernels
+            .iter()
+            .find(|kernel| kernel.name == name)
+            .expect(name)
+    }
+
+    /// The kernel in its default configuration, measured a moment ago to be twice as fast as the default.
+    fn entry(name: &str, default: &str, info: &DeviceInfo) -> TunedEntry {
+        let kernel = kernel(name);
+        let config = kernel.default_config();
+        let value = |name: &'static str| (name.to_owned(), config.value(name));
+        TunedEntry {
+            op: "gemm".into(),
+            variant: "f32_f32_nn".into(),
+            sizes: BTreeMap::from([("m", 512), ("n", 512), ("k", 512)].map(|(n, s)| (n.into(), s))),
+            kernel: name.into(),
+            version: kernel.version,
+            config: kernel.tunables.iter().map(|t| value(t.name)).collect(),
+            measured: Some(Measured {
+                seconds: 1e-3,
+                deviation: 0.0,
+                samples: 9,
+                default_kernel: default.into(),
+                default_seconds: 2e-3,
+                default_deviation: 0.0,
+                error_over_bound: 0.5,
+            }),
+            provenance: Some(Provenance::of(kernel, info, "2026-01-31", 1)),
+        }
+    }
+
+    #[test]
+    fn each_state_means_what_the_guide_says() {
+        let info = info();
+        let question = problem::pose(
+            "gemm",
+            "f32_f32_nn",
+            &entry("gemm_tiled", "", &info).sizes,
+            &info,
+        );
+        let question = question.expect("of OpenCL").question;
+        let default = default_choice("gemm", &question.candidates, &info)
+            .expect("one")
+            .0
+            .name;
+        let other = ["gemm_tiled", "gemm_packed"]
+            .into_iter()
+            .find(|name| *name != default);
+        let other = other.expect("two");
+        let fresh = entry(other, default, &info);
+        let mut won = entry(default, default, &info);
+        measured(&mut won).seconds = measured(&mut won).default_seconds;
+        assert!(won.keeps_default());
+
+        type Change = fn(&mut TunedEntry);
+        // Entry, what is changed, state where the device is here, state where it is not, and a part of the reason here.
+        let table: [(&TunedEntry, Change, &str, &str, &str); 15] = [
+            (&fresh, |_| {}, "fresh", "absent", ""),
+            (
+                &fresh,
+                |e| driver(e),
+                "stale",
+                "absent",
+                "driver was \"old\"",
+            ),
+            (
+                &fresh,
+                |e| e.provenance = None,
+                "stale",
+                "absent",
+                "nobody knows",
+            ),
+            (&won, |_| {}, "default", "absent", ""),
+            (&won, |e| driver(e), "stale", "absent", "driver was"),
+            (&fresh, |e| e.measured = None, "unmeasured", "absent", ""),
+            (
+                &fresh,
+                |e| e.kernel = "gone".into(),
+                "outdated",
+                "outdated",
+                "no kernel gone",
+            ),
+            (
+                &fresh,
+                |e| e.op = "gone".into(),
+                "outdated",
+                "outdated",
+                "gone has no kernel",
+            ),
+            (
+                &fresh,
+                |e| e.version += 1,
+                "outdated",
+                "outdated",
+                "version",
+            ),
+            (&won, |e| e.version += 1, "outdated", "outdated", "version"),
+            (&fresh, |e| e.config.clear(), "outdated", "absent", ""),
+            (
+                &fresh,
+                |e| measured(e).default_kernel = "gone".into(),
+                "outdated",
+                "absent",
+                "measured against gone",
+            ),
+            (
+                &fresh,
+                |e| e.variant = "f32_f32_nt".into(),
+                "fresh",
+                "absent",
+                "",
+            ),
+            (
+                &fresh,
+                |e| measured(e).seconds = 1.0,
+                "refused",
+                "refused",
+                "slower",
+            ),
+            (
+                &fresh,
+                |e| measured(e).error_over_bound = 2.0,
+                "refused",
+                "refused",
+                "wrong",
+            ),
+        ];
+        for (number, (entry, change, here, absent, why)) in table.into_iter().enumerate() {
+            let mut entry = entry.clone();
+            change(&mut entry);
+            let (found, reasons) = state(&entry, Some(&info));
+            assert_eq!(found, here, "{number}: {reasons:?}");
+            assert!(reasons.join("; ").contains(why), "{number}: {reasons:?}");
+            assert_eq!(state(&entry, None).0, absent, "{number}");
+            let used = !["refused", "outdated"].contains(&found);
+            let mut tables = TunedTables::default();
+            let alone = TunedTable {
+                entries: vec![entry.clone()],
+                ..TunedTable::for_device(&info)
+            };
+            tables.add(&alone, Origin::User("mine.toml".into()));
+            let posed = problem::pose("gemm", &entry.variant, &entry.sizes, &info).expect("a gemm");
+            let key = posed.question.key();
+            let served = tables.find(&key, &info, &posed.question.candidates);
+            assert_eq!(served.is_some(), used, "{number}: the look-up agrees");
+        }
+        // A kernel that this device has not.
+        let native = entry("gemm_native", default, &info);
+        let (found, why) = state(&native, Some(&info));
+        assert_eq!(found, "outdated", "{why:?}");
+    }
+
+    fn measured(entry: &mut TunedEntry) -> &mut Measured {
+        entry.measured.as_mut().expect("there")
+    }
+
+    fn driver(entry: &mut TunedEntry) {
+        entry.provenance.as_mut().expect("there").driver = "old".into();
+    }
+
+    #[test]
+    fn what_ships_for_an_architecture_is_compared_with_a_sibling() {
+        let mut info = info();
+        info.architecture = "arch".into();
+        let table = |name: &str, architecture: &str| TunedTable {
+            device: name.into(),
+            backend: "opencl".into(),
+            architecture: architecture.into(),
+            entries: Vec::new(),
+        };
+        let infos = [info.clone()];
+        let found = |origin, table| device_of(&origin, &table, &infos).is_some();
+        let user = || Origin::User("mine.toml".into());
+        let ships = || Origin::Shipped("gemm/tuned/sibling.toml");
+        assert!(found(user(), table(&info.name, "")));
+        assert!(found(ships(), table("sibling", "arch")));
+        assert!(!found(user(), table("sibling", "arch")));
+        assert!(!found(ships(), table("sibling", "")));
+    }
 }

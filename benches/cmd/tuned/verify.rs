@@ -28,10 +28,8 @@ use super::{Chosen, is_of, loaded, percent, sizes_text, user_files};
 use crate::cmd::bench::{bind, today};
 use crate::cmd::print_line;
 use crate::definition::Workload;
-use crate::measure::{measure, median};
-
-/// Turns that the entry and the default take.
-const ROUNDS: u32 = 7;
+use crate::measure::measure;
+use crate::tune::gate::{self, ROUNDS, Summary};
 
 /// Operations of the largest shape that is checked whole; a larger one is checked at a smaller size.
 const WHOLE_WORK: f64 = 3e8;
@@ -119,13 +117,24 @@ impl Verify {
                 "more than 0, at most 3600",
             ));
         }
+        let (rows, absent) = self.rows(&Registry::default())?;
+        self.report(&rows, &absent)?;
+        let verified = rows.iter().any(|row| row.finding != Finding::Unverified);
+        let failed = rows.iter().any(|row| row.finding.fails());
+        Ok(match verified && !failed {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        })
+    }
+
+    /// Verifies, and changes the files as it should: what came of each entry, and the tables of no device that is here.
+    fn rows(&self, registry: &Registry) -> Result<(Vec<Row>, Vec<String>)> {
         let files = match self.files.is_empty() {
             true => user_files(),
             false => self.files.clone(),
         };
         let tables = loaded(&files)?;
-        let registry = Registry::default();
-        let devices = Chosen::new(&registry, self.device.as_deref())?;
+        let devices = Chosen::new(registry, self.device.as_deref())?;
         let mut rows = Vec::new();
         let mut absent = Vec::new();
         for (path, table) in tables {
@@ -149,13 +158,7 @@ impl Verify {
                 rows.push(row);
             }
         }
-        self.report(&rows, &absent)?;
-        let verified = rows.iter().any(|row| row.finding != Finding::Unverified);
-        let failed = rows.iter().any(|row| row.finding.fails());
-        Ok(match verified && !failed {
-            true => ExitCode::SUCCESS,
-            false => ExitCode::FAILURE,
-        })
+        Ok((rows, absent))
     }
 
     fn verify(&self, subject: &Subject, table: &TunedTable, entry: &TunedEntry) -> Result<Row> {
@@ -191,19 +194,17 @@ impl Verify {
         if matches!(info.execution, Execution::Recorded | Execution::Emulated) {
             return Err(Error::unsupported("the device's times are no times"));
         }
-        let posed = problem::pose(&entry.op, &entry.variant, &entry.sizes, info)?;
+        let posed = problem::pose_entry(entry, info)?;
         let bytes = problem::bytes(&*posed.workload.op(&posed.dtype)?)?;
         if bytes > info.memory / 2 {
             let lack = format!("its {bytes} bytes are more than half of the device's memory");
             return Err(Error::unsupported(lack));
         }
-        let candidates = &posed.question.candidates;
-        let valid = candidates
-            .iter()
-            .find(|kernel| kernel.name == entry.kernel)
+        let valid = posed
+            .candidate(entry)
             .ok_or_else(|| format!("{} is no kernel for it here", entry.kernel))
             .and_then(|kernel| match kernel.version == entry.version {
-                true => Ok(*kernel),
+                true => Ok(kernel),
                 false => Err(format!(
                     "{} has version {} now",
                     kernel.name, kernel.version
@@ -226,24 +227,21 @@ impl Verify {
         if entry.keeps_default() {
             return Ok((Finding::Even, "it is the default".into()));
         }
-        let (default, _) = default_choice(&entry.op, candidates, info)?;
+        let (default, _) = default_choice(&entry.op, &posed.question.candidates, info)?;
         let times = self.times(subject.device(), table, entry, &posed)?;
         let now = times.measured(default, error_over_bound);
         row.regret = Some((now.seconds / now.seconds.min(now.default_seconds) - 1.0).max(0.0));
         row.now = Some(now.clone());
-        Ok(match times.gain() {
-            gain if gain > times.noise() => {
-                let seed = entry.provenance.as_ref().map_or(0, |then| then.seed);
-                row.renewed = Some(TunedEntry {
-                    measured: Some(now),
-                    provenance: Some(Provenance::of(kernel, info, today(), seed)),
-                    ..entry.clone()
-                });
-                (Finding::Holds, String::new())
-            }
-            gain if -gain > times.noise() => (Finding::Loses, "slower than the default".into()),
-            _ => (Finding::Even, "within the noise of the default".into()),
-        })
+        let (finding, reason) = times.finding();
+        if finding == Finding::Holds {
+            let seed = entry.provenance.as_ref().map_or(0, |then| then.seed);
+            row.renewed = Some(TunedEntry {
+                measured: Some(now),
+                provenance: Some(Provenance::of(kernel, info, today(), seed)),
+                ..entry.clone()
+            });
+        }
+        Ok((finding, reason.into()))
     }
 
     /// The entry and the default in turn, through the public interface.
@@ -271,7 +269,7 @@ impl Verify {
             device.info(),
             &posed.question.candidates,
         );
-        if found.is_none_or(|found| found.served != Served::Bucket) {
+        if found.is_none_or(|found| found.served != Served::Exact) {
             return Err(Error::unsupported("the look-up does not serve it"));
         }
         let sessions = [
@@ -290,7 +288,6 @@ impl Verify {
         };
         let bound = sessions.iter().map(bind).collect::<Result<Vec<_>>>()?;
         let mut rounds = [Vec::new(), Vec::new()];
-        let mut samples = 0;
         for round in 0..ROUNDS {
             // Who begins changes, so that what drifts meets both.
             for turn in 0..2 {
@@ -300,13 +297,9 @@ impl Verify {
                     bound[who][run % bound[who].len()].enqueue(&**queue)
                 })?;
                 rounds[who].push(timing.median);
-                samples += timing.batches as u32;
             }
         }
-        Ok(Times {
-            rounds,
-            samples: samples / 2,
-        })
+        Ok(Times(rounds))
     }
 
     /// Brings the file up to date with what was found; whether the entry is gone from it.
@@ -404,40 +397,28 @@ impl Verify {
 }
 
 /// Medians of the rounds: the entry's, the default's.
-struct Times {
-    rounds: [Vec<f64>; 2],
-    samples: u32,
-}
+struct Times([Vec<f64>; 2]);
 
 impl Times {
-    /// Median and median distance from it.
-    fn summary(&self, who: usize) -> (f64, f64) {
-        let middle = median(&mut self.rounds[who].clone());
-        let distances = self.rounds[who].iter().map(|time| (time - middle).abs());
-        (middle, median(&mut distances.collect::<Vec<_>>()))
-    }
-
-    fn gain(&self) -> f64 {
-        self.summary(1).0 - self.summary(0).0
-    }
-
-    /// Three standard errors of the difference of the two medians, estimated from the deviations.
-    fn noise(&self) -> f64 {
-        let [(_, ours), (_, theirs)] = [0, 1].map(|who| self.summary(who));
-        let variance = ours.powi(2) + theirs.powi(2);
-        3.0 * 1.2533 * 1.4826 * (variance / f64::from(ROUNDS)).sqrt()
+    /// What the tuner would say of them.
+    fn finding(&self) -> (Finding, &'static str) {
+        let [entry, default] = &self.0;
+        match (gate::beats(entry, default), gate::beats(default, entry)) {
+            (true, _) => (Finding::Holds, ""),
+            (_, true) => (Finding::Loses, "slower than the default"),
+            _ => (Finding::Even, "within the noise of the default"),
+        }
     }
 
     fn measured(&self, default: &Kernel, error_over_bound: f64) -> Measured {
-        let [(seconds, deviation), (default_seconds, default_deviation)] =
-            [0, 1].map(|who| self.summary(who));
+        let [entry, of_default] = [0, 1].map(|who| Summary::of(&self.0[who]));
         Measured {
-            seconds,
-            deviation,
-            samples: self.samples,
+            seconds: entry.seconds,
+            deviation: entry.deviation,
+            samples: ROUNDS,
             default_kernel: default.name.into(),
-            default_seconds,
-            default_deviation,
+            default_seconds: of_default.seconds,
+            default_deviation: of_default.deviation,
             error_over_bound,
         }
     }
@@ -449,7 +430,7 @@ fn conformance(
     entry: &TunedEntry,
     posed: &Posed,
 ) -> Result<std::result::Result<f64, Vec<String>>> {
-    let mut problems = problem::checks(&entry.op, &entry.variant, &entry.sizes);
+    let mut problems = problem::checks(posed, entry)?;
     let work = |(workload, dtype): &(Workload, String)| -> Result<f64> {
         let cost = workload.op(dtype)?.cost();
         Ok(cost.flops + cost.bytes)
@@ -522,5 +503,136 @@ fn check(
             };
             check_plan(subject, queue, &problem, plan, &variant, true)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use ropeway_core::info::DeviceInfo;
+
+    use super::super::miscompiled;
+    use super::*;
+
+    /// An entry of an OpenCL kernel at m = n = k that claims to be twice as fast as `gemm_packed`.
+    fn entry(kernel: &str, config: &[(&str, i64)], size: u64, info: &DeviceInfo) -> TunedEntry {
+        let kernels = ropeway_kernels::op("gemm").expect("an op").kernels();
+        let kernel = kernels.iter().find(|k| k.name == kernel).expect("a kernel");
+        let config = config.iter().map(|(name, value)| ((*name).into(), *value));
+        TunedEntry {
+            op: "gemm".into(),
+            variant: "f32_f32_nn".into(),
+            sizes: ["m", "n", "k"].map(|name| (name.into(), size)).into(),
+            kernel: kernel.name.into(),
+            version: kernel.version,
+            config: config.collect::<BTreeMap<_, _>>(),
+            measured: Some(Measured {
+                seconds: 1e-3,
+                deviation: 0.0,
+                samples: ROUNDS,
+                default_kernel: "gemm_packed".into(),
+                default_seconds: 2e-3,
+                default_deviation: 0.0,
+                error_over_bound: 0.5,
+            }),
+            provenance: Some(Provenance::of(kernel, info, today(), 1)),
+        }
+    }
+
+    /// The default that is said to have won.
+    fn default_won(size: u64, info: &DeviceInfo) -> TunedEntry {
+        let kernels = ropeway_kernels::op("gemm").expect("an op").kernels();
+        let packed = kernels
+            .iter()
+            .find(|k| k.name == "gemm_packed")
+            .expect("one");
+        let config = packed.default_config();
+        let config: Vec<_> = packed
+            .tunables
+            .iter()
+            .map(|t| (t.name, config.value(t.name)))
+            .collect();
+        let mut entry = entry("gemm_packed", &config, size, info);
+        let measured = entry.measured.as_mut().expect("there");
+        measured.seconds = measured.default_seconds;
+        entry
+    }
+
+    /// Verifies a table of these entries without and then with `--fix`: what each time came of the first of them, and which are left.
+    fn verified(
+        registry: &Registry,
+        info: &DeviceInfo,
+        entries: [TunedEntry; 2],
+    ) -> ([Row; 2], Vec<TunedEntry>) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("table.toml");
+        let table = TunedTable {
+            entries: entries.to_vec(),
+            ..TunedTable::for_device(info)
+        };
+        std::fs::write(&path, table.to_toml().unwrap()).unwrap();
+        let left = || TunedTable::read(&path).unwrap().expect("there").entries;
+        let rows = [false, true].map(|fix| {
+            assert_eq!(left().len(), 2, "nothing goes unasked");
+            let verify = Verify {
+                files: vec![path.clone()],
+                device: None,
+                op: None,
+                seconds: 0.2,
+                fix,
+                dry_run: false,
+                json: true,
+            };
+            let (rows, absent) = verify.rows(registry).unwrap();
+            assert!(absent.is_empty() && rows.len() == 2);
+            let mut rows = rows.into_iter();
+            rows.find(|row| row.entry == entries[0]).expect("verified")
+        });
+        (rows, left())
+    }
+
+    #[test]
+    fn an_entry_that_computes_something_else_is_wrong_and_goes_when_told() {
+        let Some((registry, info)) = miscompiled::registry() else {
+            return;
+        };
+        let wrong = entry("gemm_packed", &miscompiled::CONFIG, 384, &info);
+        let right = default_won(96, &info);
+        let (rows, left) = verified(&registry, &info, [wrong.clone(), right.clone()]);
+        for (row, fixed) in rows.iter().zip([false, true]) {
+            assert_eq!(row.finding, Finding::Wrong, "{}", row.reason);
+            assert_eq!(row.removed, fixed);
+            assert!(row.now.is_none(), "no time is taken of it");
+            assert!(row.reason.contains("\"a\""), "{}", row.reason);
+        }
+        assert_eq!(left, std::slice::from_ref(&right));
+        // It is the device's fault: where it has none, the entry is right.
+        let (rows, _) = verified(&Registry::default(), &info, [wrong, right]);
+        for row in rows {
+            assert!(row.now.is_some(), "{:?}: {}", row.finding, row.reason);
+        }
+    }
+
+    /// `gemm_tiled` in groups of 16 by 16 takes PoCL some thirty times as long as the default.
+    #[test]
+    fn an_entry_that_is_slower_than_the_default_loses_and_goes_when_told() {
+        let Some((_, info)) = miscompiled::registry() else {
+            return;
+        };
+        if !info.compiler_version.contains("PoCL") {
+            eprintln!("not tested, no PoCL: {}", info.name);
+            return;
+        }
+        let slow = [("GROUP", 16), ("PER_ITEM", 2), ("TILE_K", 16)];
+        let slow = entry("gemm_tiled", &slow, 256, &info);
+        let right = default_won(96, &info);
+        let (rows, left) = verified(&Registry::default(), &info, [slow, right.clone()]);
+        for (row, fixed) in rows.iter().zip([false, true]) {
+            assert_eq!(row.finding, Finding::Loses, "{}", row.reason);
+            assert_eq!(row.removed, fixed);
+            assert!(row.regret.is_some_and(|r| r > 1.0), "{:?}", row.regret);
+        }
+        assert_eq!(left, [right]);
     }
 }

@@ -132,7 +132,7 @@ impl TunedEntry {
         self.measured.as_ref()?.fault()
     }
 
-    /// Which of two entries of one bucket is to be preferred: the greater. Measured before not, then the greater gain, then an order on
+    /// Which of two entries of the same sizes is to be preferred: the greater. Measured before not, then the greater gain, then an order on
     /// all they hold, so that any two that differ are told apart.
     pub fn preference(&self, other: &TunedEntry) -> Ordering {
         let gain = |entry: &TunedEntry| match entry.fault() {

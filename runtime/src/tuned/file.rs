@@ -38,13 +38,27 @@ impl TunedTable {
     /// # Errors
     /// `InvalidArgument` if the changed table names no device; `File`.
     pub fn update(path: &Path, change: impl FnOnce(&mut TunedTable)) -> Result<()> {
+        TunedTable::try_update(path, |table| {
+            change(table);
+            Ok(())
+        })
+    }
+
+    /// [`TunedTable::update`] with a change that may refuse: the file is left as it is then.
+    ///
+    /// # Errors
+    /// As `update`, and those of `change`.
+    pub fn try_update(
+        path: &Path,
+        change: impl FnOnce(&mut TunedTable) -> Result<()>,
+    ) -> Result<()> {
         // Through a link to where it leads, so that the link stays one.
         let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let directory = directory_of(path);
         fs::create_dir_all(directory).map_err(|error| of(directory, error))?;
         let _lock = lock(path)?;
         let mut table = set_aside_unless_sound(path)?.unwrap_or_default();
-        change(&mut table);
+        change(&mut table)?;
         if table.device.is_empty() || table.backend.is_empty() {
             return Err(Error::invalid(
                 "table",
@@ -65,7 +79,8 @@ impl TunedTable {
     }
 }
 
-/// A device's name for a file name. A name that it does not tell from others gets a part of its hash.
+/// A device's name for a file name. Whatever it does not keep of the name is made up for by a part of the name's hash, so that no two
+/// devices write to one file: not `A/B` and `A B`, and not `CHIP` and `chip`, which some file systems take for one.
 fn slug(name: &str) -> String {
     let mut slug = String::new();
     for c in name.chars() {
@@ -75,14 +90,16 @@ fn slug(name: &str) -> String {
             false => slug.push('-'),
         }
     }
-    let whole = name.is_ascii() && slug.len() <= LONGEST_SLUG;
     slug.truncate(LONGEST_SLUG);
     let mut slug = slug.trim_matches('-').to_owned();
-    if !whole || slug.is_empty() {
+    if slug != name || slug.is_empty() {
+        if !slug.is_empty() {
+            slug.push('-');
+        }
         let hash = Sha256::digest(name);
         hash.iter()
             .take(4)
-            .for_each(|byte| slug.push_str(&format!("-{byte:02x}")));
+            .for_each(|byte| slug.push_str(&format!("{byte:02x}")));
     }
     slug
 }
@@ -214,4 +231,28 @@ fn write(path: &Path, text: &str) -> Result<()> {
         Ok(())
     };
     replace().map_err(|error| of(path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_devices_have_one_file() {
+        let long = "x".repeat(200);
+        let names = [
+            "A B", "A/B", "a b", "A  B", "A B ", "a-b", "AB", "ab", "", " ", "é", "è", &long,
+        ];
+        let slugs: std::collections::BTreeSet<_> = names.iter().map(|name| slug(name)).collect();
+        assert_eq!(slugs.len(), names.len(), "{slugs:?}");
+        for slug in &slugs {
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            assert!(slug.chars().all(plain) && slug.len() < 100, "{slug:?}");
+            assert!(!slug.is_empty() && !slug.starts_with('-'), "{slug:?}");
+        }
+        assert_eq!(slug("chip"), "chip");
+        let card = slug("NVIDIA H100 80GB HBM3");
+        assert!(card.starts_with("nvidia-h100-80gb-hbm3-"), "{card}");
+        assert_eq!(card, slug("NVIDIA H100 80GB HBM3"));
+    }
 }

@@ -1,6 +1,6 @@
 //! Finding the configuration for a problem.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
@@ -38,7 +38,9 @@ impl fmt::Display for Origin {
 /// How an entry came to serve a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Served {
-    /// It was tuned in the problem's bucket.
+    /// It was tuned at the problem's very sizes.
+    Exact,
+    /// It was tuned at other sizes of the problem's bucket, and whatever else was tuned there agrees with it.
     Bucket,
     /// It is one of those that surround the problem's bucket and agree.
     Between,
@@ -68,8 +70,7 @@ type Bucket = Vec<u32>;
 /// Op, variant and the names of the sizes.
 type Family = (String, String, Vec<String>);
 
-/// The entries of one device model or one architecture, from all its tables. Those of one bucket differ in manifest version and stand with
-/// the preferred one first.
+/// The entries of one device model or one architecture, from all its tables. Those of one bucket stand with the preferred one first.
 type Level = HashMap<Family, HashMap<Bucket, Vec<Placed>>>;
 
 /// Backend, and the name of a device or an architecture.
@@ -149,9 +150,10 @@ impl TunedTables {
     }
 
     /// The entry that serves a problem, in a planner's order of `candidates`: the user's tables of the device, then those that ship for it,
-    /// then those that ship for its architecture. Within each, the entry of the problem's bucket, else what the buckets around it agree on.
-    /// An entry that is no valid choice now (another manifest version, a value the device cannot take, measured against another default)
-    /// is as good as absent.
+    /// then those that ship for its architecture. Within each, the entry of the problem's very sizes, else what all entries of its bucket
+    /// agree on, else what the buckets around it agree on. Where the entries of its bucket disagree none serves, nor one from further down:
+    /// what is known there is that it depends. An entry that is no valid choice now (another manifest version, a value the device cannot
+    /// take, measured against another default) is as good as absent.
     pub fn find(
         &self,
         key: &TuneKey<'_>,
@@ -177,29 +179,46 @@ impl TunedTables {
         let default = default_choice(key.op, candidates, info).ok();
         let default = default.map(|(kernel, _)| kernel.name);
         let usable = |placed: &&Placed| is_usable(&placed.entry, default, candidates, info);
-        levels.into_iter().flatten().find_map(|level| {
-            let buckets = level.get(&family)?;
-            let here = buckets.get(&bucket).into_iter().flatten().find(usable);
-            let (placed, served) = match here {
-                Some(placed) => (placed, Served::Bucket),
-                None => {
-                    let points = buckets.iter().filter_map(|(bucket, entries)| {
-                        let placed = entries.iter().find(usable)?;
-                        Some(Point {
-                            at: bucket,
-                            value: placed,
-                            choice: Choice::of(&placed.entry),
-                        })
-                    });
-                    (between::agreed(&bucket, points)?, Served::Between)
+        for level in levels.into_iter().flatten() {
+            let Some(buckets) = level.get(&family) else {
+                continue;
+            };
+            let winners_of = |entries| winners(entries, usable);
+            let here = buckets.get(&bucket).map_or(Vec::new(), |e| winners_of(e));
+            let asked = |placed: &&&Placed| {
+                let tuned = placed.entry.sizes.values();
+                tuned.eq(sizes.iter().map(|(_, size)| size))
+            };
+            let (placed, served) = if let Some(exact) = here.iter().find(asked) {
+                (*exact, Served::Exact)
+            } else if let Some(preferred) = here.first() {
+                if !agree(&here) {
+                    return None;
+                }
+                (*preferred, Served::Bucket)
+            } else {
+                let points = buckets.iter().filter_map(|(bucket, entries)| {
+                    let winners = winners_of(entries);
+                    let preferred = *winners.first()?;
+                    let choice = Choice::of(&preferred.entry).filter(|_| agree(&winners));
+                    Some(Point {
+                        at: bucket,
+                        value: preferred,
+                        choice,
+                    })
+                });
+                match between::agreed(&bucket, points) {
+                    Some(placed) => (placed, Served::Between),
+                    None => continue,
                 }
             };
-            Some(Found {
+            return Some(Found {
                 entry: &placed.entry,
                 origin: &placed.origin,
                 served,
-            })
-        })
+            });
+        }
+        None
     }
 }
 
@@ -245,6 +264,26 @@ impl Shipped {
     }
 }
 
+/// The winner at each of the sizes that were tuned in a bucket: of all that is usable there the preferred one. The most preferred of them
+/// stands first.
+fn winners(entries: &[Placed], usable: impl Fn(&&Placed) -> bool) -> Vec<&Placed> {
+    let mut seen = HashSet::new();
+    let mut winners: Vec<_> = entries.iter().filter(usable).collect();
+    winners.retain(|placed| seen.insert(&placed.entry.sizes));
+    winners
+}
+
+/// Whether winners have one choice: the same kernel, version and configuration, or all the default.
+fn agree(winners: &[&Placed]) -> bool {
+    winners.windows(2).all(|pair| {
+        let [a, b] = [&pair[0].entry, &pair[1].entry];
+        match (a.keeps_default(), b.keeps_default()) {
+            (false, false) => Choice::made(a) == Choice::made(b),
+            (a, b) => a == b,
+        }
+    })
+}
+
 /// What entries must agree on to serve what lies between them.
 #[derive(PartialEq, Eq, Hash)]
 struct Choice<'a> {
@@ -257,11 +296,15 @@ impl Choice<'_> {
     /// None for an entry that says nothing of what lies beside it: never measured, or no faster than the default.
     fn of(entry: &TunedEntry) -> Option<Choice<'_>> {
         let proven = entry.gain().is_some_and(|gain| gain > 1.0);
-        proven.then_some(Choice {
+        proven.then(|| Choice::made(entry))
+    }
+
+    fn made(entry: &TunedEntry) -> Choice<'_> {
+        Choice {
             kernel: &entry.kernel,
             version: entry.version,
             config: &entry.config,
-        })
+        }
     }
 }
 
@@ -294,12 +337,8 @@ fn insert_all(level: &mut Level, table: &TunedTable, origin: &Arc<Origin>) {
             entry: entry.clone(),
             origin: Arc::clone(origin),
         };
-        match entries.iter_mut().find(|old| old.entry.same_key(entry)) {
-            Some(old) if entry.preference(&old.entry).is_gt() => *old = placed,
-            Some(_) => {}
-            None => entries.push(placed),
-        }
-        entries.sort_by(|a, b| b.entry.preference(&a.entry));
+        let at = entries.partition_point(|old| old.entry.preference(entry).is_gt());
+        entries.insert(at, placed);
     }
 }
 

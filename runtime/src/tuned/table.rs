@@ -1,5 +1,7 @@
 //! The table of one device model: text, and what can be done with tables as values.
 
+use std::cmp::Ordering;
+
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
@@ -123,16 +125,22 @@ impl TunedTable {
         Ok(text)
     }
 
-    /// Puts in an entry, in place of what its bucket and manifest version had.
+    /// Puts in an entry, in place of whatever was known of its sizes: of another kernel or an earlier manifest version, too.
     pub fn insert(&mut self, entry: TunedEntry) {
-        self.entries.retain(|other| !other.same_key(&entry));
-        self.entries.push(entry);
+        self.supersede(vec![entry]);
+    }
+
+    /// Puts in what was tuned anew, in place of whatever was known of the sizes of these entries.
+    pub fn supersede(&mut self, entries: Vec<TunedEntry>) {
+        self.entries
+            .retain(|old| !entries.iter().any(|new| new.same_problem(old)));
+        self.entries.extend(entries);
         self.entries.sort_by(TunedEntry::order);
     }
 
-    /// Takes in another table of the same device model: of two entries of one bucket and manifest version the
-    /// [preferred](TunedEntry::preference) one stays. The result does not depend on which table is merged into which, nor on the order of
-    /// several merges.
+    /// Takes in another table of the same device model: of two entries of one kernel at the same sizes the one of the later manifest version
+    /// stays, of one version the [preferred](TunedEntry::preference) one. The result does not depend on which table is merged into which,
+    /// nor on the order of several merges.
     ///
     /// # Errors
     /// `InvalidArgument` if the tables are of different devices, backends or architectures.
@@ -150,9 +158,9 @@ impl TunedTable {
             ));
         }
         self.entries.extend(other.entries);
-        // The preferred one first, so that it is the one that stays.
+        // The one that stays first.
         self.entries
-            .sort_by(|a, b| a.key_order(b).then_with(|| b.preference(a)));
+            .sort_by(|a, b| a.key_order(b).then_with(|| b.precedence(a)));
         self.entries.dedup_by(|later, first| later.same_key(first));
         self.entries.sort_by(TunedEntry::order);
         Ok(())
@@ -173,24 +181,46 @@ impl TunedTable {
 }
 
 impl TunedEntry {
-    /// By key: op, variant, bucket, manifest version.
-    fn key_order(&self, other: &TunedEntry) -> std::cmp::Ordering {
-        let key = |entry: &TunedEntry| (entry.op.clone(), entry.variant.clone());
-        key(self)
-            .cmp(&key(other))
+    /// By problem: op, variant, bucket, sizes.
+    fn problem_order(&self, other: &TunedEntry) -> Ordering {
+        let words = (&self.op, &self.variant);
+        words
+            .cmp(&(&other.op, &other.variant))
             .then_with(|| self.bucket().cmp(&other.bucket()))
-            .then_with(|| self.version.cmp(&other.version))
+            .then_with(|| self.sizes.cmp(&other.sizes))
     }
 
-    /// Whether two entries cannot both be in a merged table.
+    /// By key: problem, kernel.
+    fn key_order(&self, other: &TunedEntry) -> Ordering {
+        self.problem_order(other)
+            .then_with(|| self.kernel.cmp(&other.kernel))
+    }
+
+    /// Whether two entries are of one op, variant and sizes.
+    pub fn same_problem(&self, other: &TunedEntry) -> bool {
+        let words = (&self.op, &self.variant);
+        words == (&other.op, &other.variant) && self.sizes == other.sizes
+    }
+
+    /// Whether two entries cannot both be in a merged table: those of one kernel at the same sizes.
     pub fn same_key(&self, other: &TunedEntry) -> bool {
         self.key_order(other).is_eq()
     }
 
+    /// Which of two entries of one key stays: the greater. Sound before faulty, then the later manifest version, since a build of that
+    /// version can use no other, then by preference. Versions of different kernels say nothing of each other, so each kernel has its own.
+    pub fn precedence(&self, other: &TunedEntry) -> Ordering {
+        let sound = |entry: &TunedEntry| entry.fault().is_none();
+        sound(self)
+            .cmp(&sound(other))
+            .then_with(|| self.version.cmp(&other.version))
+            .then_with(|| self.preference(other))
+    }
+
     /// The order of a written table.
-    fn order(&self, other: &TunedEntry) -> std::cmp::Ordering {
+    fn order(&self, other: &TunedEntry) -> Ordering {
         self.key_order(other)
-            .then_with(|| self.sizes.cmp(&other.sizes))
+            .then_with(|| self.version.cmp(&other.version))
             .then_with(|| self.preference(other))
     }
 }

@@ -413,6 +413,7 @@ impl<'a> Search<'a> {
                 default_seconds: default.seconds,
                 default_deviation: default.deviation,
                 error_over_bound: ratio,
+                bucket: found.serves_bucket,
             }),
             provenance: Some(Provenance {
                 driver: header.driver.clone(),

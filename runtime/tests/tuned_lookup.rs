@@ -62,6 +62,7 @@ fn entry(m: u64, n: u64, tile: i64, gain: f64) -> TunedEntry {
             default_seconds: 1e-3,
             default_deviation: 1e-6,
             error_over_bound: 0.25,
+            bucket: true,
         }),
         provenance: None,
     }
@@ -115,6 +116,29 @@ fn an_entry_serves_its_bucket_on_its_device() {
     assert!(
         find_on(&tables, &second, 1024, 512).is_some(),
         "its number does not matter"
+    );
+}
+
+#[test]
+fn an_entry_that_loses_at_its_buckets_corner_serves_its_own_sizes_alone() {
+    let narrow = |m| {
+        let mut entry = entry(m, 512, 8, 2.0);
+        entry.measured.as_mut().unwrap().bucket = false;
+        entry
+    };
+    let tables = user(&[narrow(1000)]);
+    assert_eq!(find(&tables, 1000, 512), Some((8, Served::Exact)));
+    assert_eq!(find(&tables, 1024, 512), None);
+    // Nor is it a side of what lies between.
+    let both = user(&[entry(256, 512, 8, 2.0), entry(1000, 512, 8, 2.0)]);
+    assert_eq!(find(&both, 500, 512), Some((8, Served::Between)));
+    let one = user(&[entry(256, 512, 8, 2.0), narrow(1000)]);
+    assert_eq!(find(&one, 500, 512), None);
+    let mixed = user(&[entry(900, 512, 8, 2.0), narrow(1000)]);
+    assert_eq!(
+        find(&mixed, 800, 512),
+        None,
+        "one of the two is known to lose there"
     );
 }
 
@@ -413,9 +437,18 @@ fn entries() -> impl Strategy<Value = Vec<TunedEntry>> {
     // Several of one bucket, some at the same sizes; of this version and of two others.
     let size = || prop_oneof![Just(1u64), 2u64..4, 60u64..65, 120u64..129];
     let version = prop_oneof![4 => Just(2u32), 1 => 1u32..4];
-    let one = (size(), size(), tile, gain, any::<bool>(), version);
-    let one = one.prop_map(|(m, n, tile, gain, measured, version)| {
+    let one = (
+        size(),
+        size(),
+        tile,
+        gain,
+        any::<bool>(),
+        any::<bool>(),
+        version,
+    );
+    let one = one.prop_map(|(m, n, tile, gain, measured, bucket, version)| {
         let mut entry = entry(m, n, tile, gain);
+        entry.measured.as_mut().expect("it is").bucket = bucket;
         entry.measured = entry.measured.filter(|_| measured);
         entry.version = version;
         entry
@@ -479,6 +512,10 @@ proptest! {
                             other.sizes == entry.sizes && other.config["TILE"] == tile && gain(other) >= gain(entry)
                         });
                         prop_assert!(beaten, "{} won at {}", entry.config["TILE"], entry);
+                        let served = here.iter().any(|other| {
+                            other.sizes == entry.sizes && other.config["TILE"] == tile && !other.is_narrow()
+                        });
+                        prop_assert!(served, "{} may lose in its bucket", entry);
                     }
                 }
                 Served::Between => {
@@ -487,7 +524,7 @@ proptest! {
                     let proven = |a: &dyn Fn(u32) -> bool, b: &dyn Fn(u32) -> bool| {
                         usable.iter().any(|entry| {
                             let (m, n) = place(entry);
-                            entry.config["TILE"] == tile && a(m) && b(n) && gain(entry) > 1.0
+                            entry.config["TILE"] == tile && a(m) && b(n) && gain(entry) > 1.0 && !entry.is_narrow()
                         })
                     };
                     prop_assert!(proven(&|a| a <= m, &|b| b <= n) && proven(&|a| a >= m, &|b| b >= n));

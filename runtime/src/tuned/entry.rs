@@ -54,6 +54,10 @@ pub struct Measured {
     pub default_deviation: f64,
     /// The largest error of the conformance cases, divided by their bound.
     pub error_over_bound: f64,
+    /// Whether it was held to the default at the lower corner of its bucket, too, and does not lose there. Only then does it serve other
+    /// sizes than its own.
+    #[serde(default)]
+    pub bucket: bool,
 }
 
 /// What an entry was measured with. Where it no longer holds, the entry is stale: used, and to be verified again.
@@ -92,6 +96,12 @@ impl TunedEntry {
         self.measured.as_ref().is_some_and(|measured| {
             measured.seconds == measured.default_seconds && measured.default_kernel == self.kernel
         })
+    }
+
+    /// True if it was measured and beats the default at its own sizes only, as far as is known.
+    pub fn is_narrow(&self) -> bool {
+        let measured = self.measured.as_ref();
+        !self.keeps_default() && measured.is_some_and(|measured| !measured.bucket)
     }
 
     /// The tunables as a planner takes them.

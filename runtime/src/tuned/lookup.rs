@@ -40,7 +40,7 @@ impl fmt::Display for Origin {
 pub enum Served {
     /// It was tuned at the problem's very sizes.
     Exact,
-    /// It was tuned at other sizes of the problem's bucket, and whatever else was tuned there agrees with it.
+    /// It was tuned at other sizes of the problem's bucket, does not lose at its lower corner, and whatever else was tuned there agrees.
     Bucket,
     /// It is one of those that surround the problem's bucket and agree.
     Between,
@@ -192,7 +192,8 @@ impl TunedTables {
             let (placed, served) = if let Some(exact) = here.iter().find(asked) {
                 (*exact, Served::Exact)
             } else if let Some(preferred) = here.first() {
-                if !agree(&here) {
+                // What loses somewhere else in its bucket serves its own sizes alone.
+                if !agree(&here) || here.iter().any(|placed| placed.entry.is_narrow()) {
                     return None;
                 }
                 (*preferred, Served::Bucket)
@@ -293,10 +294,10 @@ struct Choice<'a> {
 }
 
 impl Choice<'_> {
-    /// None for an entry that says nothing of what lies beside it: never measured, or no faster than the default.
+    /// None for an entry that says nothing of what lies beside it: never measured, no faster than the default, or not in its whole bucket.
     fn of(entry: &TunedEntry) -> Option<Choice<'_>> {
         let proven = entry.gain().is_some_and(|gain| gain > 1.0);
-        proven.then(|| Choice::made(entry))
+        (proven && !entry.is_narrow()).then(|| Choice::made(entry))
     }
 
     fn made(entry: &TunedEntry) -> Choice<'_> {

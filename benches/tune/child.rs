@@ -223,11 +223,11 @@ impl Measurer for Children {
         stage: Stage,
         beside: Option<&Beside>,
     ) -> Result<Outcome> {
-        let corner = match stage {
-            Stage::Corner(_) => target.at_corner()?,
+        let there = match stage {
+            Stage::Elsewhere { place, .. } => target.elsewhere(place)?,
             _ => Some(target.clone()),
         };
-        let Some(target) = &corner else {
+        let Some(target) = &there else {
             return Ok(Outcome::Refused("an op whose sizes are not known".into()));
         };
         if let Some(why) = self.pose(target, stage)? {

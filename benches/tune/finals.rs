@@ -2,7 +2,7 @@
 //!
 //! The fastest of many noisy times is fast partly by luck, and the more are tried the luckier it is. So each step measures anew what the
 //! one before has picked: points by the search, finalists by further visits, one challenger by the finalists' rounds, and the gate
-//! sees rounds of that one and the default which picked nothing. A winner then meets the default once more at the lower corner of its
+//! sees rounds of that one and the default which picked nothing. A winner then meets the default at two other places in its
 //! bucket, before it may serve other shapes.
 
 use std::ops::Range;
@@ -11,7 +11,7 @@ use ropeway_core::Result;
 
 use super::gate::{self, ROUNDS, Summary};
 use super::search::{Evaluation, Finalist, Found, Search};
-use super::{Beside, Outcome, Point, Stage, Target};
+use super::{Beside, Outcome, Point, Stage, Target, form};
 
 /// The fastest points of the search, which are measured again, and how often.
 const PROMISING: usize = 8;
@@ -140,33 +140,38 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Whether the winner may serve other shapes of its bucket: at the lower corner, where fewer tiles are full, it must not lose to the
-    /// default.
+    /// Whether the winner may serve other shapes of its bucket: at no other place in it may it take longer than the default.
     fn serves_bucket(
         &mut self,
         target: &Target,
         two: &[Point; 2],
         found: &mut Found,
     ) -> Result<bool> {
-        let mut times = [Vec::new(), Vec::new()];
-        for round in 0..ROUNDS {
-            self.progress.corner(target, round + 1, ROUNDS);
-            for turn in 0..2 {
-                let number = (turn + round as usize) % 2;
-                match self.measure(target, &two[number], Stage::Corner(round), None)? {
-                    Outcome::Measured(measurement) => times[number].push(measurement.seconds()),
-                    // It cannot be run there, which is no fault: it serves its own shape.
-                    Outcome::Refused(_) => return Ok(false),
-                    fault => {
-                        found.fails(&two[number], fault);
-                        found.winner = None;
-                        return Ok(false);
+        for place in 0..form::PLACES {
+            let mut times = [Vec::new(), Vec::new()];
+            for round in 0..ROUNDS {
+                self.progress.elsewhere(target, round + 1, ROUNDS);
+                for turn in 0..2 {
+                    let number = (turn + round as usize) % 2;
+                    let stage = Stage::Elsewhere { place, round };
+                    match self.measure(target, &two[number], stage, None)? {
+                        Outcome::Measured(measurement) => times[number].push(measurement.seconds()),
+                        // It cannot be run there, which is no fault: it serves its own shape.
+                        Outcome::Refused(_) => return Ok(false),
+                        fault => {
+                            found.fails(&two[number], fault);
+                            found.winner = None;
+                            return Ok(false);
+                        }
                     }
                 }
             }
+            let [default, winner] = times.map(|times| Summary::of(&times).seconds);
+            if winner > default {
+                return Ok(false);
+            }
         }
-        let [default, winner] = &times;
-        Ok(!gate::beats(default, winner))
+        Ok(true)
     }
 
     /// The default and the fastest points that pass their proof, each with its greatest error ÷ bound; nothing if the default fails it.

@@ -512,26 +512,33 @@ pub fn checks(workload: &Workload, dtype: &str) -> Result<Vec<Workload>> {
     Ok(found)
 }
 
-/// The workload at the lower corner of its bucket: of each size that may vary, one more than half the power of two that it is rounded up to.
-/// There the fewest tiles are full that any shape of the bucket has. `None` for a workload of no known form.
+/// Places in the bucket of a shape, besides itself, at which a winner meets the default.
+pub const PLACES: usize = 2;
+
+/// The workload at another place in its bucket. Each size that may vary is, of the power of two that it is rounded up to, first one more
+/// than the half, where all but the first half of the tiles are nearly empty; then five eighths, where a few large tiles are an odd number
+/// that no even number of cores shares well. `None` for a workload of no known form.
 ///
 /// # Errors
 /// `InvalidArgument` if the sizes do not fit 64 bits.
-pub fn corner(workload: &Workload) -> Result<Option<Workload>> {
+pub fn elsewhere(workload: &Workload, place: usize) -> Result<Option<Workload>> {
     let (Some(form), Some(mut sizes)) = (form_of(&workload.op), sizes(workload)) else {
         return Ok(None);
     };
     for name in form.rows.iter().chain(form.free) {
         if let Some(size) = sizes.get_mut(*name).filter(|size| **size > 2) {
-            let half = size.next_power_of_two() / 2;
-            *size = (half + 1)
-                .next_multiple_of(step(form, name, workload))
-                .min(*size);
+            let top = size.checked_next_power_of_two();
+            let top = top.ok_or_else(|| Error::invalid(name, *size, "at most 2^63"))?;
+            let new = match place {
+                0 => top / 2 + 1,
+                _ => top / 2 + top.div_ceil(8),
+            };
+            *size = new.next_multiple_of(step(form, name, workload)).min(top);
         }
     }
-    let mut corner = resized(workload, &sizes, false)?;
-    corner.name += " (corner)";
-    Ok(Some(corner))
+    let mut elsewhere = resized(workload, &sizes, false)?;
+    elsewhere.name += &format!(" (elsewhere {place})");
+    Ok(Some(elsewhere))
 }
 
 /// The words of a shape, `m=512 n=64` with spaces or commas between, as names and values.

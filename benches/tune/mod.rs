@@ -59,13 +59,13 @@ impl Target {
         format!("{} {}", self.workload.name, self.dtype.to_lowercase())
     }
 
-    /// The target at the lower corner of its bucket; `None` if its op has no known form.
+    /// The target at another place in its bucket; `None` if its op has no known form.
     ///
     /// # Errors
     /// As [`Workload::op`].
-    pub fn at_corner(&self) -> ropeway_core::Result<Option<Target>> {
-        let corner = form::corner(&self.workload)?;
-        Ok(corner.map(|workload| Target {
+    pub fn elsewhere(&self, place: usize) -> ropeway_core::Result<Option<Target>> {
+        let workload = form::elsewhere(&self.workload, place)?;
+        Ok(workload.map(|workload| Target {
             workload,
             dtype: self.dtype.clone(),
         }))
@@ -114,8 +114,13 @@ pub enum Stage {
     Again(u32),
     /// One of the interleaved rounds of the finalists, then of the last two.
     Round(u32),
-    /// A round of the last two at the lower corner of the shape's bucket.
-    Corner(u32),
+    /// A round of the last two at one of the other places in the shape's bucket where they meet.
+    Elsewhere {
+        /// Its number, below [`form::PLACES`].
+        place: usize,
+        /// The round.
+        round: u32,
+    },
 }
 
 /// What came of a point.

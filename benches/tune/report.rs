@@ -303,14 +303,14 @@ impl Progress {
         }
     }
 
-    /// A round at the corner of the bucket begins.
-    pub fn corner(&self, target: &Target, round: u32, rounds: u32) {
+    /// A round at another place of the bucket begins.
+    pub fn elsewhere(&self, target: &Target, round: u32, rounds: u32) {
         match &self.bar {
-            Some(bar) => {
-                bar.set_message(format!("at its bucket's corner, round {round} of {rounds}"))
-            }
+            Some(bar) => bar.set_message(format!(
+                "elsewhere in its bucket, round {round} of {rounds}"
+            )),
             None if round == 1 => {
-                self.line(format_args!("{}: at its bucket's corner", target.name()));
+                self.line(format_args!("{}: elsewhere in its bucket", target.name()));
             }
             None => {}
         }

@@ -56,7 +56,7 @@ pub struct Found {
     pub finalists: Vec<Finalist>,
     /// The fastest of the finalists, if it beats the default beyond the noise in rounds of these two alone.
     pub winner: Option<Finalist>,
-    /// Whether the winner does not lose to the default at the lower corner of its bucket either.
+    /// Whether the winner takes no longer than the default at other places of its bucket either.
     pub serves_bucket: bool,
     /// Operations that the problem cannot avoid.
     pub flops: f64,

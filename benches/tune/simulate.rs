@@ -96,7 +96,7 @@ impl Measurer for Recording {
         Ok(match stage {
             Stage::Search | Stage::Again(_) => outcome.clone(),
             Stage::Proof => Outcome::Proven(measurement.error_over_bound),
-            Stage::Corner(_) => Outcome::Refused("not in the recording".into()),
+            Stage::Elsewhere { .. } => Outcome::Refused("not in the recording".into()),
             Stage::Round(number) => {
                 let Some(Outcome::Measured(all)) = self.outcome(&name, point) else {
                     return Ok(outcome.clone());

@@ -249,7 +249,7 @@ impl Worker {
             }
         }
         let budget = match stage {
-            Stage::Round(_) | Stage::Corner(_) => ROUND,
+            Stage::Round(_) | Stage::Elsewhere { .. } => ROUND,
             _ => SEARCH,
         };
         let mut measurement = self.time(target, point, budget, beside)?;

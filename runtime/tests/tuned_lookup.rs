@@ -120,7 +120,7 @@ fn an_entry_serves_its_bucket_on_its_device() {
 }
 
 #[test]
-fn an_entry_that_loses_at_its_buckets_corner_serves_its_own_sizes_alone() {
+fn an_entry_that_loses_elsewhere_in_its_bucket_serves_its_own_sizes_alone() {
     let narrow = |m| {
         let mut entry = entry(m, 512, 8, 2.0);
         entry.measured.as_mut().unwrap().bucket = false;

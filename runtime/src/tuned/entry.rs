@@ -54,7 +54,7 @@ pub struct Measured {
     pub default_deviation: f64,
     /// The largest error of the conformance cases, divided by their bound.
     pub error_over_bound: f64,
-    /// Whether it was held to the default at the lower corner of its bucket, too, and does not lose there. Only then does it serve other
+    /// Whether it was held to the default at other places of its bucket, too, and takes no longer there. Only then does it serve other
     /// sizes than its own.
     #[serde(default)]
     pub bucket: bool,

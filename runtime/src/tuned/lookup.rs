@@ -40,7 +40,7 @@ impl fmt::Display for Origin {
 pub enum Served {
     /// It was tuned at the problem's very sizes.
     Exact,
-    /// It was tuned at other sizes of the problem's bucket, does not lose at its lower corner, and whatever else was tuned there agrees.
+    /// It was tuned at other sizes of the problem's bucket, does not lose elsewhere in it, and whatever else was tuned there agrees.
     Bucket,
     /// It is one of those that surround the problem's bucket and agree.
     Between,

@@ -400,8 +400,13 @@ mod tests {
             ),
         ] {
             let workloads = Definition::parse(&text(x, ids, fill)).unwrap().workloads;
-            let error = workloads[0].request("F32").err().expect(fill).to_string();
-            assert!(error.contains(named), "{x}, {ids}, {fill}: {error}");
+            let Err(error) = workloads[0].request("F32") else {
+                panic!("{x}, {ids}, {fill}")
+            };
+            assert!(
+                error.to_string().contains(named),
+                "{x}, {ids}, {fill}: {error}"
+            );
         }
     }
 

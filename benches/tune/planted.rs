@@ -62,6 +62,10 @@ const FAULTS: [Fault; 6] = [
 const PROCESSES: &str = "ROPEWAY_PLANTED_PROCESSES";
 
 /// Starts a process that lasts, as drivers start compilers, and writes down who is there.
+#[allow(
+    clippy::zombie_processes,
+    reason = "it outlives whoever started it, if nobody ends it"
+)]
 fn start_compiler() {
     let Some(path) = std::env::var_os(PROCESSES) else {
         return;

@@ -135,12 +135,15 @@ impl Search<'_> {
                 time: Summary::of(times),
                 ..challenger
             });
-            found.serves_bucket = self.serves_bucket(target, &two, found)?;
+            if self.serves_bucket(target, &two, found)? {
+                found.along = form::varying(&target.workload);
+            }
         }
         Ok(())
     }
 
-    /// Whether the winner may serve other shapes of its bucket: at no other place in it may it take longer than the default.
+    /// Whether the winner may serve other shapes of its bucket that differ in what varies from call to call: at no other such place may it
+    /// take longer than the default.
     fn serves_bucket(
         &mut self,
         target: &Target,

@@ -515,9 +515,15 @@ pub fn checks(workload: &Workload, dtype: &str) -> Result<Vec<Workload>> {
 /// Places in the bucket of a shape, besides itself, at which a winner meets the default.
 pub const PLACES: usize = 2;
 
-/// The workload at another place in its bucket. Each size that may vary is, of the power of two that it is rounded up to, first one more
-/// than the half, where all but the first half of the tiles are nearly empty; then five eighths, where a few large tiles are an odd number
-/// that no even number of cores shares well. `None` for a workload of no known form.
+/// The sizes of a workload that vary from call to call: tokens, rows, lengths. What is left belongs to a model's weights.
+pub fn varying(workload: &Workload) -> Vec<String> {
+    let rows = form_of(&workload.op).map_or(&[][..], |form| form.rows);
+    rows.iter().map(|name| String::from(*name)).collect()
+}
+
+/// The workload at another place in its bucket. Each size that varies from call to call is, of the power of two that it is rounded up to,
+/// first one more than the half, where all but the first half of the tiles are nearly empty; then five eighths, where a few large tiles are
+/// an odd number that no even number of cores shares well. `None` for a workload of no known form, or with nothing that varies.
 ///
 /// # Errors
 /// `InvalidArgument` if the sizes do not fit 64 bits.
@@ -525,7 +531,7 @@ pub fn elsewhere(workload: &Workload, place: usize) -> Result<Option<Workload>> 
     let (Some(form), Some(mut sizes)) = (form_of(&workload.op), sizes(workload)) else {
         return Ok(None);
     };
-    for name in form.rows.iter().chain(form.free) {
+    for name in form.rows {
         if let Some(size) = sizes.get_mut(*name).filter(|size| **size > 2) {
             let top = size.checked_next_power_of_two();
             let top = top.ok_or_else(|| Error::invalid(name, *size, "at most 2^63"))?;
@@ -533,8 +539,11 @@ pub fn elsewhere(workload: &Workload, place: usize) -> Result<Option<Workload>> 
                 0 => top / 2 + 1,
                 _ => top / 2 + top.div_ceil(8),
             };
-            *size = new.next_multiple_of(step(form, name, workload)).min(top);
+            *size = new.min(top);
         }
+    }
+    if form.rows.is_empty() {
+        return Ok(None);
     }
     let mut elsewhere = resized(workload, &sizes, false)?;
     elsewhere.name += &format!(" (elsewhere {place})");

@@ -73,7 +73,7 @@ pub fn page(report: &Report) -> Result<String> {
         for (kernel, tunables) in tunables(found) {
             let mut plots = String::new();
             for (name, values) in tunables {
-                plots += &tunable(&name, &values)?;
+                plots += &tunable(name, &values)?;
             }
             page += &figure(
                 &plots,

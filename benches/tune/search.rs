@@ -56,8 +56,8 @@ pub struct Found {
     pub finalists: Vec<Finalist>,
     /// The fastest of the finalists, if it beats the default beyond the noise in rounds of these two alone.
     pub winner: Option<Finalist>,
-    /// Whether the winner takes no longer than the default at other places of its bucket either.
-    pub serves_bucket: bool,
+    /// Sizes along which the winner takes no longer than the default at other places of its bucket either.
+    pub along: Vec<String>,
     /// Operations that the problem cannot avoid.
     pub flops: f64,
     /// Bytes that it cannot avoid.
@@ -250,7 +250,7 @@ impl<'a> Search<'a> {
             default_time: None,
             finalists: Vec::new(),
             winner: None,
-            serves_bucket: false,
+            along: Vec::new(),
             flops: *flops,
             bytes: *bytes,
             limit: target.workload.limit,
@@ -413,7 +413,7 @@ impl<'a> Search<'a> {
                 default_seconds: default.seconds,
                 default_deviation: default.deviation,
                 error_over_bound: ratio,
-                bucket: found.serves_bucket,
+                along: found.along.clone(),
             }),
             provenance: Some(Provenance {
                 driver: header.driver.clone(),

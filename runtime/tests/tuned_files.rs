@@ -27,7 +27,7 @@ fn entry(op: &str, m: u64) -> TunedEntry {
             default_seconds: 2e-3,
             default_deviation: 0.0,
             error_over_bound: 0.25,
-            bucket: true,
+            along: vec!["m".into(), "n".into()],
         }),
         provenance: Some(Provenance {
             driver: "1.2 \"quoted\" \\ é".into(),
@@ -100,7 +100,7 @@ sizes = { m = 64, n = 512 }
 kernel = "gemm_packed"
 version = 1
 config = { TILE = 8 }
-measured = { seconds = 0.001, deviation = 0.000001, samples = 9, default_kernel = "gemm_tiled", default_seconds = 0.002, default_deviation = 0.0, error_over_bound = 0.25, bucket = true }
+measured = { seconds = 0.001, deviation = 0.000001, samples = 9, default_kernel = "gemm_tiled", default_seconds = 0.002, default_deviation = 0.0, error_over_bound = 0.25, along = ["m", "n"] }
 "#;
     assert!(text.contains(expected), "{text}");
 }
@@ -485,7 +485,7 @@ fn any_entry() -> impl Strategy<Value = TunedEntry> {
                 default_seconds: a,
                 default_deviation: b,
                 error_over_bound: c,
-                bucket: true,
+                along: vec!["m".into(), "n".into()],
             },
         );
     let provenance = (any::<String>(), any::<String>(), 0u64..(1 << 62));

@@ -62,7 +62,7 @@ fn entry(m: u64, n: u64, tile: i64, gain: f64) -> TunedEntry {
             default_seconds: 1e-3,
             default_deviation: 1e-6,
             error_over_bound: 0.25,
-            bucket: true,
+            along: vec!["m".into(), "n".into()],
         }),
         provenance: None,
     }
@@ -121,14 +121,25 @@ fn an_entry_serves_its_bucket_on_its_device() {
 
 #[test]
 fn an_entry_that_loses_elsewhere_in_its_bucket_serves_its_own_sizes_alone() {
-    let narrow = |m| {
+    let along = |m, names: &[&str]| {
         let mut entry = entry(m, 512, 8, 2.0);
-        entry.measured.as_mut().unwrap().bucket = false;
+        let names = names.iter().map(|name| String::from(*name));
+        entry.measured.as_mut().unwrap().along = names.collect();
         entry
     };
+    let narrow = |m| along(m, &[]);
     let tables = user(&[narrow(1000)]);
     assert_eq!(find(&tables, 1000, 512), Some((8, Served::Exact)));
     assert_eq!(find(&tables, 1024, 512), None);
+    // Along m, and only there.
+    let rows = user(&[along(1000, &["m"])]);
+    assert_eq!(find(&rows, 1024, 512), Some((8, Served::Bucket)));
+    assert_eq!(find(&rows, 1000, 500), None);
+    let ends = user(&[along(256, &["m"]), along(1000, &["m"])]);
+    assert_eq!(find(&ends, 500, 512), Some((8, Served::Between)));
+    assert_eq!(find(&ends, 500, 500), None);
+    let nonsense = user(&[along(1000, &["k"])]);
+    assert_eq!(find(&nonsense, 1000, 512), None, "no size of it");
     // Nor is it a side of what lies between.
     let both = user(&[entry(256, 512, 8, 2.0), entry(1000, 512, 8, 2.0)]);
     assert_eq!(find(&both, 500, 512), Some((8, Served::Between)));
@@ -443,12 +454,13 @@ fn entries() -> impl Strategy<Value = Vec<TunedEntry>> {
         tile,
         gain,
         any::<bool>(),
-        any::<bool>(),
+        prop::sample::subsequence(vec!["m", "n"], 0..=2),
         version,
     );
-    let one = one.prop_map(|(m, n, tile, gain, measured, bucket, version)| {
+    let one = one.prop_map(|(m, n, tile, gain, measured, along, version)| {
         let mut entry = entry(m, n, tile, gain);
-        entry.measured.as_mut().expect("it is").bucket = bucket;
+        let along = along.into_iter().map(String::from).collect();
+        entry.measured.as_mut().expect("it is").along = along;
         entry.measured = entry.measured.filter(|_| measured);
         entry.version = version;
         entry
@@ -512,19 +524,18 @@ proptest! {
                             other.sizes == entry.sizes && other.config["TILE"] == tile && gain(other) >= gain(entry)
                         });
                         prop_assert!(beaten, "{} won at {}", entry.config["TILE"], entry);
-                        let served = here.iter().any(|other| {
-                            other.sizes == entry.sizes && other.config["TILE"] == tile && !other.is_narrow()
-                        });
-                        prop_assert!(served, "{} may lose in its bucket", entry);
                     }
+                    let reaches = |entry: &&&&TunedEntry| entry.config["TILE"] == tile && entry.reaches(&[("m", m), ("n", n)]);
+                    prop_assert!(here.iter().find(reaches).is_some(), "nothing says that {} does not lose there", tile);
                 }
                 Served::Between => {
                     prop_assert!(here.is_empty(), "what was tuned here decides here");
+                    let asked = [("m", m), ("n", n)];
                     let (m, n) = bucket(m, n);
                     let proven = |a: &dyn Fn(u32) -> bool, b: &dyn Fn(u32) -> bool| {
                         usable.iter().any(|entry| {
                             let (m, n) = place(entry);
-                            entry.config["TILE"] == tile && a(m) && b(n) && gain(entry) > 1.0 && !entry.is_narrow()
+                            entry.config["TILE"] == tile && a(m) && b(n) && gain(entry) > 1.0 && entry.reaches(&asked)
                         })
                     };
                     prop_assert!(proven(&|a| a <= m, &|b| b <= n) && proven(&|a| a >= m, &|b| b >= n));

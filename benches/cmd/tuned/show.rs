@@ -367,7 +367,7 @@ mod tests {
                 default_seconds: 2e-3,
                 default_deviation: 0.0,
                 error_over_bound: 0.5,
-                bucket: true,
+                along: Vec::new(),
             }),
             provenance: Some(Provenance::of(kernel, info, "2026-01-31", 1)),
         }

@@ -229,8 +229,11 @@ impl Verify {
         }
         let (default, _) = default_choice(&entry.op, &posed.question.candidates, info)?;
         let times = self.times(subject.device(), table, entry, &posed)?;
-        let bucket = entry.measured.as_ref().is_some_and(|then| then.bucket);
-        let now = times.measured(default, error_over_bound, bucket);
+        let then = entry.measured.as_ref();
+        let now = Measured {
+            along: then.map_or(Vec::new(), |then| then.along.clone()),
+            ..times.measured(default, error_over_bound)
+        };
         row.regret = Some((now.seconds / now.seconds.min(now.default_seconds) - 1.0).max(0.0));
         row.now = Some(now.clone());
         let (finding, reason) = times.finding();
@@ -411,7 +414,7 @@ impl Times {
         }
     }
 
-    fn measured(&self, default: &Kernel, error_over_bound: f64, bucket: bool) -> Measured {
+    fn measured(&self, default: &Kernel, error_over_bound: f64) -> Measured {
         let [entry, of_default] = [0, 1].map(|who| Summary::of(&self.0[who]));
         Measured {
             seconds: entry.seconds,
@@ -421,7 +424,7 @@ impl Times {
             default_seconds: of_default.seconds,
             default_deviation: of_default.deviation,
             error_over_bound,
-            bucket,
+            along: Vec::new(),
         }
     }
 }
@@ -537,7 +540,7 @@ mod tests {
                 default_seconds: 2e-3,
                 default_deviation: 0.0,
                 error_over_bound: 0.5,
-                bucket: true,
+                along: Vec::new(),
             }),
             provenance: Some(Provenance::of(kernel, info, today(), 1)),
         }

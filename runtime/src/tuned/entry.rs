@@ -54,10 +54,10 @@ pub struct Measured {
     pub default_deviation: f64,
     /// The largest error of the conformance cases, divided by their bound.
     pub error_over_bound: f64,
-    /// Whether it was held to the default at other places of its bucket, too, and takes no longer there. Only then does it serve other
-    /// sizes than its own.
+    /// Sizes along which it was held to the default at other places of its bucket, too, and takes no longer there. It serves other values of
+    /// these sizes than its own, and of no others.
     #[serde(default)]
-    pub bucket: bool,
+    pub along: Vec<String>,
 }
 
 /// What an entry was measured with. Where it no longer holds, the entry is stale: used, and to be verified again.
@@ -98,10 +98,27 @@ impl TunedEntry {
         })
     }
 
-    /// True if it was measured and beats the default at its own sizes only, as far as is known.
-    pub fn is_narrow(&self) -> bool {
-        let measured = self.measured.as_ref();
-        !self.keeps_default() && measured.is_some_and(|measured| !measured.bucket)
+    /// Whether it says anything of a problem of other sizes: those that differ are ones along which it was held to the default. An entry
+    /// that was never measured says what its author meant, of its whole bucket.
+    pub fn reaches(&self, sizes: &[(&str, u64)]) -> bool {
+        let Some(measured) = &self.measured else {
+            return true;
+        };
+        self.differs_from(sizes)
+            .all(|name| measured.along.iter().any(|along| along == name))
+    }
+
+    /// The sizes that differ from a problem's.
+    pub(super) fn differs_from<'a>(
+        &'a self,
+        sizes: &[(&str, u64)],
+    ) -> impl Iterator<Item = &'a str> {
+        let same = |name: &str, size: u64| sizes.contains(&(name, size));
+        let differ = self
+            .sizes
+            .iter()
+            .filter(move |(name, size)| !same(name, **size));
+        differ.map(|(name, _)| name.as_str())
     }
 
     /// The tunables as a planner takes them.
@@ -139,7 +156,15 @@ impl TunedEntry {
         {
             return Some(format!("{text:?} is no line of text"));
         }
-        self.measured.as_ref()?.fault()
+        let measured = self.measured.as_ref()?;
+        if let Some(name) = measured
+            .along
+            .iter()
+            .find(|name| !self.sizes.contains_key(*name))
+        {
+            return Some(format!("along {name:?}, which is no size of it"));
+        }
+        measured.fault()
     }
 
     /// Which of two entries of the same sizes is to be preferred: the greater. Measured before not, then the greater gain, then an order on

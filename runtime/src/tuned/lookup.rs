@@ -191,21 +191,19 @@ impl TunedTables {
             };
             let (placed, served) = if let Some(exact) = here.iter().find(asked) {
                 (*exact, Served::Exact)
-            } else if let Some(preferred) = here.first() {
-                // What loses somewhere else in its bucket serves its own sizes alone.
-                if !agree(&here) || here.iter().any(|placed| placed.entry.is_narrow()) {
-                    return None;
+            } else if !here.is_empty() {
+                match reaching(&here, &sizes) {
+                    Some(placed) if agree(&here) => (placed, Served::Bucket),
+                    _ => return None,
                 }
-                (*preferred, Served::Bucket)
             } else {
                 let points = buckets.iter().filter_map(|(bucket, entries)| {
                     let winners = winners_of(entries);
-                    let preferred = *winners.first()?;
-                    let choice = Choice::of(&preferred.entry).filter(|_| agree(&winners));
+                    let reaching = reaching(&winners, &sizes).filter(|_| agree(&winners));
                     Some(Point {
                         at: bucket,
-                        value: preferred,
-                        choice,
+                        value: reaching.or(winners.first().copied())?,
+                        choice: reaching.and_then(|placed| Choice::of(&placed.entry)),
                     })
                 });
                 match between::agreed(&bucket, points) {
@@ -274,6 +272,20 @@ fn winners(entries: &[Placed], usable: impl Fn(&&Placed) -> bool) -> Vec<&Placed
     winners
 }
 
+/// The first winner that says something of a problem, unless one that differs from the problem in no more than it says nothing of it.
+fn reaching<'a>(winners: &[&'a Placed], sizes: &[(&str, u64)]) -> Option<&'a Placed> {
+    let reaches = |placed: &&&Placed| placed.entry.reaches(sizes);
+    let found = *winners.iter().find(reaches)?;
+    let differ: Vec<&str> = found.entry.differs_from(sizes).collect();
+    let silent = |placed: &&Placed| {
+        let mut others = placed.entry.differs_from(sizes);
+        !placed.entry.keeps_default()
+            && !placed.entry.reaches(sizes)
+            && others.all(|name| differ.contains(&name))
+    };
+    (!winners.iter().any(silent)).then_some(found)
+}
+
 /// Whether winners have one choice: the same kernel, version and configuration, or all the default.
 fn agree(winners: &[&Placed]) -> bool {
     winners.windows(2).all(|pair| {
@@ -294,10 +306,10 @@ struct Choice<'a> {
 }
 
 impl Choice<'_> {
-    /// None for an entry that says nothing of what lies beside it: never measured, no faster than the default, or not in its whole bucket.
+    /// None for an entry that says nothing of what lies beside it: never measured, or no faster than the default.
     fn of(entry: &TunedEntry) -> Option<Choice<'_>> {
         let proven = entry.gain().is_some_and(|gain| gain > 1.0);
-        (proven && !entry.is_narrow()).then(|| Choice::made(entry))
+        proven.then(|| Choice::made(entry))
     }
 
     fn made(entry: &TunedEntry) -> Choice<'_> {

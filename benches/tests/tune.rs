@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use ropeway::{TunedEntry, TunedTable};
 use ropeway_core::spec::Random;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -98,25 +99,77 @@ fn a_damaged_journal_gives_one_warning_and_the_same_table() {
 
 #[test]
 fn what_is_published_beats_the_default_or_says_that_it_won() {
-    let folder = tempfile::tempdir().unwrap();
-    let output = simulate(folder.path(), 3).arg("--json").output().unwrap();
-    let report: Value =
-        serde_json::from_slice(&output.stdout).expect("JSON alone on standard output");
-    let targets = report["targets"].as_array().unwrap();
-    assert_eq!(targets.len(), 2);
-    for target in targets {
-        assert_eq!(target["evaluations"].as_array().unwrap().len(), 60);
-        if let Some(winner) = target["winner"].as_object() {
+    let (mut won, mut kept) = (0, 0);
+    for seed in 1..=6 {
+        let folder = tempfile::tempdir().unwrap();
+        let output = simulate(folder.path(), seed)
+            .arg("--json")
+            .output()
+            .unwrap();
+        let report: Value =
+            serde_json::from_slice(&output.stdout).expect("JSON alone on standard output");
+        let table = TunedTable::read(&folder.path().join("simulated.toml"));
+        let table = table.unwrap().expect("a table");
+        let targets = report["targets"].as_array().unwrap();
+        assert_eq!((targets.len(), table.entries.len()), (2, 2));
+        for target in targets {
+            // The winner of the shape before may be one more.
+            let tried = target["evaluations"].as_array().unwrap().len();
+            assert!((60..=61).contains(&tried), "{tried}");
+            let of_target = |entry: &&TunedEntry| {
+                let sizes = entry
+                    .sizes
+                    .iter()
+                    .map(|(name, size)| format!(" {name}={size}"));
+                let key = format!(
+                    "{} {}{}",
+                    entry.op,
+                    entry.variant,
+                    sizes.collect::<String>()
+                );
+                target["key"] == key
+            };
+            let entry = table.entries.iter().find(of_target).expect("an entry");
+            let measured = entry.measured.as_ref().unwrap();
+            assert_eq!(entry.fault(), None);
             assert!(
-                winner["time"]["seconds"].as_f64() < target["default_time"]["seconds"].as_f64()
+                measured.along.is_empty(),
+                "nothing is recorded of other shapes"
             );
+            let point = match target["winner"].as_object() {
+                Some(winner) => {
+                    won += 1;
+                    assert!(
+                        measured.seconds < 0.99 * measured.default_seconds,
+                        "{entry:?}"
+                    );
+                    assert_eq!(winner["time"]["seconds"], measured.seconds);
+                    &winner["point"]
+                }
+                None => {
+                    kept += 1;
+                    assert!(entry.keeps_default(), "{entry:?}");
+                    &target["default"]
+                }
+            };
+            assert_eq!(point["kernel"], entry.kernel);
+            assert_eq!(
+                point["config"],
+                serde_json::to_value(&entry.config).unwrap()
+            );
+            assert_eq!(target["default_time"]["seconds"], measured.default_seconds);
         }
+        let html = fs::read_to_string(report["html"].as_str().unwrap()).unwrap();
+        assert!(html.matches("<svg").count() > 3, "plots");
+        assert_eq!(
+            html.matches("http://").count(),
+            html.matches("http://www.w3.org").count(),
+            "it needs no network"
+        );
     }
-    let html = fs::read_to_string(report["html"].as_str().unwrap()).unwrap();
-    assert!(html.matches("<svg").count() > 3, "plots");
     assert!(
-        !html.contains("http://")
-            || html.matches("http://").count() == html.matches("www.w3.org").count()
+        won > 0 && kept > 0,
+        "both happen: {won} won, {kept} kept the default"
     );
 }
 

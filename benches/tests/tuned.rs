@@ -88,7 +88,7 @@ fn entry(m: u64, kernel: &str, gain: f64) -> String {
     let seconds = 0.001 / gain;
     format!(
         "\n[[entry]]\nop = \"gemm\"\nvariant = \"f32_f32_nn\"\nsizes = {{ m = {m}, n = 64, k = 64 }}\nkernel = \"{kernel}\"\nversion = 1\nconfig = {{}}\n\
-         measured = {{ seconds = {seconds}, deviation = 0.0, samples = 9, default_kernel = \"{kernel}\", default_seconds = 0.001, default_deviation = 0.0, error_over_bound = 0.5, bucket = true }}\n\
+         measured = {{ seconds = {seconds}, deviation = 0.0, samples = 9, default_kernel = \"{kernel}\", default_seconds = 0.001, default_deviation = 0.0, error_over_bound = 0.5, along = [\"m\"] }}\n\
          provenance = {{ driver = \"old\", compiler = \"old\", source = \"old\", ropeway = \"0.0.1\", date = \"2020-01-01\", seed = 3 }}\n"
     )
 }

@@ -2,8 +2,8 @@
 //!
 //! The fastest of many noisy times is fast partly by luck, and the more are tried the luckier it is. So each step measures anew what the
 //! one before has picked: points by the search, finalists by further visits, one challenger by the finalists' rounds, and the gate
-//! sees rounds of that one and the default which picked nothing. A winner then meets the default at two other places in its
-//! bucket, before it may serve other shapes.
+//! sees rounds of that one and the default which picked nothing. A winner then meets the default at other places in its bucket,
+//! before it may serve other shapes.
 
 use std::ops::Range;
 
@@ -20,8 +20,12 @@ const VISITS: u32 = 2;
 /// Points that go into the finalists' rounds beside the default.
 const FINALISTS: usize = 3;
 
-/// A winner of another shape that takes so many times the fastest's time is preferred to it.
+/// What takes so many times another's time is as good: a winner of another shape is preferred to the fastest, and does not lose elsewhere in
+/// its bucket.
 const AS_GOOD: f64 = 1.01;
+
+/// Rounds at each of the other places of a bucket.
+const FEW_ROUNDS: u32 = 3;
 
 impl Search<'_> {
     /// Measures what was tried again: everything in the passes that were asked for, then the most promising.
@@ -143,7 +147,7 @@ impl Search<'_> {
     }
 
     /// Whether the winner may serve other shapes of its bucket that differ in what varies from call to call: at no other such place may it
-    /// take longer than the default.
+    /// lose to the default.
     fn serves_bucket(
         &mut self,
         target: &Target,
@@ -152,8 +156,8 @@ impl Search<'_> {
     ) -> Result<bool> {
         for place in 0..form::PLACES {
             let mut times = [Vec::new(), Vec::new()];
-            for round in 0..ROUNDS {
-                self.progress.elsewhere(target, round + 1, ROUNDS);
+            self.progress.elsewhere(target, place + 1, form::PLACES);
+            for round in 0..FEW_ROUNDS {
                 for turn in 0..2 {
                     let number = (turn + round as usize) % 2;
                     let stage = Stage::Elsewhere { place, round };
@@ -170,7 +174,7 @@ impl Search<'_> {
                 }
             }
             let [default, winner] = times.map(|times| Summary::of(&times).seconds);
-            if winner > default {
+            if winner > AS_GOOD * default {
                 return Ok(false);
             }
         }

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use ropeway_core::dtype::Block;
+use ropeway_core::spec::{Random, seed_of};
 use ropeway_core::{DType, Error, Result};
 use serde_json::{Value, json};
 
@@ -513,7 +514,7 @@ pub fn checks(workload: &Workload, dtype: &str) -> Result<Vec<Workload>> {
 }
 
 /// Places in the bucket of a shape, besides itself, at which a winner meets the default.
-pub const PLACES: usize = 2;
+pub const PLACES: usize = 8;
 
 /// The sizes of a workload that vary from call to call: tokens, rows, lengths. What is left belongs to a model's weights.
 pub fn varying(workload: &Workload) -> Vec<String> {
@@ -521,9 +522,10 @@ pub fn varying(workload: &Workload) -> Vec<String> {
     rows.iter().map(|name| String::from(*name)).collect()
 }
 
-/// The workload at another place in its bucket. Each size that varies from call to call is, of the power of two that it is rounded up to,
-/// first one more than the half, where all but the first half of the tiles are nearly empty; then five eighths, where a few large tiles are
-/// an odd number that no even number of cores shares well. `None` for a workload of no known form, or with nothing that varies.
+/// The workload at another place in its bucket. Of each size that varies from call to call, the values between half the power of two that it
+/// is rounded up to and the whole are cut into as many equal parts as there are places; the place has a value drawn from its part, the same at
+/// each call. How well tiles share out depends on the value in ways that no corner of the bucket shows. `None` for a workload of no known
+/// form, or with nothing that varies.
 ///
 /// # Errors
 /// `InvalidArgument` if the sizes do not fit 64 bits.
@@ -531,15 +533,14 @@ pub fn elsewhere(workload: &Workload, place: usize) -> Result<Option<Workload>> 
     let (Some(form), Some(mut sizes)) = (form_of(&workload.op), sizes(workload)) else {
         return Ok(None);
     };
+    let mut random = Random::new(seed_of(&workload.name).wrapping_add(place as u64));
     for name in form.rows {
         if let Some(size) = sizes.get_mut(*name).filter(|size| **size > 2) {
             let top = size.checked_next_power_of_two();
-            let top = top.ok_or_else(|| Error::invalid(name, *size, "at most 2^63"))?;
-            let new = match place {
-                0 => top / 2 + 1,
-                _ => top / 2 + top.div_ceil(8),
-            };
-            *size = new.min(top);
+            let half = top.ok_or_else(|| Error::invalid(name, *size, "at most 2^63"))? / 2;
+            let part = (half / PLACES as u64).max(1);
+            let offset = part * place as u64 + random.below(part);
+            *size = half + 1 + offset.min(half - 1);
         }
     }
     if form.rows.is_empty() {

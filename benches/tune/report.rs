@@ -303,13 +303,11 @@ impl Progress {
         }
     }
 
-    /// A round at another place of the bucket begins.
-    pub fn elsewhere(&self, target: &Target, round: u32, rounds: u32) {
+    /// Rounds at another place of the bucket begin.
+    pub fn elsewhere(&self, target: &Target, place: usize, places: usize) {
         match &self.bar {
-            Some(bar) => bar.set_message(format!(
-                "elsewhere in its bucket, round {round} of {rounds}"
-            )),
-            None if round == 1 => {
+            Some(bar) => bar.set_message(format!("elsewhere in its bucket, {place} of {places}")),
+            None if place == 1 => {
                 self.line(format_args!("{}: elsewhere in its bucket", target.name()));
             }
             None => {}

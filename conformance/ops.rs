@@ -97,7 +97,7 @@ pub struct Variant {
 }
 
 /// Elements of a reference that is kept with its problem: 256 MiB of values and bounds.
-const KEPT: usize = 1 << 24;
+pub const KEPT: usize = 1 << 24;
 
 /// A recipe made concrete.
 pub struct Problem {

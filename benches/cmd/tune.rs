@@ -58,6 +58,9 @@ pub struct Tune {
     /// Times that each configuration is measured, in passes over all of them: for a recording whose best is the best and not the luckiest.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     passes: u32,
+    /// Also hold each winner to the default at eight other row counts of its bucket, and let it serve them if it loses at none.
+    #[arg(long)]
+    along: bool,
     /// Where chance begins: the same seed searches in the same order.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -425,6 +428,7 @@ impl Tune {
             evaluations: self.max_evals.map(|count| count as usize),
             budget: self.budget_time.map(Duration::from_secs_f64),
             passes: self.passes,
+            along: self.along,
             simulated,
         };
         let mut targets = Vec::new();

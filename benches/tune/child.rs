@@ -224,7 +224,7 @@ impl Measurer for Children {
         beside: Option<&Beside>,
     ) -> Result<Outcome> {
         let there = match stage {
-            Stage::Elsewhere { place, .. } => target.elsewhere(place)?,
+            Stage::Elsewhere { place, .. } => target.elsewhere()?.into_iter().nth(place),
             _ => Some(target.clone()),
         };
         let Some(target) = &there else {

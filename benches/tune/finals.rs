@@ -2,8 +2,8 @@
 //!
 //! The fastest of many noisy times is fast partly by luck, and the more are tried the luckier it is. So each step measures anew what the
 //! one before has picked: points by the search, finalists by further visits, one challenger by the finalists' rounds, and the gate
-//! sees rounds of that one and the default which picked nothing. A winner then meets the default at other places in its bucket,
-//! before it may serve other shapes.
+//! sees rounds of that one and the default which picked nothing. If it is asked for, a winner then meets the default at other places in
+//! its bucket, before it may serve other shapes.
 
 use std::ops::Range;
 
@@ -11,6 +11,7 @@ use ropeway_core::Result;
 
 use super::gate::{self, ROUNDS, Summary};
 use super::search::{Evaluation, Finalist, Found, Search};
+use super::space::Key;
 use super::{Beside, Outcome, Point, Stage, Target, form};
 
 /// The fastest points of the search, which are measured again, and how often.
@@ -28,14 +29,14 @@ const AS_GOOD: f64 = 1.01;
 const FEW_ROUNDS: u32 = 3;
 
 impl Search<'_> {
-    /// Measures what was tried again: everything in the passes that were asked for, then the most promising.
+    /// Measures what was tried again: everything in the passes that were asked for, then the most promising, which it returns.
     pub(super) fn again(
         &mut self,
         target: &Target,
         default: &Point,
         evaluations: &mut [Evaluation],
         base: Option<f64>,
-    ) -> Result<()> {
+    ) -> Result<Vec<Point>> {
         let passes = self.settings.passes;
         let all: Vec<usize> = (0..evaluations.len()).collect();
         self.visit(target, default, evaluations, &all, 1..passes, base)?;
@@ -48,7 +49,11 @@ impl Search<'_> {
         fastest.sort_by(|a, b| a.1.total_cmp(&b.1));
         let promising: Vec<usize> = fastest.iter().take(PROMISING).map(|(n, _)| *n).collect();
         let visits = passes..passes + VISITS;
-        self.visit(target, default, evaluations, &promising, visits, base)
+        self.visit(target, default, evaluations, &promising, visits, base)?;
+        let points = promising
+            .iter()
+            .map(|&number| evaluations[number].point.clone());
+        Ok(points.collect())
     }
 
     /// Measures some points again in turn, beside the default, and adds what that gives to what is known of them.
@@ -87,15 +92,16 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Proves the fastest, measures them in turn with the default, and holds the fastest of these to the gate, or one of the `winners` of
+    /// Proves the fastest of the promising, measures them in turn with the default, and holds the fastest of these to the gate, or one of the `winners` of
     /// other shapes that is as good.
     pub(super) fn finals(
         &mut self,
         target: &Target,
         found: &mut Found,
-        winners: &[Point],
+        key: &Key,
+        (winners, promising): (&[Point], &[Point]),
     ) -> Result<()> {
-        let proven = self.proven(target, found, winners)?;
+        let proven = self.proven(target, found, winners, promising)?;
         let points: Vec<Point> = proven.iter().map(|(point, _)| point.clone()).collect();
         let rounds = self.rounds(target, &points, 0..ROUNDS, found)?;
         let Some(default) = rounds.first().and_then(Option::as_ref) else {
@@ -139,8 +145,11 @@ impl Search<'_> {
                 time: Summary::of(times),
                 ..challenger
             });
-            if self.serves_bucket(target, &two, found)? {
-                found.along = form::varying(&target.workload);
+            // Named as the key names them, or nobody could look them up.
+            let varying = form::varying(&target.workload);
+            let named = varying.iter().all(|name| key.sizes.contains_key(name));
+            if self.settings.along && named && self.serves_bucket(target, &two, found)? {
+                found.along = varying;
             }
         }
         Ok(())
@@ -154,9 +163,10 @@ impl Search<'_> {
         two: &[Point; 2],
         found: &mut Found,
     ) -> Result<bool> {
-        for place in 0..form::PLACES {
+        let places = target.elsewhere()?;
+        for (place, there) in places.iter().enumerate() {
             let mut times = [Vec::new(), Vec::new()];
-            self.progress.elsewhere(target, place + 1, form::PLACES);
+            self.progress.elsewhere(target, place + 1, places.len());
             for round in 0..FEW_ROUNDS {
                 for turn in 0..2 {
                     let number = (turn + round as usize) % 2;
@@ -166,8 +176,10 @@ impl Search<'_> {
                         // It cannot be run there, which is no fault: it serves its own shape.
                         Outcome::Refused(_) => return Ok(false),
                         fault => {
-                            found.fails(&two[number], fault);
-                            found.winner = None;
+                            found.fails(&two[number], fault.at(there));
+                            if number == 1 {
+                                found.winner = None;
+                            }
                             return Ok(false);
                         }
                     }
@@ -178,7 +190,7 @@ impl Search<'_> {
                 return Ok(false);
             }
         }
-        Ok(true)
+        Ok(!places.is_empty())
     }
 
     /// The default and the fastest points that pass their proof, each with its greatest error ÷ bound; nothing if the default fails it.
@@ -187,6 +199,7 @@ impl Search<'_> {
         target: &Target,
         found: &mut Found,
         winners: &[Point],
+        promising: &[Point],
     ) -> Result<Vec<(Point, f64)>> {
         let mut fastest: Vec<(Point, f64, f64)> = found
             .evaluations
@@ -201,6 +214,8 @@ impl Search<'_> {
             return Ok(Vec::new());
         };
         let default = fastest.remove(default);
+        // Of what was visited once, the fastest are the luckiest.
+        fastest.retain(|(point, ..)| promising.contains(point) || winners.contains(point));
         let mut proven: Vec<(Point, f64)> = Vec::new();
         let mut seats = 1 + FINALISTS;
         for (point, _, ratio) in std::iter::once(default).chain(fastest) {

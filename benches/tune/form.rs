@@ -514,7 +514,7 @@ pub fn checks(workload: &Workload, dtype: &str) -> Result<Vec<Workload>> {
 }
 
 /// Places in the bucket of a shape, besides itself, at which a winner meets the default.
-pub const PLACES: usize = 8;
+const PLACES: u64 = 8;
 
 /// The sizes of a workload that vary from call to call: tokens, rows, lengths. What is left belongs to a model's weights.
 pub fn varying(workload: &Workload) -> Vec<String> {
@@ -522,33 +522,39 @@ pub fn varying(workload: &Workload) -> Vec<String> {
     rows.iter().map(|name| String::from(*name)).collect()
 }
 
-/// The workload at another place in its bucket. Of each size that varies from call to call, the values between half the power of two that it
-/// is rounded up to and the whole are cut into as many equal parts as there are places; the place has a value drawn from its part, the same at
-/// each call. How well tiles share out depends on the value in ways that no corner of the bucket shows. `None` for a workload of no known
-/// form, or with nothing that varies.
+/// The workload at other places in its bucket. Of each size that varies from call to call, the values between half the power of two that it
+/// is rounded up to and the whole are cut into as many equal parts as there are places; a place has a value drawn from its part, the same at
+/// each call. How well tiles share out depends on the value in ways that no corner of the bucket shows. None for a workload of no known form,
+/// or with nothing that varies.
 ///
 /// # Errors
 /// `InvalidArgument` if the sizes do not fit 64 bits.
-pub fn elsewhere(workload: &Workload, place: usize) -> Result<Option<Workload>> {
-    let (Some(form), Some(mut sizes)) = (form_of(&workload.op), sizes(workload)) else {
-        return Ok(None);
+pub fn elsewhere(workload: &Workload) -> Result<Vec<Workload>> {
+    let (Some(form), Some(own)) = (form_of(&workload.op), sizes(workload)) else {
+        return Ok(Vec::new());
     };
-    let mut random = Random::new(seed_of(&workload.name).wrapping_add(place as u64));
-    for name in form.rows {
-        if let Some(size) = sizes.get_mut(*name).filter(|size| **size > 2) {
-            let top = size.checked_next_power_of_two();
-            let half = top.ok_or_else(|| Error::invalid(name, *size, "at most 2^63"))? / 2;
-            let part = (half / PLACES as u64).max(1);
-            let offset = part * place as u64 + random.below(part);
-            *size = half + 1 + offset.min(half - 1);
+    let mut seen = vec![own.clone()];
+    let mut found = Vec::new();
+    for place in 0..PLACES {
+        let mut sizes = own.clone();
+        let mut random = Random::new(seed_of(&workload.name).wrapping_add(place));
+        for name in form.rows {
+            if let Some(size) = sizes.get_mut(*name).filter(|size| **size > 2) {
+                let top = size.checked_next_power_of_two();
+                let half = top.ok_or_else(|| Error::invalid(name, *size, "at most 2^63"))? / 2;
+                let part = (half / PLACES).max(1);
+                let offset = part * place + random.below(part);
+                *size = half + 1 + offset.min(half - 1);
+            }
+        }
+        if !seen.contains(&sizes) {
+            let mut there = resized(workload, &sizes, false)?;
+            there.name += &format!(" (elsewhere {place})");
+            found.push(there);
+            seen.push(sizes);
         }
     }
-    if form.rows.is_empty() {
-        return Ok(None);
-    }
-    let mut elsewhere = resized(workload, &sizes, false)?;
-    elsewhere.name += &format!(" (elsewhere {place})");
-    Ok(Some(elsewhere))
+    Ok(found)
 }
 
 /// The words of a shape, `m=512 n=64` with spaces or commas between, as names and values.

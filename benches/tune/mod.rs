@@ -59,16 +59,17 @@ impl Target {
         format!("{} {}", self.workload.name, self.dtype.to_lowercase())
     }
 
-    /// The target at another place in its bucket; `None` if its op has no known form.
+    /// The target at other places in its bucket.
     ///
     /// # Errors
-    /// As [`Workload::op`].
-    pub fn elsewhere(&self, place: usize) -> ropeway_core::Result<Option<Target>> {
-        let workload = form::elsewhere(&self.workload, place)?;
-        Ok(workload.map(|workload| Target {
+    /// As [`form::elsewhere`].
+    pub fn elsewhere(&self) -> ropeway_core::Result<Vec<Target>> {
+        let places = form::elsewhere(&self.workload)?.into_iter();
+        let target = |workload| Target {
             workload,
             dtype: self.dtype.clone(),
-        }))
+        };
+        Ok(places.map(target).collect())
     }
 }
 
@@ -116,7 +117,7 @@ pub enum Stage {
     Round(u32),
     /// A round of the last two at one of the other places in the shape's bucket where they meet.
     Elsewhere {
-        /// Its number, below [`form::PLACES`].
+        /// Its number in [`Target::elsewhere`].
         place: usize,
         /// The round.
         round: u32,
@@ -176,6 +177,20 @@ impl Measurement {
 }
 
 impl Outcome {
+    /// A fault, with the workload at which it was met.
+    pub fn at(self, workload: &Target) -> Outcome {
+        let tensors = workload.workload.tensors.iter();
+        let shapes = tensors.map(|(name, text)| format!("{name} {text}"));
+        let place = shapes.collect::<Vec<_>>().join(", ");
+        match self {
+            Outcome::Crashed(said) => Outcome::Crashed(format!("at {place}: {said}")),
+            Outcome::TimedOut(limit) => {
+                Outcome::Crashed(format!("at {place}: no answer within {limit} s"))
+            }
+            other => other,
+        }
+    }
+
     /// The median time, if there is one.
     pub fn seconds(&self) -> Option<f64> {
         match self {

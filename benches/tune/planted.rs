@@ -353,6 +353,7 @@ fn a_wrong_a_hanging_and_a_crashing_configuration_cost_only_themselves() {
         evaluations: None,
         budget: None,
         passes: 1,
+        along: false,
         simulated: false,
     };
     let folder = tempfile::tempdir().unwrap();

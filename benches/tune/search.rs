@@ -31,6 +31,8 @@ pub struct Settings {
     pub budget: Option<Duration>,
     /// Times that each point is measured, in passes over all that were tried.
     pub passes: u32,
+    /// Whether winners are held to the default at other row counts, and may serve them.
+    pub along: bool,
     /// True if time is the recording's and not to be counted.
     pub simulated: bool,
 }
@@ -56,7 +58,7 @@ pub struct Found {
     pub finalists: Vec<Finalist>,
     /// The fastest of the finalists, if it beats the default beyond the noise in rounds of these two alone.
     pub winner: Option<Finalist>,
-    /// Sizes along which the winner takes no longer than the default at other places of its bucket either.
+    /// Sizes along which the winner does not lose to the default at other places of its bucket either.
     pub along: Vec<String>,
     /// Operations that the problem cannot avoid.
     pub flops: f64,
@@ -237,7 +239,7 @@ impl<'a> Search<'a> {
             ..
         } = tried;
         let default = &space.points[space.default];
-        self.again(target, default, &mut evaluations, base)?;
+        let promising = self.again(target, default, &mut evaluations, base)?;
         self.learn(described, lessons, &evaluations, work);
 
         let mut found = Found {
@@ -259,7 +261,7 @@ impl<'a> Search<'a> {
             entry: None,
         };
         let winners = self.winners.remove(&kind(described)).unwrap_or_default();
-        self.finals(target, &mut found, &winners)?;
+        self.finals(target, &mut found, &space.key, (&winners, &promising))?;
         self.remember(described, winners, found.winner.as_ref());
         found.spent = self.spent - begun;
         found.entry = self.entry(described, &found);
@@ -386,6 +388,9 @@ impl<'a> Search<'a> {
         let (point, time, ratio) = match &found.winner {
             Some(winner) => (&winner.point, winner.time, winner.error_over_bound),
             None => {
+                // One that has failed since wins nothing.
+                let of_default = found.evaluations.iter().find(|e| e.point == found.default);
+                of_default?.seconds?;
                 let proof = self
                     .journal
                     .find(&found.target, &found.default, Stage::Proof);

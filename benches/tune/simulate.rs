@@ -101,7 +101,8 @@ impl Measurer for Recording {
                 let Some(Outcome::Measured(all)) = self.outcome(&name, point) else {
                     return Ok(outcome.clone());
                 };
-                let number = number as usize % all.samples.len();
+                // The last first: by the first, the search has picked the point.
+                let number = all.samples.len() - 1 - number as usize % all.samples.len();
                 let scale = match (self.base(&name), all.reference.get(number)) {
                     (Some(base), Some(reference)) => base / reference,
                     _ => 1.0,

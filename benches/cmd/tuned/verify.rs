@@ -229,11 +229,7 @@ impl Verify {
         }
         let (default, _) = default_choice(&entry.op, &posed.question.candidates, info)?;
         let times = self.times(subject.device(), table, entry, &posed)?;
-        let then = entry.measured.as_ref();
-        let now = Measured {
-            along: then.map_or(Vec::new(), |then| then.along.clone()),
-            ..times.measured(default, error_over_bound)
-        };
+        let now = times.measured(default, error_over_bound);
         row.regret = Some((now.seconds / now.seconds.min(now.default_seconds) - 1.0).max(0.0));
         row.now = Some(now.clone());
         let (finding, reason) = times.finding();

@@ -319,7 +319,7 @@ mod tests {
         assert!((normal(-1.96) - 0.024_997_9).abs() < 1e-6);
         // At its own mean: the deviation's share 1 / √(2π).
         assert!((expected_improvement(1.0, 2.0, 1.0) - 2.0 * 0.398_942_3).abs() < 1e-6);
-        assert!(expected_improvement(1.0, 1e-6, 3.0) - 2.0 < 1e-6);
+        assert!((expected_improvement(1.0, 1e-6, 3.0) - 2.0).abs() < 1e-6);
     }
 
     #[test]

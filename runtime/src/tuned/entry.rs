@@ -54,7 +54,7 @@ pub struct Measured {
     pub default_deviation: f64,
     /// The largest error of the conformance cases, divided by their bound.
     pub error_over_bound: f64,
-    /// Sizes along which it was held to the default at other places of its bucket, too, and takes no longer there. It serves other values of
+    /// Sizes along which it was held to the default at other places of its bucket, too, and does not lose there. It serves other values of
     /// these sizes than its own, and of no others.
     #[serde(default)]
     pub along: Vec<String>,

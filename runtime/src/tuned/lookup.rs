@@ -150,9 +150,9 @@ impl TunedTables {
     }
 
     /// The entry that serves a problem, in a planner's order of `candidates`: the user's tables of the device, then those that ship for it,
-    /// then those that ship for its architecture. Within each, the entry of the problem's very sizes, else what all entries of its bucket
-    /// agree on, else what the buckets around it agree on. Where the entries of its bucket disagree none serves, nor one from further down:
-    /// what is known there is that it depends. An entry that is no valid choice now (another manifest version, a value the device cannot
+    /// then those that ship for its architecture. Within each, the entry of the problem's very sizes, else what the entries of its bucket
+    /// agree on that [reach](TunedEntry::reaches) it, else what the buckets around it agree on that do. Where the entries of its bucket
+    /// disagree none serves, nor one from further down: what is known there is that it depends. An entry that is no valid choice now (another manifest version, a value the device cannot
     /// take, measured against another default) is as good as absent.
     pub fn find(
         &self,
@@ -192,18 +192,22 @@ impl TunedTables {
             let (placed, served) = if let Some(exact) = here.iter().find(asked) {
                 (*exact, Served::Exact)
             } else if !here.is_empty() {
-                match reaching(&here, &sizes) {
-                    Some(placed) if agree(&here) => (placed, Served::Bucket),
-                    _ => return None,
+                match said(&here, &sizes) {
+                    Said::One(placed) => (placed, Served::Bucket),
+                    Said::Contradictions => return None,
+                    Said::Nothing => continue,
                 }
             } else {
                 let points = buckets.iter().filter_map(|(bucket, entries)| {
                     let winners = winners_of(entries);
-                    let reaching = reaching(&winners, &sizes).filter(|_| agree(&winners));
+                    let (value, choice) = match said(&winners, &sizes) {
+                        Said::One(placed) => (placed, Choice::of(&placed.entry)),
+                        _ => (*winners.first()?, None),
+                    };
                     Some(Point {
                         at: bucket,
-                        value: reaching.or(winners.first().copied())?,
-                        choice: reaching.and_then(|placed| Choice::of(&placed.entry)),
+                        value,
+                        choice,
                     })
                 });
                 match between::agreed(&bucket, points) {
@@ -272,18 +276,30 @@ fn winners(entries: &[Placed], usable: impl Fn(&&Placed) -> bool) -> Vec<&Placed
     winners
 }
 
-/// The first winner that says something of a problem, unless one that differs from the problem in no more than it says nothing of it.
-fn reaching<'a>(winners: &[&'a Placed], sizes: &[(&str, u64)]) -> Option<&'a Placed> {
-    let reaches = |placed: &&&Placed| placed.entry.reaches(sizes);
-    let found = *winners.iter().find(reaches)?;
-    let differ: Vec<&str> = found.entry.differs_from(sizes).collect();
-    let silent = |placed: &&Placed| {
-        let mut others = placed.entry.differs_from(sizes);
-        !placed.entry.keeps_default()
-            && !placed.entry.reaches(sizes)
-            && others.all(|name| differ.contains(&name))
+/// What the winners of a bucket say of a problem of other sizes.
+enum Said<'a> {
+    Nothing,
+    /// They differ, or one is known to serve its own sizes alone.
+    Contradictions,
+    One(&'a Placed),
+}
+
+fn said<'a>(winners: &[&'a Placed], sizes: &[(&str, u64)]) -> Said<'a> {
+    let reaches = |placed: &&Placed| placed.entry.reaches(sizes);
+    let Some(found) = winners.iter().copied().find(reaches) else {
+        return Said::Nothing;
     };
-    (!winners.iter().any(silent)).then_some(found)
+    // Others speak of the problem if they reach it or differ from it in the same sizes only: other weights are another matter.
+    let differ: Vec<&str> = found.entry.differs_from(sizes).collect();
+    let speaks = |placed: &&Placed| {
+        let mut others = placed.entry.differs_from(sizes);
+        placed.entry.reaches(sizes) || others.all(|name| differ.contains(&name))
+    };
+    let speaking: Vec<&Placed> = winners.iter().copied().filter(speaks).collect();
+    match agree(&speaking) && speaking.iter().all(reaches) {
+        true => Said::One(found),
+        false => Said::Contradictions,
+    }
 }
 
 /// Whether winners have one choice: the same kernel, version and configuration, or all the default.

@@ -19,8 +19,8 @@
 //!
 //! and, of each entry that a tuner wrote, what it was measured at and with ([`Measured`], [`Provenance`]).
 //!
-//! An entry serves its own sizes, and every problem of its shape bucket (sizes are compared rounded up to powers of two) unless another
-//! one there says otherwise. The look-up ([`TunedTables::find`]) goes through the user's tables for this device, the shipped ones for this
+//! An entry serves its own sizes, and of its shape bucket (sizes are compared rounded up to powers of two) those that differ only in sizes
+//! along which it was held to the default, unless another one there says otherwise. The look-up ([`TunedTables::find`]) goes through the user's tables for this device, the shipped ones for this
 //! device, then those for its architecture; what is not found is left to the manifest's default. `docs/tuning.md` is the guide.
 
 mod between;

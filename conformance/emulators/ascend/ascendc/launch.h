@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <set>
 
 #include "core.h"
 
@@ -40,9 +41,9 @@ struct Launch {
   Random random;
   // How readily pipes run before S must wait for them: never, seldom, often, at once.
   const uint64_t eagerness;
-  // For tests of the tests: without hazards, a wait that is missing shows only where it changes a result; flags and barriers of one line are dropped.
+  // For tests of the tests: without hazards, a missing wait shows only where it changes a result; flags and barriers of some lines are dropped.
   const bool hazards;
-  const int dropped_line;
+  const std::set<int> dropped_lines;
   Shadow global;
   std::vector<std::unique_ptr<Core>> live;
   std::map<int, std::array<CrossFlag, CROSS_FLAGS>> cross;  // by core number
@@ -54,7 +55,7 @@ struct Launch {
   Launch(const ropeway_host &host, const char *kernel, void (*thunk)(const void *), const void *arguments, uint32_t num_blocks, KernelMetaType type)
       : host(host), kernel(kernel), thunk(thunk), arguments(arguments), num_blocks(num_blocks), type(type), random(host.seed),
         eagerness(random.below(4)), hazards(!std::getenv("ROPEWAY_EMULATED_CANN_NO_HAZARDS")),
-        dropped_line(std::getenv("ROPEWAY_EMULATED_CANN_DROP") ? std::atoi(std::getenv("ROPEWAY_EMULATED_CANN_DROP")) : 0) {}
+        dropped_lines(lines_of(std::getenv("ROPEWAY_EMULATED_CANN_DROP"))) {}
 
   bool mixed() const { return type == KERNEL_TYPE_MIX_AIC_1_1 || type == KERNEL_TYPE_MIX_AIC_1_2; }
   int vectors() const { return type == KERNEL_TYPE_MIX_AIC_1_2 ? 2 : 1; }
@@ -84,6 +85,18 @@ struct Launch {
     }
   };
   std::map<int, std::unique_ptr<Stack>> stacks;  // by core number
+
+  // Numbers with anything between them.
+  static std::set<int> lines_of(const char *text) {
+    std::set<int> lines;
+    while (text && *text) {
+      char *end;
+      long line = std::strtol(text, &end, 10);
+      if (end != text) lines.insert(int(line));
+      text = *end ? end + 1 : end;
+    }
+    return lines;
+  }
 
   void start(uint32_t block, int sub, bool cube);
   void resume(Core &core);
@@ -145,7 +158,7 @@ inline int Launch::run() {
         if (!core->stuck) able.push_back(core.get());
       if (able.empty()) {
         std::string text = "deadlock";
-        for (auto &core : live) text += "; " + core->held_up();
+        for (size_t i = 0; i < live.size() && i < 4; i++) text += "; " + live[i]->held_up();
         fault = std::make_unique<Fault>(Fault{text}), faulted_on_cube = live.front()->cube;
         break;
       }

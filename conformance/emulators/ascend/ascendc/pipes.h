@@ -132,7 +132,7 @@ inline void Core::lower(Flag &flag, pipe_t to) {
 }
 
 inline void Core::set_flag(Event event, int id, At at) {
-  if (at.line == launch.dropped_line) return;
+  if (launch.dropped_lines.count(at.line)) return;
   Flag *flag = &this->flag(event, id);
   pipe_t from = EVENT_PIPES[event].from, to = EVENT_PIPES[event].to;
   if (from == PIPE_S) return scalar("SetFlag", at, [=] { raise(*flag, from, to); });
@@ -140,7 +140,7 @@ inline void Core::set_flag(Event event, int id, At at) {
 }
 
 inline void Core::wait_flag(Event event, int id, At at) {
-  if (at.line == launch.dropped_line) return;
+  if (launch.dropped_lines.count(at.line)) return;
   Flag *flag = &this->flag(event, id);
   pipe_t to = EVENT_PIPES[event].to;
   if (to != PIPE_S) return issue(to, "WaitFlag", at, [=] { lower(*flag, to); }, false, [=] { return flag->set; });
@@ -161,7 +161,7 @@ inline void Core::wait_token(pipe_t to, std::shared_ptr<Flag> flag, const char *
 }
 
 inline void Core::barrier(pipe_t on, At at) {
-  if (at.line == launch.dropped_line) return;
+  if (launch.dropped_lines.count(at.line)) return;
   if (on != PIPE_ALL) {
     Named named(*this, "PipeBarrier", at, on);
     require(on != PIPE_S, "there is no barrier of the scalar pipe");
@@ -178,7 +178,7 @@ inline void Core::barrier(pipe_t on, At at) {
 }
 
 inline void Core::cross_set(int mode, pipe_t on, int id, At at) {
-  if (at.line == launch.dropped_line) return;
+  if (launch.dropped_lines.count(at.line)) return;
   Named named(*this, "CrossCoreSetFlag", at, on);
   require(on != PIPE_S && on != PIPE_ALL, "a cross-core flag is set by a pipe other than S");
   issue(on, "CrossCoreSetFlag", at, [=] {
@@ -189,7 +189,7 @@ inline void Core::cross_set(int mode, pipe_t on, int id, At at) {
 }
 
 inline void Core::cross_wait(int id, At at) {
-  if (at.line == launch.dropped_line) return;
+  if (launch.dropped_lines.count(at.line)) return;
   Named named(*this, "CrossCoreWaitFlag", at, PIPE_S);
   require(launch.mixed(), "cross-core flags need a kernel of a mixed type");
   require(id >= 0 && id < CROSS_FLAGS, "the number of a cross-core flag is 0 to 15");

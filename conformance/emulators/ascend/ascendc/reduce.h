@@ -107,19 +107,19 @@ template <class T> T index_as(uint64_t index) {
   else return bits_as<T>(uint32_t(index));
 }
 
-enum Reduction { SUM, MAX, MIN };
+enum class Reduction { Sum, Max, Min };
 
 // All of a tensor to one element (and, of an extreme, its index); `shared` must hold a result, or a value and an index, of each repeat.
 template <class T> void reduce(const char *name, At at, Place to, Place from, Place shared, uint64_t count, Reduction kind, bool index) {
   static_assert(is_float<T>, "the vector unit reduces half and float");
   core().issue(PIPE_V, name, at, [=, &core = core()] {
     constexpr uint64_t REPEAT = 256 / sizeof(T);
-    aligned(from, 32, "the source"), aligned(shared, 32, "the shared buffer"), aligned(to, sizeof(T) * (kind == SUM ? 1 : 2), "the destination");
+    aligned(from, 32, "the source"), aligned(shared, 32, "the shared buffer"), aligned(to, sizeof(T) * (kind == Reduction::Sum ? 1 : 2), "the destination");
     if (!count) return;
     const T *values = reinterpret_cast<const T *>(core.read(from, 0, count * sizeof(T)));
     T value = values[0];
     uint64_t best = 0;
-    if (kind == SUM) {
+    if (kind == Reduction::Sum) {
       std::vector<T> sums(values, values + count);
       while (sums.size() > 1) {
         std::vector<T> next;
@@ -128,10 +128,10 @@ template <class T> void reduce(const char *name, At at, Place to, Place from, Pl
       }
       value = sums[0];
     } else {
-      best = best_of(values, count, kind == MAX);
+      best = best_of(values, count, kind == Reduction::Max);
       value = values[best];
     }
-    uint64_t repeats = (count + REPEAT - 1) / REPEAT, of_a_repeat = kind == SUM ? 1 : 2;
+    uint64_t repeats = (count + REPEAT - 1) / REPEAT, of_a_repeat = kind == Reduction::Sum ? 1 : 2;
     std::memset(core.write(shared, 0, (repeats * of_a_repeat * sizeof(T) + 31) / 32 * 32), 0xff, repeats * of_a_repeat * sizeof(T));
     T *result = reinterpret_cast<T *>(core.write(to, 0, sizeof(T) * (index ? 2 : 1)));
     result[0] = value;
@@ -145,7 +145,7 @@ template <class T> void reduce_repeats(const char *name, At at, Place to, Place 
   static_assert(is_float<T>, "the vector unit reduces half and float");
   core().issue(PIPE_V, name, at, [=, &core = core()] {
     constexpr uint64_t OF_A_BLOCK = 32 / sizeof(T);
-    aligned(from, 32, "the source"), aligned(to, sizeof(T) * (kind == SUM ? 1 : 2), "the destination");
+    aligned(from, 32, "the source"), aligned(to, sizeof(T) * (kind == Reduction::Sum ? 1 : 2), "the destination");
     core.require(mask >= 1 && mask <= 256 / sizeof(T), "the mask is not within one repeat of 256 bytes");
     for (uint64_t repeat = 0; repeat < repeats; repeat++) {
       std::vector<T> values;
@@ -154,13 +154,13 @@ template <class T> void reduce_repeats(const char *name, At at, Place to, Place 
         const T *piece = reinterpret_cast<const T *>(core.read(from, (repeat * repeat_stride + e / OF_A_BLOCK * block_stride) * 32, count * sizeof(T)));
         values.insert(values.end(), piece, piece + count);
       }
-      uint64_t wide = kind == SUM ? 1 : 2;
+      uint64_t wide = kind == Reduction::Sum ? 1 : 2;
       T *result = reinterpret_cast<T *>(core.write(to, repeat * to_stride * wide * sizeof(T), wide * sizeof(T)));
-      if (kind == SUM) {
+      if (kind == Reduction::Sum) {
         result[0] = tree_sum(values.data(), mask);
         continue;
       }
-      uint64_t best = best_of(values.data(), mask, kind == MAX);
+      uint64_t best = best_of(values.data(), mask, kind == Reduction::Max);
       result[0] = values[best], result[1] = index_as<T>(best);
     }
   });
@@ -230,23 +230,23 @@ template <class T> void Brcb(const LocalTensor<T> &dst, const LocalTensor<T> &sr
 }
 
 template <class T> void ReduceSum(const LocalTensor<T> &dst, const LocalTensor<T> &src, const LocalTensor<T> &shared, int32_t count, ROPEWAY_AT) {
-  ropeway::reduce<T>("ReduceSum", at, dst.place, src.place, shared.place, count, ropeway::SUM, false);
+  ropeway::reduce<T>("ReduceSum", at, dst.place, src.place, shared.place, count, ropeway::Reduction::Sum, false);
 }
 template <class T> void ReduceMax(const LocalTensor<T> &dst, const LocalTensor<T> &src, const LocalTensor<T> &shared, int32_t count, bool index = false, ROPEWAY_AT) {
-  ropeway::reduce<T>("ReduceMax", at, dst.place, src.place, shared.place, count, ropeway::MAX, index);
+  ropeway::reduce<T>("ReduceMax", at, dst.place, src.place, shared.place, count, ropeway::Reduction::Max, index);
 }
 template <class T> void ReduceMin(const LocalTensor<T> &dst, const LocalTensor<T> &src, const LocalTensor<T> &shared, int32_t count, bool index = false, ROPEWAY_AT) {
-  ropeway::reduce<T>("ReduceMin", at, dst.place, src.place, shared.place, count, ropeway::MIN, index);
+  ropeway::reduce<T>("ReduceMin", at, dst.place, src.place, shared.place, count, ropeway::Reduction::Min, index);
 }
 
 #define ROPEWAY_REDUCE(NAME, KIND)                                                                                                            \
   template <class T>                                                                                                                                 \
   void NAME(const LocalTensor<T> &dst, const LocalTensor<T> &src, int32_t mask, int32_t repeats, int32_t dst_stride, int32_t block_stride, int32_t repeat_stride, ROPEWAY_AT) { \
-    ropeway::reduce_repeats<T>(#NAME, at, dst.place, src.place, mask, repeats, dst_stride, block_stride, repeat_stride, ropeway::KIND);      \
+    ropeway::reduce_repeats<T>(#NAME, at, dst.place, src.place, mask, repeats, dst_stride, block_stride, repeat_stride, ropeway::Reduction::KIND);      \
   }
-ROPEWAY_REDUCE(WholeReduceSum, SUM)
-ROPEWAY_REDUCE(WholeReduceMax, MAX)
-ROPEWAY_REDUCE(WholeReduceMin, MIN)
+ROPEWAY_REDUCE(WholeReduceSum, Sum)
+ROPEWAY_REDUCE(WholeReduceMax, Max)
+ROPEWAY_REDUCE(WholeReduceMin, Min)
 #undef ROPEWAY_REDUCE
 
 }  // namespace AscendC

@@ -34,6 +34,8 @@ OCLGRIND_WORK=${OCLGRIND_WORK:-20000}
 PACKAGES="ocl-icd-libopencl1 pocl-opencl-icd oclgrind libclblast1 libvulkan1 mesa-vulkan-drivers vulkan-validationlayers"
 # What the tests of the C interface compile and watch programs with, beside the linker's gcc.
 PACKAGES+=" clang valgrind"
+# What the emulated CANN compiles kernels with.
+PACKAGES+=" g++"
 # SwiftShader's library, out of a package that would install a browser's files.
 SWIFTSHADER_PACKAGE=chromium-common
 
@@ -146,6 +148,7 @@ missing_packages() {
     has_validation_layer || echo vulkan-validationlayers
     command -v clang++ >/dev/null || echo clang
     command -v valgrind >/dev/null || echo valgrind
+    command -v g++ >/dev/null || echo g++
 }
 
 install_devices() {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests Ropeway on every device that this machine has or can be given without special hardware: cpu, null, OpenCL on PoCL, with the
-# kernels under oclgrind besides, Vulkan on lavapipe and SwiftShader, under the Khronos validation layer besides, and CUDA on the
-# emulated driver.
+# kernels under oclgrind besides, Vulkan on lavapipe and SwiftShader, under the Khronos validation layer besides, CUDA on the
+# emulated driver, and Ascend on the emulated CANN.
 #
 #   ./test.sh            installs what is missing where it can (apt, as root), fetches the model package, tests
 #   ./test.sh --offline  installs and fetches nothing
@@ -231,6 +231,29 @@ on_emulated_cuda() (
     cp "$TARGET/release/libropeway_emulated_cuda.so" "$private/libcuda.so.1" && cp "$private/libcuda.so.1" "$private/libcuda.so"
     export LD_LIBRARY_PATH=$private:$nvrtc ROPEWAY_CACHE_DIR=$private/cache ROPEWAY_EMULATED_CUDA_REPORT=$private/report
     if ! "$TARGET/release/ropeway" devices | grep -q '^ *cuda:0 .* emulated '; then
+        echo "the device is not the emulated one:"
+        "$TARGET/release/ropeway" devices
+        exit 1
+    fi
+    "$@"
+    status=$?
+    [ $status = 0 ] || cat "$private/report" 2>/dev/null
+    rm -rf "$private"
+    exit $status
+)
+
+# Runs a command where CANN is the emulated one, installed as a version of it. What opens must say that it is emulated, and a process that leaves
+# breaches of CANN's contract behind fails.
+#
+#   on_emulated_cann VERSION COMMAND...
+on_emulated_cann() (
+    local private status
+    private=$(mktemp -d)
+    "$TARGET/release/ropeway-ascend-emulator" install "$private/cann" --profile "$1" >/dev/null || exit 1
+    shift
+    export ASCEND_HOME_PATH=$private/cann ROPEWAY_CACHE_DIR=$private/cache ROPEWAY_EMULATED_CANN_REPORT=$private/report
+    unset ASCEND_TOOLKIT_HOME
+    if ! "$TARGET/release/ropeway" devices | grep -q '^ *ascend:0 .* emulated '; then
         echo "the device is not the emulated one:"
         "$TARGET/release/ropeway" devices
         exit 1
@@ -478,6 +501,16 @@ if nvrtc=$(nvrtc_directory); then
     fi
 else
     skip "CUDA kernels, and CUDA on the emulated driver" "the package $NVRTC_PACKAGE could not be fetched"
+fi
+
+if command -v g++ >/dev/null; then
+    step "Ascend backend on the emulated CANN" on_emulated_cann 9.0 \
+        cargo test --release -j "$JOBS" -p ropeway-backends --lib --test ascend -- ascend
+    for version in 8.5 9.1; do
+        step "device tests on the emulated CANN $version" on_emulated_cann $version "$TARGET/release/ropeway" check --device ascend device
+    done
+else
+    skip "Ascend on the emulated CANN" "its run-time compiler needs g++"
 fi
 
 say "summary"

@@ -119,9 +119,10 @@ impl Shared {
         }
     }
 
-    /// Drops what has been retired and is over. An owner's drop is foreign code, and a buffer's comes back here, so no lock may be held.
+    /// Drops what has been retired and is over, which on a lost device is all. An owner's drop is foreign code, and a buffer's comes back here,
+    /// so no lock may be held.
     pub(super) fn sweep(&self) {
-        if self.enter().is_err() {
+        if self.gate.enter().is_err() {
             return;
         }
         let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,8 +134,8 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // Handles are released on their device; should it be gone, releasing them fails and harms nobody.
-        let entered = self.enter().is_ok();
+        // Handles are released on their device, also on a lost one: should it be gone, releasing them fails and harms nobody.
+        let entered = self.gate.enter().is_ok();
         let retired = self.retired.get_mut().unwrap_or_else(PoisonError::into_inner);
         if retired.iter().any(Retired::is_in_use) {
             // Unloading the code that runs, and finalising under work, is not to be had.

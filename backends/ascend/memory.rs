@@ -165,8 +165,8 @@ impl Drop for AscendMemory {
         if self.counted {
             self.shared.used.fetch_sub(self.size, Ordering::AcqRel);
         }
-        // A lost device has no memory to give back.
-        if matches!(self.origin, Origin::Foreign(_)) || self.shared.enter().is_err() {
+        // Also on a lost device: who closes it may open it anew.
+        if matches!(self.origin, Origin::Foreign(_)) || self.shared.gate.enter().is_err() {
             return;
         }
         match self.origin {

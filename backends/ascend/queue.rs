@@ -565,11 +565,18 @@ impl Queue for AscendQueue {
 
 impl Drop for AscendQueue {
     fn drop(&mut self) {
-        // Work may still be under way: what it reads and writes outlives the queue, and so does the stream.
-        if self.shared.enter().is_err() {
-            // A lost device runs nothing any more.
+        /// How long to wait for the runtime to give a lost device's work up.
+        const LAST_WAIT: Duration = Duration::from_millis(100);
+        if self.shared.alive().is_err() {
+            // It runs nothing any more, but must know that we know before memory goes.
+            if self.shared.gate.enter().is_ok() {
+                let _ = self.raw.synchronize(Some(LAST_WAIT));
+            }
+            self.shared.sweep();
             return;
         }
+        // Work may still be under way: what it reads and writes outlives the queue, and so does the stream.
+        let entered = self.shared.enter().is_ok();
         for block in std::mem::take(&mut *lock(&self.staging)) {
             if let Some(until) = block.until {
                 self.shared.retire(until, Box::new(block.memory));
@@ -583,7 +590,7 @@ impl Drop for AscendQueue {
         books.kept.push(Kept::Buffer(word));
         books.kept.push(Kept::Stream(self.raw.clone()));
         books.kept.extend(self._owner.clone().map(Kept::Owner));
-        if self.mark_in(&mut books).is_err() {
+        if !entered || self.mark_in(&mut books).is_err() {
             // Without an event nobody can say when: better leaked than freed.
             std::mem::forget(std::mem::take(&mut books.kept));
         }

@@ -3,11 +3,13 @@
 //! One library has all functions of both; what a version lacks is taken out of a copy's table of dynamic symbols, by giving the symbol a
 //! name that nobody asks for. The copy carries its version, and the directory is laid out as an installation's `ASCEND_HOME_PATH`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use object::read::elf::{ElfFile64, FileHeader, Sym};
-use object::{LittleEndian, Object, ObjectSymbolTable};
+use object::LittleEndian;
+use object::elf::{FileHeader64, SHT_DYNSYM};
+use object::read::elf::{FileHeader, SectionHeader, Sym};
 
 use crate::compiler;
 use crate::runtime::entry;
@@ -61,6 +63,15 @@ pub fn install(
     profile: Profile,
     without: &[String],
 ) -> Result<Vec<PathBuf>, String> {
+    let known = |name: &String| {
+        runtime_functions(PROFILES[3])
+            .iter()
+            .chain(compiler::entry::NAMES)
+            .any(|known| known == name)
+    };
+    if let Some(name) = without.iter().find(|name| !known(name)) {
+        return Err(format!("the emulated CANN has no function {name}"));
+    }
     let original = fs::read(library).map_err(|error| format!("{}: {error}", library.display()))?;
     let folder = directory.join("lib64");
     fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
@@ -88,35 +99,35 @@ pub fn install(
 
 /// Renames all of CANN's functions but those to keep.
 fn hide(bytes: &mut [u8], keep: &[&str]) -> Result<(), String> {
-    for at in
-        hidden(bytes, keep).map_err(|error| format!("not a library of this machine: {error}"))?
-    {
-        // The name's first letter. Its length stays, and so does everything behind.
-        bytes[at] = b'-';
+    let names = names(bytes).map_err(|error| format!("not a library of this machine: {error}"))?;
+    if let Some(missing) = keep.iter().find(|name| !names.contains_key(**name)) {
+        return Err(format!(
+            "not a library of the emulated CANN: {missing} is missing"
+        ));
+    }
+    for (name, at) in names {
+        if !keep.contains(&name.as_str()) {
+            // The name's first letter. Its length stays, and so does everything behind.
+            bytes[at] = b'-';
+        }
     }
     Ok(())
 }
 
-/// Where in the file the names begin that are to be hidden.
-fn hidden(bytes: &[u8], keep: &[&str]) -> object::Result<Vec<usize>> {
-    let file = ElfFile64::<LittleEndian>::parse(bytes)?;
-    let (endian, header) = (file.endian(), file.elf_header());
+/// CANN's functions in a library's table of dynamic symbols, and where in the file their names begin.
+fn names(bytes: &[u8]) -> object::Result<BTreeMap<String, usize>> {
+    let endian = LittleEndian;
+    let header = FileHeader64::<LittleEndian>::parse(bytes)?;
     let sections = header.sections(endian, bytes)?;
-    let symbols = sections.symbols(endian, bytes, object::elf::SHT_DYNSYM)?;
+    let symbols = sections.symbols(endian, bytes, SHT_DYNSYM)?;
     let strings = sections.section(symbols.string_section())?;
-    let (start, _) =
-        object::read::elf::SectionHeader::file_range(strings, endian).unwrap_or_default();
-    // There are symbols at all, or this is another kind of file.
-    let _ = file
-        .dynamic_symbol_table()
-        .is_some_and(|table| table.symbols().next().is_some());
-    let mut found = Vec::new();
+    let (start, _) = strings.file_range(endian).unwrap_or_default();
+    let mut found = BTreeMap::new();
     for symbol in symbols.iter() {
-        let name = symbol.name(endian, symbols.strings())?;
-        let at = start as usize + symbol.st_name(endian) as usize;
-        let text = String::from_utf8_lossy(name);
-        if text.starts_with("acl") && !keep.contains(&text.as_ref()) {
-            found.push(at);
+        let name = String::from_utf8_lossy(symbol.name(endian, symbols.strings())?);
+        if name.starts_with("acl") {
+            let at = start as usize + symbol.st_name(endian) as usize;
+            found.insert(name.into_owned(), at);
         }
     }
     Ok(found)

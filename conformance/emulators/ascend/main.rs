@@ -66,8 +66,11 @@ fn beside() -> Result<PathBuf, String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let name = "libropeway_emulated_cann.so";
     let folder = program.parent().unwrap_or(Path::new("."));
+    // Cargo puts it into one or the other, by what it was asked to build; the newer one belongs to this program.
     [folder.join(name), folder.join("deps").join(name)]
         .into_iter()
-        .find(|path| path.exists())
+        .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
+        .max()
+        .map(|(_, path)| path)
         .ok_or_else(|| format!("no {name} beside {}; --library names it", program.display()))
 }

@@ -99,9 +99,14 @@ impl Program {
             .args(["-E", "-fdirectives-only", "-x", "c++"])
             .arg(&file);
         let (active, _) = run(command, folder.path())?;
-        let kernels = trailer::kernels(&String::from_utf8_lossy(&active)).map_err(|why| {
-            status::COMPILE_FAILED.because(format!("{}: error: {why}", self.name))
-        })?;
+        let kernels = trailer::kernels(&String::from_utf8_lossy(&active));
+        if kernels.is_empty() {
+            let why = format!(
+                "{}: error: no extern \"C\" __global__ __aicore__ void kernel",
+                self.name
+            );
+            return Err(status::COMPILE_FAILED.because(why));
+        }
         let whole = format!("{}\n{}", self.source, trailer::text(&kernels));
         std::fs::write(&file, whole).map_err(unwritable)?;
         let object = folder.path().join("kernels.so");

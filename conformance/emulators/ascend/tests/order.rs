@@ -176,7 +176,7 @@ fn events_do_what_they_were_made_for() {
         107000,
         "ACL_EVENT_TIME_LINE",
         "aclrtEventElapsedTime",
-        &[out(&mut milliseconds), start, plain],
+        &[out(&mut milliseconds), plain, start],
     );
     let (device, host) = (cann.malloc(64), cann.pinned(64).as_ptr() as u64);
     // The second piece of work is late.

@@ -218,3 +218,73 @@ impl Cann {
         );
     }
 }
+
+/// Runs a test of this file again in a process of its own, which finds `what` in the environment.
+pub fn child(test: &str, what: &str, variables: &[(&str, &str)]) -> std::process::Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
+    command.env(CHILD, what).envs(variables.iter().copied());
+    command.output().unwrap()
+}
+
+const CHILD: &str = "ROPEWAY_TEST_CHILD";
+
+/// What this process shall do, if it is one that a test started.
+pub fn of_child() -> Option<String> {
+    std::env::var(CHILD).ok()
+}
+
+pub const SOURCE: &CStr =
+    match CStr::from_bytes_with_nul(concat!(include_str!("../scale.asc"), "\0").as_bytes()) {
+        Ok(source) => source,
+        Err(_) => panic!("the source has a NUL"),
+    };
+pub const ARCHITECTURE: &CStr = c"--npu-arch=dav-2201";
+
+/// What compiling gives: the code, the binary if there is one, the log.
+pub fn compile(compiler: &Library, source: &CStr, options: &[&CStr]) -> (i32, Vec<u8>, String) {
+    let ok = |name, arguments: &[u64]| assert_eq!(call_in(compiler, name, arguments), 0, "{name}");
+    let options: Vec<u64> = options.iter().map(|option| text(option)).collect();
+    let mut program = 0u64;
+    let name = text(c"scale.asc");
+    ok(
+        "aclrtcCreateProg",
+        &[out(&mut program), text(source), name, 0, 0, 0],
+    );
+    let arguments = [program, options.len() as u64, options.as_ptr() as u64];
+    let code = call_in(compiler, "aclrtcCompileProg", &arguments);
+    let mut bytes = 0u64;
+    ok("aclrtcGetCompileLogSize", &[program, out(&mut bytes)]);
+    let mut log = vec![1u8; bytes as usize];
+    ok("aclrtcGetCompileLog", &[program, log.as_mut_ptr() as u64]);
+    assert_eq!(log.pop(), Some(0));
+    let mut binary = Vec::new();
+    if code == 0 {
+        ok("aclrtcGetBinDataSize", &[program, out(&mut bytes)]);
+        binary = vec![0u8; bytes as usize];
+        ok("aclrtcGetBinData", &[program, binary.as_mut_ptr() as u64]);
+    }
+    ok("aclrtcDestroyProg", &[out(&mut program)]);
+    assert_eq!(program, 0);
+    assert_eq!(lines(compiler, "ropeway_emulated_cann_living"), [""; 0]);
+    (code, binary, String::from_utf8(log).unwrap())
+}
+
+/// The binary of `scale.asc`, compiled once.
+pub fn binary() -> &'static [u8] {
+    static BINARY: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+    BINARY.get_or_init(|| {
+        let cann = Cann::open("9.0");
+        let (code, binary, log) = compile(
+            cann.compiler.as_ref().unwrap(),
+            SOURCE,
+            &[ARCHITECTURE, c"-DEXTRA=1"],
+        );
+        assert_eq!(code, 0, "{log}");
+        binary
+    })
+}
+
+pub fn compiler_breaches(compiler: &Library) -> Vec<String> {
+    lines(compiler, "ropeway_emulated_cann_breaches")
+}

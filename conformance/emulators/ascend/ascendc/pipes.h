@@ -1,0 +1,211 @@
+// How instructions of a core's pipes take effect: see core.h.
+#pragma once
+#include "launch.h"
+
+namespace ropeway {
+
+// How far a pipe's queue runs ahead of the pipe before S must wait for a place in it.
+constexpr size_t QUEUE = 64;
+
+// For the time of an effect, faults name its instruction.
+struct Core::Named {
+  Core &core;
+  const char *instruction = core.instruction;
+  At at = core.at;
+  pipe_t pipe = core.pipe;
+  bool interlocked = core.interlocked;
+  Named(Core &core, const char *name, At line, pipe_t on, bool locked = false) : core(core) {
+    core.instruction = name, core.at = line, core.pipe = on, core.interlocked = locked;
+  }
+  ~Named() { core.instruction = instruction, core.at = at, core.pipe = pipe, core.interlocked = interlocked; }
+};
+
+inline void Core::issue(pipe_t on, const char *name, At at, std::function<void()> effect, bool locks, std::function<bool()> ready) {
+  {
+    Named named(*this, name, at, on);
+    require(cube ? on != PIPE_V : on != PIPE_M && on != PIPE_MTE1 && on != PIPE_FIX, "this core has no such pipe");
+    wait_until([&] { return queues[on].size() < QUEUE; }, "a place in a pipe's queue");
+  }
+  queues[on].push_back({name, at, clocks[PIPE_S].own, clocks[PIPE_S].others, std::move(effect), std::move(ready), locks});
+  breathe();
+}
+
+inline void Core::scalar(const char *name, At at, const std::function<void()> &effect) {
+  breathe();
+  Named named(*this, name, at, PIPE_S);
+  counts[PIPE_S]++;
+  effect();
+}
+
+// Lets pipes run ahead of S, or other cores ahead of this one, as the seed has it.
+inline void Core::breathe() {
+  static constexpr uint64_t CHANCES[] = {0, 8, 96, 256};
+  while (launch.random.below(256) < CHANCES[launch.eagerness] && step()) {
+  }
+  if (launch.random.below(16) == 0) launch.yield(*this);
+}
+
+inline bool Core::step() {
+  // One pipe may be passed over for long: that shows a missing wait sooner than fairness does.
+  if (launch.random.below(16) == 0) std::swap(order[launch.random.below(PIPES)], order[launch.random.below(PIPES)]);
+  for (int on : order) {
+    auto &queue = queues[on];
+    if (queue.empty() || (queue.front().ready && !queue.front().ready())) continue;
+    execute(pipe_t(on));
+    return true;
+  }
+  return false;
+}
+
+inline void Core::execute(pipe_t on) {
+  Instruction next = std::move(queues[on].front());
+  queues[on].pop_front();
+  Named named(*this, next.name, next.at, on, next.interlocked);
+  counts[on]++;
+  clocks[on].join(Clock{next.issued, next.issued_others});
+  next.effect();
+}
+
+inline void Core::wait_until(const std::function<bool()> &holds, const std::string &what) {
+  waits_for = what + " (" + instruction + " at line " + std::to_string(at.line) + ")";
+  while (!holds()) {
+    if (step()) continue;
+    stuck = true;
+    launch.yield(*this);
+  }
+  waits_for.clear();
+}
+
+inline std::string Core::held_up() const {
+  std::string text = "block " + std::to_string(block) + (cube ? ", cube core" : ", vector core") + (sub_block ? " 1" : "") + ", waits for " + waits_for;
+  for (int on = 0; on < PIPES; on++)
+    if (!queues[on].empty())
+      text += std::string(", pipe ") + PIPE_NAMES[on] + " is held by " + queues[on].front().name + " at line " + std::to_string(queues[on].front().at.line);
+  return text;
+}
+
+inline uint8_t *Core::access(const Place &place, uint64_t offset, uint64_t bytes, bool write, bool atomic) {
+  if (bytes == 0) return nullptr;
+  uint64_t from = place.address + offset, to = from + bytes;
+  auto where = [&] { return std::string(MEMORY_NAMES[place.memory]) + " bytes " + std::to_string(from) + " to " + std::to_string(to); };
+  if (to > place.limit || from > to) fault("out of bounds: " + where() + " of a buffer that ends at " + std::to_string(place.limit));
+  uint8_t *host_bytes;
+  if (place.memory == GM) {
+    host_bytes = launch.host.translate(launch.host.context, from, bytes, write);
+    if (!host_bytes) fault("out of bounds: " + where() + " are not inside one live allocation");
+  } else {
+    require(cube == (place.memory != UB), "this core has no such memory");
+    auto &memory = memories[place.memory];
+    // Every float format has a not-a-number of all ones.
+    if (memory.empty()) memory.assign(MEMORY_BYTES[place.memory], 0xff);
+    host_bytes = memory.data() + from;
+  }
+  if (!launch.hazards) return host_bytes;
+  Shadow &shadow = place.memory == GM ? launch.global : shadows[place.memory];
+  for (uint64_t cell = from / CELL * CELL; cell < to; cell += CELL) {
+    uint32_t mask = Cell::mask(std::max(from, cell) - cell, std::min(to, cell + CELL) - cell);
+    const Access now{instruction, at.line, number, counts[pipe], mask, uint8_t(pipe), write, interlocked, atomic};
+    const Access *before = shadow.cell(cell).add(now, clocks[pipe]);
+    if (!before) continue;
+    std::string who = std::string(before->instruction) + " at line " + std::to_string(before->line) + " (pipe " + PIPE_NAMES[before->pipe] +
+                      (before->core == number ? ")" : ", another core, of block " + std::to_string(before->core / launch.cores_of_a_block()) + ")");
+    fault("hazard: nothing orders this " + std::string(write ? "write" : "read") + " of " + where() + " and the " + (before->write ? "write" : "read") +
+          " by " + who);
+  }
+  return host_bytes;
+}
+
+inline void Core::raise(Flag &flag, pipe_t from, pipe_t to) {
+  if (flag.set) fault("SetFlag of a flag that is still set, from line " + std::to_string(flag.set_line));
+  // S gives out instructions only after its own waits.
+  if (to != PIPE_S && clocks[from].own[to] < flag.last_wait) fault("SetFlag may come before the WaitFlag that clears the one before: nothing orders them");
+  flag.set = true;
+  flag.set_line = at.line;
+  flag.clock = clocks[from];
+  flag.clock.own[from] = counts[from];
+}
+
+inline void Core::lower(Flag &flag, pipe_t to) {
+  flag.set = false;
+  flag.last_wait = counts[to];
+  clocks[to].join(flag.clock);
+}
+
+inline void Core::set_flag(Event event, int id, At at) {
+  if (at.line == launch.dropped_line) return;
+  Flag *flag = &this->flag(event, id);
+  pipe_t from = EVENT_PIPES[event].from, to = EVENT_PIPES[event].to;
+  if (from == PIPE_S) return scalar("SetFlag", at, [=] { raise(*flag, from, to); });
+  issue(from, "SetFlag", at, [=] { raise(*flag, from, to); });
+}
+
+inline void Core::wait_flag(Event event, int id, At at) {
+  if (at.line == launch.dropped_line) return;
+  Flag *flag = &this->flag(event, id);
+  pipe_t to = EVENT_PIPES[event].to;
+  if (to != PIPE_S) return issue(to, "WaitFlag", at, [=] { lower(*flag, to); }, false, [=] { return flag->set; });
+  Named named(*this, "WaitFlag", at, PIPE_S);
+  wait_until([=] { return flag->set; }, std::string("the flag ") + EVENT_PIPES[event].name + " " + std::to_string(id));
+  counts[PIPE_S]++;
+  lower(*flag, to);
+}
+
+inline std::shared_ptr<Flag> Core::set_token(pipe_t from, const char *name, At at) {
+  auto flag = std::make_shared<Flag>();
+  issue(from, name, at, [this, flag, from] { raise(*flag, from, PIPE_S); });
+  return flag;
+}
+
+inline void Core::wait_token(pipe_t to, std::shared_ptr<Flag> flag, const char *name, At at) {
+  issue(to, name, at, [this, flag, to] { lower(*flag, to); }, false, [flag] { return flag->set; });
+}
+
+inline void Core::barrier(pipe_t on, At at) {
+  if (at.line == launch.dropped_line) return;
+  if (on != PIPE_ALL) {
+    Named named(*this, "PipeBarrier", at, on);
+    require(on != PIPE_S, "there is no barrier of the scalar pipe");
+    return issue(on, "PipeBarrier", at, [=] { clocks[on].own[on] = counts[on]; });
+  }
+  Named named(*this, "PipeBarrier", at, PIPE_S);
+  wait_until([&] { return std::all_of(queues, queues + PIPES, [](auto &queue) { return queue.empty(); }); }, "all pipes");
+  Clock all;
+  for (int pipe = 0; pipe < PIPES; pipe++) {
+    clocks[pipe].own[pipe] = counts[pipe];
+    all.join(clocks[pipe]);
+  }
+  for (Clock &clock : clocks) clock = all;
+}
+
+inline void Core::cross_set(int mode, pipe_t on, int id, At at) {
+  if (at.line == launch.dropped_line) return;
+  Named named(*this, "CrossCoreSetFlag", at, on);
+  require(on != PIPE_S && on != PIPE_ALL, "a cross-core flag is set by a pipe other than S");
+  issue(on, "CrossCoreSetFlag", at, [=] {
+    Clock known = clocks[on];
+    known.own[on] = counts[on];
+    launch.cross_set(*this, mode, id, known.seen_from_outside(number));
+  });
+}
+
+inline void Core::cross_wait(int id, At at) {
+  if (at.line == launch.dropped_line) return;
+  Named named(*this, "CrossCoreWaitFlag", at, PIPE_S);
+  require(launch.mixed(), "cross-core flags need a kernel of a mixed type");
+  require(id >= 0 && id < CROSS_FLAGS, "the number of a cross-core flag is 0 to 15");
+  auto &granted = launch.cross[number][id].granted;
+  wait_until([&] { return !granted.empty(); }, "cross-core flag " + std::to_string(id));
+  clocks[PIPE_S].learn(granted.front(), number);
+  granted.pop_front();
+}
+
+inline void Core::finish() {
+  wait_until([&] { return std::all_of(queues, queues + PIPES, [](auto &queue) { return queue.empty(); }); }, "its pipes at the end");
+  for (int event = 0; event < EVENTS; event++)
+    for (int id = 0; id < FLAGS_OF_AN_EVENT; id++)
+      if (flags[event][id].set)
+        fault(std::string("SetFlag without WaitFlag: ") + EVENT_PIPES[event].name + " " + std::to_string(id) + ", set at line " +
+              std::to_string(flags[event][id].set_line) + ", is still set at the end");
+}
+
+}  // namespace ropeway

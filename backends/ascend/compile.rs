@@ -33,7 +33,11 @@ impl Compiler {
         let open = |directory: &std::path::Path| match directory.is_dir() {
             // Opening would make it.
             true => Cache::open(directory),
-            false => Err(Error::invalid("binaries_dir", directory.display(), "a directory")),
+            false => Err(Error::invalid(
+                "binaries_dir",
+                directory.display(),
+                "a directory",
+            )),
         };
         let opened = options.binaries_dir.as_deref().map(open).transpose();
         let binaries = opened.unwrap_or_else(|error| {
@@ -43,7 +47,12 @@ impl Compiler {
         Compiler { cache, binaries }
     }
 
-    pub(super) fn compile(&self, shared: &Arc<Shared>, source: &Source, config: &Config) -> Result<Arc<dyn Module>> {
+    pub(super) fn compile(
+        &self,
+        shared: &Arc<Shared>,
+        source: &Source,
+        config: &Config,
+    ) -> Result<Arc<dyn Module>> {
         let text = text(source)?;
         let options = options(config);
         let module = match self.compiled_beforehand(shared, &text, &options)? {
@@ -57,7 +66,12 @@ impl Compiler {
     }
 
     /// The module of this source among those that were compiled beforehand, elsewhere.
-    fn compiled_beforehand(&self, shared: &Shared, text: &str, options: &[String]) -> Result<Option<RawModule>> {
+    fn compiled_beforehand(
+        &self,
+        shared: &Shared,
+        text: &str,
+        options: &[String],
+    ) -> Result<Option<RawModule>> {
         let key = beforehand(text, options);
         for cache in [&self.binaries, &self.cache].into_iter().flatten() {
             let Some(binary) = cache.load(&key) else {
@@ -83,7 +97,14 @@ impl Compiler {
         let api = shared.gate.api;
         let compiler = api.compiler.as_ref().ok_or_else(no_compiler)?;
         let chip = &shared.info.name;
-        let key = Key::new(&[text, &options.join(" "), &api.version, &compiler.identity, chip, "ascend"]);
+        let key = Key::new(&[
+            text,
+            &options.join(" "),
+            &api.version,
+            &compiler.identity,
+            chip,
+            "ascend",
+        ]);
         if let Some(cache) = &self.cache
             && let Some(binary) = cache.load(&key)
         {
@@ -114,7 +135,10 @@ impl Compiler {
 /// `Unavailable` without CANN, `Unsupported` without its run-time compiler or for a source that is no AscendC, `CompileFailed`, `File` if it
 /// cannot be kept.
 pub fn precompile(source: &Source, config: &Config, into: &Cache) -> Result<()> {
-    let compiler = super::library::api()?.compiler.as_ref().ok_or_else(no_compiler)?;
+    let compiler = super::library::api()?
+        .compiler
+        .as_ref()
+        .ok_or_else(no_compiler)?;
     let (text, options) = (text(source)?, options(config));
     let binary = compile(compiler, &text, &options)?;
     into.keep(&beforehand(&text, &options), &binary)
@@ -143,7 +167,11 @@ fn text(source: &Source) -> Result<String> {
 
 fn options(config: &Config) -> Vec<String> {
     let mut options = vec![format!("--npu-arch={ARCHITECTURE}")];
-    options.extend(config.defines().map(|(name, value)| format!("-D{name}={value}")));
+    options.extend(
+        config
+            .defines()
+            .map(|(name, value)| format!("-D{name}={value}")),
+    );
     options
 }
 
@@ -200,14 +228,21 @@ impl Program<'_> {
             self.functions.aclrtcGetCompileLog,
         );
         let log = log.unwrap_or_default();
-        String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n']).to_owned()
+        String::from_utf8_lossy(&log)
+            .trim_end_matches(['\0', '\n'])
+            .to_owned()
     }
 }
 
 fn check(call: &'static str, code: c_int) -> Result<()> {
     match code {
         0 => Ok(()),
-        code => Err(Error::from_call(sys::kind(code), call, code.into(), "the run-time compiler failed")),
+        code => Err(Error::from_call(
+            sys::kind(code),
+            call,
+            code.into(),
+            "the run-time compiler failed",
+        )),
     }
 }
 
@@ -219,26 +254,45 @@ fn compile(compiler: &RuntimeCompiler, text: &str, options: &[String]) -> Result
     /// Nothing is said of threads that compile at once.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let functions = &compiler.functions;
-    let c_text = |text: &str| CString::new(text).map_err(|_| Error::invalid("source", "a NUL", "text without"));
+    let c_text = |text: &str| {
+        CString::new(text).map_err(|_| Error::invalid("source", "a NUL", "text without"))
+    };
     let source = c_text(text)?;
-    let owned = options.iter().map(|option| c_text(option)).collect::<Result<Vec<_>>>()?;
+    let owned = options
+        .iter()
+        .map(|option| c_text(option))
+        .collect::<Result<Vec<_>>>()?;
     let pointers: Vec<*const c_char> = owned.iter().map(|option| option.as_ptr()).collect();
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut raw = ptr::null_mut();
     // SAFETY: the texts end with NUL; there are no headers.
     check("aclrtcCreateProg", unsafe {
-        (functions.aclrtcCreateProg)(&raw mut raw, source.as_ptr(), c"kernel.asc".as_ptr(), 0, ptr::null(), ptr::null())
+        (functions.aclrtcCreateProg)(
+            &raw mut raw,
+            source.as_ptr(),
+            c"kernel.asc".as_ptr(),
+            0,
+            ptr::null(),
+            ptr::null(),
+        )
     })?;
     let program = Program { raw, functions };
     // SAFETY: the program is valid, and there are as many options as said.
-    let code = unsafe { (functions.aclrtcCompileProg)(program.raw, pointers.len() as c_int, pointers.as_ptr()) };
+    let code = unsafe {
+        (functions.aclrtcCompileProg)(program.raw, pointers.len() as c_int, pointers.as_ptr())
+    };
     if code != 0 {
         let kind = match sys::kind(code) {
             ErrorKind::Driver => ErrorKind::Driver,
             _ => ErrorKind::CompileFailed,
         };
         let said = format!("with options {}\n{}", options.join(" "), program.log());
-        return Err(Error::from_call(kind, "aclrtcCompileProg", code.into(), said));
+        return Err(Error::from_call(
+            kind,
+            "aclrtcCompileProg",
+            code.into(),
+            said,
+        ));
     }
     program.bytes(
         ["aclrtcGetBinDataSize", "aclrtcGetBinData"],
@@ -256,7 +310,8 @@ impl Module for AscendModule {
     fn function(&self, entry: &str) -> Result<Arc<dyn Function>> {
         let shared = &self.shared;
         shared.enter()?;
-        let name = CString::new(entry).map_err(|_| Error::invalid("entry", entry, "a name without NUL"))?;
+        let name = CString::new(entry)
+            .map_err(|_| Error::invalid("entry", entry, "a name without NUL"))?;
         let raw = self.module.function(&name);
         Ok(Arc::new(AscendFunction {
             raw: raw.map_err(|error| shared.note(error).within(entry))?,
@@ -305,22 +360,38 @@ mod tests {
             language: Language::CudaC,
             ..source
         };
-        assert_eq!(text(&other).expect_err("another language").kind(), ErrorKind::Unsupported);
+        assert_eq!(
+            text(&other).expect_err("another language").kind(),
+            ErrorKind::Unsupported
+        );
         let mut config = Config::default();
         config.set("TILE", 128).set_dtype("A", DType::F16);
         let expected = format!("-DA={}", DType::F16.code());
-        assert_eq!(options(&config), ["--npu-arch=dav-2201", "-DTILE=128", &expected]);
+        assert_eq!(
+            options(&config),
+            ["--npu-arch=dav-2201", "-DTILE=128", &expected]
+        );
     }
 
     #[test]
     fn the_cores_are_those_that_the_kernels_name() {
         let kernels = |kinds: &[&str]| {
-            let lines: Vec<_> = kinds.iter().map(|kind| format!("KERNEL_TASK_TYPE_DEFAULT({kind});")).collect();
+            let lines: Vec<_> = kinds
+                .iter()
+                .map(|kind| format!("KERNEL_TASK_TYPE_DEFAULT({kind});"))
+                .collect();
             cores(&lines.join("\n"))
         };
         assert_eq!(kernels(&["KERNEL_TYPE_AIC_ONLY"]), 0x4149_4343);
-        assert_eq!(kernels(&["KERNEL_TYPE_AIV_ONLY", "KERNEL_TYPE_AIV_ONLY"]), 0x4141_5246);
-        for both in [&["KERNEL_TYPE_AIC_ONLY", "KERNEL_TYPE_AIV_ONLY"][..], &["KERNEL_TYPE_MIX_AIC_1_2"], &[]] {
+        assert_eq!(
+            kernels(&["KERNEL_TYPE_AIV_ONLY", "KERNEL_TYPE_AIV_ONLY"]),
+            0x4141_5246
+        );
+        for both in [
+            &["KERNEL_TYPE_AIC_ONLY", "KERNEL_TYPE_AIV_ONLY"][..],
+            &["KERNEL_TYPE_MIX_AIC_1_2"],
+            &[],
+        ] {
             assert_eq!(kernels(both), 0x4355_4245);
         }
     }

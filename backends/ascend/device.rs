@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ropeway_core::device::{Device, Graph, Module, OpenOptions, PinnedBuffer, Queue, QueueKind};
 use ropeway_core::info::{DeviceInfo, MemoryUse};
@@ -12,13 +12,13 @@ use ropeway_core::memory::{Buffer, DeviceId};
 use ropeway_core::plan::BoundPlan;
 use ropeway_core::{Error, Result};
 
+use super::BLOCK;
 use super::compile::Compiler;
 use super::graph::AscendGraph;
 use super::handles::{Gate, RawEvent, RawModule, RawStream};
 use super::library::{Api, Session};
 use super::memory::{AscendMemory, AscendPinned, Heap};
 use super::queue::AscendQueue;
-use super::slab::BLOCK;
 use crate::lost::Lost;
 
 /// What an importer hands over: dropped when Ropeway has done its last work with the object.
@@ -113,7 +113,11 @@ impl Shared {
     pub(super) fn sweep_if_much(&self) {
         /// Entries that are no burden yet.
         const MUCH: usize = 256;
-        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let retired = self
+            .retired
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len();
         if retired > MUCH {
             self.sweep();
         }
@@ -132,14 +136,47 @@ impl Shared {
     }
 }
 
+/// Devices that were closed with work under way. Dropping does not wait; opening the next one looks whether it is done.
+static ORPHANS: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
+
+/// Lets go of devices that were closed with work under way, as far as that is done.
+pub(super) fn sweep_orphans() {
+    let orphans = std::mem::take(&mut *ORPHANS.lock().unwrap_or_else(PoisonError::into_inner));
+    for shared in orphans.iter().filter_map(Weak::upgrade) {
+        shared.sweep();
+        shared.leave_orphaned();
+    }
+}
+
+impl Shared {
+    /// Notes the device for [`sweep_orphans`] if what it holds on to holds on to it.
+    fn leave_orphaned(self: &Arc<Self>) {
+        let retired = self
+            .retired
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len();
+        if retired > 0 {
+            let mut orphans = ORPHANS.lock().unwrap_or_else(PoisonError::into_inner);
+            orphans.push(Arc::downgrade(self));
+        }
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         // Handles are released on their device, also on a lost one: should it be gone, releasing them fails and harms nobody.
         let entered = self.gate.enter().is_ok();
-        let retired = self.retired.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let retired = self
+            .retired
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
         if retired.iter().any(Retired::is_in_use) {
             // Unloading the code that runs, and finalising under work, is not to be had.
-            let modules = self.modules.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let modules = self
+                .modules
+                .get_mut()
+                .unwrap_or_else(PoisonError::into_inner);
             std::mem::forget(std::mem::take(modules));
             std::mem::forget(self.session.take());
         } else if entered {
@@ -164,7 +201,12 @@ pub(super) struct AscendDevice {
 }
 
 impl AscendDevice {
-    pub(super) fn open(api: &'static Api, session: Session, mut info: DeviceInfo, options: &OpenOptions) -> Result<AscendDevice> {
+    pub(super) fn open(
+        api: &'static Api,
+        session: Session,
+        mut info: DeviceInfo,
+        options: &OpenOptions,
+    ) -> Result<AscendDevice> {
         let gate = Gate {
             api,
             ordinal: info.ordinal as i32,
@@ -196,6 +238,7 @@ impl Drop for AscendDevice {
     fn drop(&mut self) {
         // What is over must not keep the device open.
         self.shared.sweep();
+        self.shared.leave_orphaned();
     }
 }
 
@@ -236,7 +279,8 @@ impl Device for AscendDevice {
     fn create_queue(&self, _: QueueKind) -> Result<Arc<dyn Queue>> {
         // The runtime gives copies of any stream to the copy engines.
         self.shared.enter()?;
-        let queue = RawStream::new(self.shared.gate).and_then(|raw| AscendQueue::new(self.shared.clone(), raw, None));
+        let queue = RawStream::new(self.shared.gate)
+            .and_then(|raw| AscendQueue::new(self.shared.clone(), raw, None));
         Ok(Arc::new(queue.map_err(|error| self.shared.note(error))?))
     }
 
@@ -247,7 +291,12 @@ impl Device for AscendDevice {
             .map_err(|error| self.shared.note(error))
     }
 
-    unsafe fn import_memory(&self, handle: *mut c_void, bytes: u64, owner: Option<Owner>) -> Result<Buffer> {
+    unsafe fn import_memory(
+        &self,
+        handle: *mut c_void,
+        bytes: u64,
+        owner: Option<Owner>,
+    ) -> Result<Buffer> {
         self.shared.enter()?;
         if handle.is_null() && bytes > 0 {
             return Err(Error::invalid("handle", "null", "a device pointer"));
@@ -263,10 +312,16 @@ impl Device for AscendDevice {
         Ok(AscendMemory::import(&self.shared, address, bytes, owner))
     }
 
-    unsafe fn import_queue(&self, handle: *mut c_void, owner: Option<Owner>) -> Result<Arc<dyn Queue>> {
+    unsafe fn import_queue(
+        &self,
+        handle: *mut c_void,
+        owner: Option<Owner>,
+    ) -> Result<Arc<dyn Queue>> {
         self.shared.enter()?;
         if handle.is_null() {
-            return Err(Error::unsupported("the default stream; pass a stream of your own"));
+            return Err(Error::unsupported(
+                "the default stream; pass a stream of your own",
+            ));
         }
         let note = |error| self.shared.note(error);
         // SAFETY: the caller gives a valid stream, which `owner` keeps.

@@ -33,7 +33,12 @@ impl Gate {
     pub(super) fn memory_info(self) -> Result<(u64, u64)> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: the pointers are valid.
-        unsafe { run!(&self.api.runtime, aclrtGetMemInfo(sys::HBM, &raw mut free, &raw mut total)) }?;
+        unsafe {
+            run!(
+                &self.api.runtime,
+                aclrtGetMemInfo(sys::HBM, &raw mut free, &raw mut total)
+            )
+        }?;
         Ok((free as u64, total as u64))
     }
 
@@ -41,7 +46,12 @@ impl Gate {
     pub(super) fn alloc(self, bytes: usize) -> Result<u64> {
         let mut address = ptr::null_mut();
         // SAFETY: the pointer is valid.
-        unsafe { run!(&self.api.runtime, aclrtMalloc(&raw mut address, bytes, sys::HUGE_FIRST)) }?;
+        unsafe {
+            run!(
+                &self.api.runtime,
+                aclrtMalloc(&raw mut address, bytes, sys::HUGE_FIRST)
+            )
+        }?;
         Ok(address as u64)
     }
 
@@ -70,7 +80,12 @@ impl RawEvent {
     pub(super) fn new(gate: Gate) -> Result<RawEvent> {
         let mut raw = ptr::null_mut();
         // SAFETY: the pointer is valid.
-        unsafe { run!(&gate.api.runtime, aclrtCreateEventExWithFlag(&raw mut raw, sys::EVENT_FLAGS)) }?;
+        unsafe {
+            run!(
+                &gate.api.runtime,
+                aclrtCreateEventExWithFlag(&raw mut raw, sys::EVENT_FLAGS)
+            )
+        }?;
         Ok(RawEvent {
             raw,
             gate,
@@ -86,7 +101,12 @@ impl RawEvent {
         }
         let mut state = 0;
         // SAFETY: the event is valid, and so is the pointer.
-        unsafe { run!(&self.gate.api.runtime, aclrtQueryEventStatus(self.raw, &raw mut state)) }?;
+        unsafe {
+            run!(
+                &self.gate.api.runtime,
+                aclrtQueryEventStatus(self.raw, &raw mut state)
+            )
+        }?;
         if state != sys::EVENT_COMPLETE {
             return Ok(false);
         }
@@ -167,12 +187,22 @@ impl RawStream {
 
     pub(super) fn record(&self, event: &RawEvent) -> Result<()> {
         // SAFETY: both are valid.
-        unsafe { run!(&self.gate.api.runtime, aclrtRecordEvent(event.raw, self.raw)) }
+        unsafe {
+            run!(
+                &self.gate.api.runtime,
+                aclrtRecordEvent(event.raw, self.raw)
+            )
+        }
     }
 
     pub(super) fn wait_for(&self, event: &RawEvent) -> Result<()> {
         // SAFETY: both are valid.
-        unsafe { run!(&self.gate.api.runtime, aclrtStreamWaitEvent(self.raw, event.raw)) }
+        unsafe {
+            run!(
+                &self.gate.api.runtime,
+                aclrtStreamWaitEvent(self.raw, event.raw)
+            )
+        }
     }
 
     /// Waits until all work is done, at most `timeout` if there is one.
@@ -183,7 +213,10 @@ impl RawStream {
         let milliseconds = match timeout {
             None => -1,
             // Whole milliseconds, and 0 is no limit that the runtime knows.
-            Some(timeout) => timeout.as_micros().div_ceil(1000).clamp(1, i32::MAX as u128) as i32,
+            Some(timeout) => timeout
+                .as_micros()
+                .div_ceil(1000)
+                .clamp(1, i32::MAX as u128) as i32,
         };
         // SAFETY: the stream is valid.
         unsafe {
@@ -197,28 +230,91 @@ impl RawStream {
     /// # Safety
     /// `from` must be pinned and have `bytes` bytes that stay as they are until the copy is done; from `to` on there must be `room` bytes of
     /// device memory.
-    pub(super) unsafe fn upload(&self, to: u64, room: u64, from: *const u8, bytes: usize) -> Result<()> {
+    pub(super) unsafe fn upload(
+        &self,
+        to: u64,
+        room: u64,
+        from: *const u8,
+        bytes: usize,
+    ) -> Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.copy_bytes(to as *mut c_void, room, from.cast(), bytes, sys::HOST_TO_DEVICE) }
+        unsafe {
+            self.copy_bytes(
+                to as *mut c_void,
+                room,
+                from.cast(),
+                bytes,
+                sys::HOST_TO_DEVICE,
+            )
+        }
     }
 
     /// # Safety
     /// `to` must be pinned and have `room` bytes that nobody touches until the copy is done; `bytes` from `from` on must be device memory.
-    pub(super) unsafe fn download(&self, to: *mut u8, room: u64, from: u64, bytes: usize) -> Result<()> {
+    pub(super) unsafe fn download(
+        &self,
+        to: *mut u8,
+        room: u64,
+        from: u64,
+        bytes: usize,
+    ) -> Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.copy_bytes(to.cast(), room, from as *const c_void, bytes, sys::DEVICE_TO_HOST) }
+        unsafe {
+            self.copy_bytes(
+                to.cast(),
+                room,
+                from as *const c_void,
+                bytes,
+                sys::DEVICE_TO_HOST,
+            )
+        }
     }
 
     /// # Safety
     /// Both ranges must be device memory, and apart; from `to` on there must be `room` bytes of it.
     pub(super) unsafe fn copy(&self, to: u64, room: u64, from: u64, bytes: usize) -> Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.copy_bytes(to as *mut c_void, room, from as *const c_void, bytes, sys::DEVICE_TO_DEVICE) }
+        unsafe {
+            self.copy_bytes(
+                to as *mut c_void,
+                room,
+                from as *const c_void,
+                bytes,
+                sys::DEVICE_TO_DEVICE,
+            )
+        }
     }
 
     /// # Safety
     /// As the three above, which differ in `kind`.
-    unsafe fn copy_bytes(&self, to: *mut c_void, room: u64, from: *const c_void, bytes: usize, kind: i32) -> Result<()> {
+    unsafe fn copy_bytes(
+        &self,
+        to: *mut c_void,
+        room: u64,
+        from: *const c_void,
+        bytes: usize,
+        kind: i32,
+    ) -> Result<()> {
+        /// What old versions want addresses to be multiples of.
+        const ALIGNMENT: usize = 64;
+        let is_aligned =
+            to.addr().is_multiple_of(ALIGNMENT) && from.addr().is_multiple_of(ALIGNMENT);
+        if !is_aligned && self.gate.api.wants_aligned_copies() {
+            if self.is_capturing() {
+                return Err(Error::unsupported(
+                    "capturing a copy that is not aligned to 64 bytes, on this version of CANN",
+                ));
+            }
+            // In order, though not asynchronous: there is no other copy that takes any address.
+            self.synchronize(None)?;
+            // SAFETY: the caller's promise; the copy is done when this returns.
+            return unsafe {
+                run!(
+                    &self.gate.api.runtime,
+                    aclrtMemcpy(to, room as usize, from, bytes, kind)
+                )
+            };
+        }
         // SAFETY: the caller's promise.
         unsafe {
             run!(
@@ -235,25 +331,43 @@ impl RawStream {
         unsafe {
             run!(
                 &self.gate.api.runtime,
-                aclrtMemsetAsync(to as *mut c_void, room as usize, byte.into(), bytes, self.raw)
+                aclrtMemsetAsync(
+                    to as *mut c_void,
+                    room as usize,
+                    byte.into(),
+                    bytes,
+                    self.raw
+                )
             )
         }
     }
 
     /// # Safety
     /// The arguments must be those of the kernel in number, order and size.
-    pub(super) unsafe fn launch(&self, function: RawFunction, blocks: u32, arguments: &mut Arguments) -> Result<()> {
+    pub(super) unsafe fn launch(
+        &self,
+        function: RawFunction,
+        blocks: u32,
+        arguments: &mut Arguments,
+    ) -> Result<()> {
         match self.gate.api.launch {
             // SAFETY: the caller's promise.
             LaunchPath::HostArgs => unsafe { self.launch_at_once(function, blocks, arguments) },
             // SAFETY: the caller's promise.
-            LaunchPath::KernelArgs => unsafe { self.launch_one_by_one(function, blocks, arguments) },
+            LaunchPath::KernelArgs => unsafe {
+                self.launch_one_by_one(function, blocks, arguments)
+            },
         }
     }
 
     /// # Safety
     /// As [`RawStream::launch`].
-    unsafe fn launch_at_once(&self, function: RawFunction, blocks: u32, arguments: &mut Arguments) -> Result<()> {
+    unsafe fn launch_at_once(
+        &self,
+        function: RawFunction,
+        blocks: u32,
+        arguments: &mut Arguments,
+    ) -> Result<()> {
         let runtime = &self.gate.api.runtime;
         let launch = runtime
             .aclrtLaunchKernelWithHostArgs
@@ -277,22 +391,42 @@ impl RawStream {
 
     /// # Safety
     /// As [`RawStream::launch`].
-    unsafe fn launch_one_by_one(&self, function: RawFunction, blocks: u32, arguments: &mut Arguments) -> Result<()> {
+    unsafe fn launch_one_by_one(
+        &self,
+        function: RawFunction,
+        blocks: u32,
+        arguments: &mut Arguments,
+    ) -> Result<()> {
         let runtime = &self.gate.api.runtime;
-        let begin = runtime.aclrtKernelArgsInit.ok_or_else(|| missing("aclrtKernelArgsInit"))?;
-        let append = runtime.aclrtKernelArgsAppend.ok_or_else(|| missing("aclrtKernelArgsAppend"))?;
-        let end = runtime.aclrtKernelArgsFinalize.ok_or_else(|| missing("aclrtKernelArgsFinalize"))?;
+        let begin = runtime
+            .aclrtKernelArgsInit
+            .ok_or_else(|| missing("aclrtKernelArgsInit"))?;
+        let append = runtime
+            .aclrtKernelArgsAppend
+            .ok_or_else(|| missing("aclrtKernelArgsAppend"))?;
+        let end = runtime
+            .aclrtKernelArgsFinalize
+            .ok_or_else(|| missing("aclrtKernelArgsFinalize"))?;
         let launch = runtime
             .aclrtLaunchKernelWithConfig
             .ok_or_else(|| missing("aclrtLaunchKernelWithConfig"))?;
         let mut list = ptr::null_mut();
         // SAFETY: the kernel is valid, and so is the pointer. The list is the runtime's, and goes with its launch.
-        runtime.check("aclrtKernelArgsInit", unsafe { begin(function.0, &raw mut list) })?;
+        runtime.check("aclrtKernelArgsInit", unsafe {
+            begin(function.0, &raw mut list)
+        })?;
         let base = arguments.words.as_mut_ptr().cast::<u8>();
         for &(offset, bytes) in &arguments.parts[..arguments.count] {
             let mut handle = ptr::null_mut();
             // SAFETY: each part lies in the words; the runtime copies it.
-            let code = unsafe { append(list, base.add(offset.into()).cast(), bytes.into(), &raw mut handle) };
+            let code = unsafe {
+                append(
+                    list,
+                    base.add(offset.into()).cast(),
+                    bytes.into(),
+                    &raw mut handle,
+                )
+            };
             runtime.check("aclrtKernelArgsAppend", code)?;
         }
         // SAFETY: the list is valid.
@@ -306,9 +440,13 @@ impl RawStream {
     /// Begins to capture what this thread enqueues into a graph.
     pub(super) fn begin_capture(&self) -> Result<()> {
         let runtime = &self.gate.api.runtime;
-        let begin = runtime.aclmdlRICaptureBegin.ok_or_else(|| missing("aclmdlRICaptureBegin"))?;
+        let begin = runtime
+            .aclmdlRICaptureBegin
+            .ok_or_else(|| missing("aclmdlRICaptureBegin"))?;
         // SAFETY: the stream is valid.
-        runtime.check("aclmdlRICaptureBegin", unsafe { begin(self.raw, sys::CAPTURE_THREAD_LOCAL) })?;
+        runtime.check("aclmdlRICaptureBegin", unsafe {
+            begin(self.raw, sys::CAPTURE_THREAD_LOCAL)
+        })?;
         self.captures.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -317,7 +455,9 @@ impl RawStream {
     pub(super) fn end_capture(&self) -> Result<RawGraph> {
         self.captures.store(false, Ordering::Relaxed);
         let runtime = &self.gate.api.runtime;
-        let end = runtime.aclmdlRICaptureEnd.ok_or_else(|| missing("aclmdlRICaptureEnd"))?;
+        let end = runtime
+            .aclmdlRICaptureEnd
+            .ok_or_else(|| missing("aclmdlRICaptureEnd"))?;
         let mut raw = ptr::null_mut();
         // SAFETY: the stream is valid, and so is the pointer.
         runtime.check("aclmdlRICaptureEnd", unsafe { end(self.raw, &raw mut raw) })?;
@@ -329,9 +469,13 @@ impl RawStream {
 
     pub(super) fn replay(&self, graph: &RawGraph) -> Result<()> {
         let runtime = &self.gate.api.runtime;
-        let execute = runtime.aclmdlRIExecuteAsync.ok_or_else(|| missing("aclmdlRIExecuteAsync"))?;
+        let execute = runtime
+            .aclmdlRIExecuteAsync
+            .ok_or_else(|| missing("aclmdlRIExecuteAsync"))?;
         // SAFETY: both are valid.
-        runtime.check("aclmdlRIExecuteAsync", unsafe { execute(graph.raw, self.raw) })
+        runtime.check("aclmdlRIExecuteAsync", unsafe {
+            execute(graph.raw, self.raw)
+        })
     }
 }
 
@@ -432,7 +576,12 @@ impl Pinned {
         let mut address = ptr::null_mut();
         // The runtime has no allocations without bytes.
         // SAFETY: the pointer is valid.
-        unsafe { run!(&gate.api.runtime, aclrtMallocHost(&raw mut address, bytes.max(1))) }?;
+        unsafe {
+            run!(
+                &gate.api.runtime,
+                aclrtMallocHost(&raw mut address, bytes.max(1))
+            )
+        }?;
         Ok(Pinned {
             address: address.cast(),
             bytes,
@@ -502,16 +651,32 @@ impl RawModule {
         match runtime.aclrtBinaryLoadFromData {
             Some(load) => {
                 // SAFETY: the image is as long as said, and the runtime copies it; the options are valid.
-                let code = unsafe { load(image.as_ptr().cast(), image.len(), &raw const options, &raw mut raw) };
+                let code = unsafe {
+                    load(
+                        image.as_ptr().cast(),
+                        image.len(),
+                        &raw const options,
+                        &raw mut raw,
+                    )
+                };
                 runtime.check("aclrtBinaryLoadFromData", code)?;
             }
             None => {
                 let path = write(image)?;
                 let name = path.to_string_lossy().into_owned();
-                let name = std::ffi::CString::new(name)
-                    .map_err(|_| Error::new(ErrorKind::File, "a temporary directory with NUL in its name"))?;
+                let name = std::ffi::CString::new(name).map_err(|_| {
+                    Error::new(
+                        ErrorKind::File,
+                        "a temporary directory with NUL in its name",
+                    )
+                })?;
                 // SAFETY: the name ends with NUL, and so are the options and the pointer valid.
-                unsafe { run!(runtime, aclrtBinaryLoadFromFile(name.as_ptr(), &raw mut options, &raw mut raw)) }?;
+                unsafe {
+                    run!(
+                        runtime,
+                        aclrtBinaryLoadFromFile(name.as_ptr(), &raw mut options, &raw mut raw)
+                    )
+                }?;
                 file = Some(path);
             }
         }
@@ -538,7 +703,10 @@ impl RawModule {
 /// A file of this user's alone, with the name that the runtime expects.
 fn write(image: &[u8]) -> Result<tempfile::TempPath> {
     use std::io::Write;
-    let mut file = tempfile::Builder::new().prefix("ropeway-kernel-").suffix(".o").tempfile()?;
+    let mut file = tempfile::Builder::new()
+        .prefix("ropeway-kernel-")
+        .suffix(".o")
+        .tempfile()?;
     file.write_all(image)?;
     Ok(file.into_temp_path())
 }
@@ -574,8 +742,14 @@ mod tests {
         arguments.u32(3).expect("room");
         arguments.u64(4).expect("room");
         arguments.u32(5).expect("room");
-        assert_eq!(arguments.words[..5], [0x1122_3344_5566_7788, 2 << 32 | 1, 3, 4, 5]);
-        assert_eq!(arguments.parts[..6], [(0, 8), (8, 4), (12, 4), (16, 4), (24, 8), (32, 4)]);
+        assert_eq!(
+            arguments.words[..5],
+            [0x1122_3344_5566_7788, 2 << 32 | 1, 3, 4, 5]
+        );
+        assert_eq!(
+            arguments.parts[..6],
+            [(0, 8), (8, 4), (12, 4), (16, 4), (24, 8), (32, 4)]
+        );
         assert_eq!((arguments.count, arguments.bytes), (6, 36));
         let mut many = Arguments::new();
         let pushed = (0..1000).take_while(|_| many.u64(1).is_ok()).count();

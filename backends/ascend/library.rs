@@ -14,11 +14,19 @@ use ropeway_core::{Error, Result};
 use super::sys::{self, Compiler, Runtime};
 
 /// Names of the runtime's library: the new one, the umbrella of old, and these with the number that packages without headers have.
-const RUNTIME: [&str; 4] = ["libacl_rt.so", "libascendcl.so", "libacl_rt.so.1", "libascendcl.so.1"];
+const RUNTIME: [&str; 4] = [
+    "libacl_rt.so",
+    "libascendcl.so",
+    "libacl_rt.so.1",
+    "libascendcl.so.1",
+];
 /// Names of the run-time compiler's library.
 const COMPILER: [&str; 2] = ["libacl_rtc.so", "libacl_rtc.so.1"];
 /// Where an installer of CANN puts it unless told otherwise: since 8.5, and before.
-const DEFAULT_PLACES: [&str; 2] = ["/usr/local/Ascend/cann", "/usr/local/Ascend/ascend-toolkit/latest"];
+const DEFAULT_PLACES: [&str; 2] = [
+    "/usr/local/Ascend/cann",
+    "/usr/local/Ascend/ascend-toolkit/latest",
+];
 
 const REMEDY: &str = "install Huawei's driver and CANN 8.1 or later, and source its set_env.sh (or set ASCEND_HOME_PATH to where it is)";
 
@@ -56,6 +64,12 @@ impl Api {
             && runtime.aclmdlRIDestroy.is_some()
     }
 
+    /// Whether asynchronous copies want addresses that are multiples of 64, as CANN 8.1 documents and later versions do not: by a function that
+    /// came between.
+    pub(super) fn wants_aligned_copies(&self) -> bool {
+        self.launch == LaunchPath::KernelArgs
+    }
+
     /// What it does by which functions, for reports.
     pub(super) fn paths(&self) -> String {
         let launch = match self.launch {
@@ -91,7 +105,8 @@ impl Api {
             };
             match complete(library) {
                 Ok((runtime, launch)) => {
-                    let version = version(&runtime).map_err(|error| because(Reason::InitialisationFailed(error)))?;
+                    let version = version(&runtime)
+                        .map_err(|error| because(Reason::InitialisationFailed(error)))?;
                     return Ok(Api {
                         compiler: compiler(places, by_name),
                         runtime,
@@ -108,7 +123,9 @@ impl Api {
                 }
             }
         }
-        Err(because(incomplete.unwrap_or(Reason::LibraryNotFound { tried })))
+        Err(because(
+            incomplete.unwrap_or(Reason::LibraryNotFound { tried }),
+        ))
     }
 }
 
@@ -122,14 +139,19 @@ fn places(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> Vec<PathBuf>
         }
         Some(place)
     });
-    let mut all: Vec<PathBuf> = said.chain(DEFAULT_PLACES.map(PathBuf::from)).map(|place| place.join("lib64")).collect();
+    let mut all: Vec<PathBuf> = said
+        .chain(DEFAULT_PLACES.map(PathBuf::from))
+        .map(|place| place.join("lib64"))
+        .collect();
     all.dedup();
     all
 }
 
 /// Every path at which a library of these names may be, in order; then the names alone, which the dynamic loader knows where to find.
 fn candidates(places: &[PathBuf], by_name: bool, names: &[&str]) -> Vec<PathBuf> {
-    let in_places = places.iter().flat_map(|place| names.iter().map(|name| place.join(name)));
+    let in_places = places
+        .iter()
+        .flat_map(|place| names.iter().map(|name| place.join(name)));
     let alone = names.iter().filter(|_| by_name).map(PathBuf::from);
     in_places.chain(alone).collect()
 }
@@ -157,7 +179,9 @@ fn find(library: &Library, name: &str) -> *mut c_void {
     let found = unsafe { library.get::<*mut c_void>(name.as_bytes()) };
     // What is there by name only, at address 0, is none.
     // SAFETY: as above.
-    found.map_or(std::ptr::null_mut(), |symbol| unsafe { symbol.into_raw().into_raw() })
+    found.map_or(std::ptr::null_mut(), |symbol| unsafe {
+        symbol.into_raw().into_raw()
+    })
 }
 
 /// The functions of the runtime, and by which of them kernels are launched.
@@ -172,9 +196,18 @@ fn complete(library: &'static Library) -> Result<(Runtime, LaunchPath), &'static
     }
     let missing = [
         ("aclrtKernelArgsInit", runtime.aclrtKernelArgsInit.is_none()),
-        ("aclrtKernelArgsAppend", runtime.aclrtKernelArgsAppend.is_none()),
-        ("aclrtKernelArgsFinalize", runtime.aclrtKernelArgsFinalize.is_none()),
-        ("aclrtLaunchKernelWithConfig", runtime.aclrtLaunchKernelWithConfig.is_none()),
+        (
+            "aclrtKernelArgsAppend",
+            runtime.aclrtKernelArgsAppend.is_none(),
+        ),
+        (
+            "aclrtKernelArgsFinalize",
+            runtime.aclrtKernelArgsFinalize.is_none(),
+        ),
+        (
+            "aclrtLaunchKernelWithConfig",
+            runtime.aclrtLaunchKernelWithConfig.is_none(),
+        ),
     ];
     match missing.into_iter().find(|(_, missing)| *missing) {
         Some((symbol, _)) => Err(symbol),
@@ -185,7 +218,12 @@ fn complete(library: &'static Library) -> Result<(Runtime, LaunchPath), &'static
 fn version(runtime: &Runtime) -> Result<String> {
     let (mut major, mut minor, mut patch) = (0, 0, 0);
     // SAFETY: the pointers are valid; the call needs no initialisation.
-    unsafe { sys::run!(runtime, aclrtGetVersion(&raw mut major, &raw mut minor, &raw mut patch)) }?;
+    unsafe {
+        sys::run!(
+            runtime,
+            aclrtGetVersion(&raw mut major, &raw mut minor, &raw mut patch)
+        )
+    }?;
     Ok(format!("{major}.{minor}.{patch}"))
 }
 
@@ -229,7 +267,10 @@ pub(super) fn api() -> Result<&'static Api, Unavailable> {
     if let Some(api) = API.get() {
         return Ok(api);
     }
-    let found = Api::load(&places(|name| std::env::var_os(name).filter(|value| value != OsStr::new(""))), true)?;
+    let found = Api::load(
+        &places(|name| std::env::var_os(name).filter(|value| value != OsStr::new(""))),
+        true,
+    )?;
     Ok(API.get_or_init(|| found))
 }
 
@@ -253,7 +294,9 @@ impl Session {
     /// # Errors
     /// What `aclInit` reports.
     pub(super) fn begin(api: &'static Api) -> Result<Session> {
-        let mut state = INITIALISATION.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = INITIALISATION
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if state.sessions == 0 {
             // SAFETY: null is the default configuration.
             let code = unsafe { (api.runtime.aclInit)(std::ptr::null()) };
@@ -269,7 +312,9 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let mut state = INITIALISATION.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = INITIALISATION
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         state.sessions -= 1;
         if state.sessions > 0 || !std::mem::take(&mut state.ours) {
             return;
@@ -278,7 +323,9 @@ impl Drop for Session {
         let runtime = &self.0.runtime;
         let ended = match runtime.aclFinalizeReference {
             // SAFETY: null asks for no count.
-            Some(finalise) => runtime.check("aclFinalizeReference", unsafe { finalise(std::ptr::null_mut()) }),
+            Some(finalise) => runtime.check("aclFinalizeReference", unsafe {
+                finalise(std::ptr::null_mut())
+            }),
             // SAFETY: nothing of ours is left: every object holds a session.
             None => unsafe { sys::run!(runtime, aclFinalize()) },
         };
@@ -309,7 +356,11 @@ mod tests {
             other => panic!("{other} is not asked for"),
         };
         let found = places(said);
-        let expected = ["/opt/cann/lib64", "/usr/local/Ascend/cann/lib64", "/usr/local/Ascend/ascend-toolkit/latest/lib64"];
+        let expected = [
+            "/opt/cann/lib64",
+            "/usr/local/Ascend/cann/lib64",
+            "/usr/local/Ascend/ascend-toolkit/latest/lib64",
+        ];
         assert_eq!(found, expected.map(PathBuf::from));
         let all = candidates(&found, true, &RUNTIME);
         assert_eq!(all.len(), 4 * 4);

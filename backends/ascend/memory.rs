@@ -40,7 +40,10 @@ impl Heap {
     /// Takes a part back. Of the slabs that are empty one is kept.
     fn give(&self, gate: Gate, address: u64, bytes: u64) {
         let mut slabs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((base, slab)) = slabs.iter_mut().find(|(base, _)| (*base..*base + SLAB).contains(&address)) {
+        if let Some((base, slab)) = slabs
+            .iter_mut()
+            .find(|(base, _)| (*base..*base + SLAB).contains(&address))
+        {
             slab.give(address - *base, bytes);
         }
         free_empty(&mut slabs, gate, 1);
@@ -91,7 +94,13 @@ pub(super) struct AscendMemory {
 }
 
 impl AscendMemory {
-    fn buffer(shared: &Arc<Shared>, address: u64, size: u64, origin: Origin, counted: bool) -> Buffer {
+    fn buffer(
+        shared: &Arc<Shared>,
+        address: u64,
+        size: u64,
+        origin: Origin,
+        counted: bool,
+    ) -> Buffer {
         if counted {
             shared.used.fetch_add(size, Ordering::AcqRel);
         }
@@ -124,10 +133,18 @@ impl AscendMemory {
                 format!("{bytes} bytes: the device's largest buffer has {most}"),
             )
         };
-        let length = rounded(bytes).filter(|_| bytes <= most).ok_or_else(too_much)?;
+        let length = rounded(bytes)
+            .filter(|_| bytes <= most)
+            .ok_or_else(too_much)?;
         let take = || match length <= LARGEST_PART {
-            true => shared.heap.take(shared.gate, length).map(|address| (address, Origin::Slab(length))),
-            false => shared.gate.alloc(length as usize).map(|address| (address, Origin::Runtime)),
+            true => shared
+                .heap
+                .take(shared.gate, length)
+                .map(|address| (address, Origin::Slab(length))),
+            false => shared
+                .gate
+                .alloc(length as usize)
+                .map(|address| (address, Origin::Runtime)),
         };
         let taken = match take() {
             Err(error) if error.kind() == ErrorKind::OutOfMemory => {
@@ -137,11 +154,19 @@ impl AscendMemory {
             }
             taken => taken,
         };
-        let (address, origin) = taken.map_err(|error| shared.note(error).within(format!("{bytes} bytes")))?;
-        Ok(AscendMemory::buffer(shared, address, bytes, origin, counted))
+        let (address, origin) =
+            taken.map_err(|error| shared.note(error).within(format!("{bytes} bytes")))?;
+        Ok(AscendMemory::buffer(
+            shared, address, bytes, origin, counted,
+        ))
     }
 
-    pub(super) fn import(shared: &Arc<Shared>, address: u64, bytes: u64, owner: Option<Owner>) -> Buffer {
+    pub(super) fn import(
+        shared: &Arc<Shared>,
+        address: u64,
+        bytes: u64,
+        owner: Option<Owner>,
+    ) -> Buffer {
         AscendMemory::buffer(shared, address, bytes, Origin::Foreign(owner), false)
     }
 }
@@ -170,7 +195,10 @@ impl Drop for AscendMemory {
             return;
         }
         match self.origin {
-            Origin::Slab(length) => self.shared.heap.give(self.shared.gate, self.address, length),
+            Origin::Slab(length) => self
+                .shared
+                .heap
+                .give(self.shared.gate, self.address, length),
             // SAFETY: allocated by `take`, and no work is left that uses it. A failure leaks it.
             _ => drop(unsafe { self.shared.gate.free(self.address) }),
         }

@@ -62,7 +62,9 @@ impl Driver for AscendDriver {
         let api = library::api()?;
         let count = count(api)?;
         let number = u32::try_from(ordinal).ok().filter(|number| *number < count);
-        let number = number.ok_or_else(|| Error::invalid("ordinal", ordinal, format!("less than {count}")))?;
+        let number = number
+            .ok_or_else(|| Error::invalid("ordinal", ordinal, format!("less than {count}")))?;
+        device::sweep_orphans();
         let session = begin(api)?;
         let info = describe(api, number)?;
         Ok(Arc::new(AscendDevice::open(api, session, info, options)?))
@@ -123,6 +125,8 @@ fn known(soc: &str) -> Option<&'static Chip> {
 
 /// Bytes of a vector core's unified buffer, which a kernel of the vector cores lays out.
 const UNIFIED_BUFFER: u64 = 192 << 10;
+/// Bytes that a copy of AscendC moves at once, and so what buffers begin at a multiple of.
+const BLOCK: u64 = 32;
 /// The most blocks of a launch.
 const MOST_BLOCKS: u64 = 65_535;
 /// f32 lanes of a vector instruction.
@@ -169,7 +173,12 @@ fn describe(api: &Api, ordinal: u32) -> Result<DeviceInfo, Unavailable> {
         (code == 0).then_some(value)
     };
     let soc = api.runtime.soc_name().ok_or_else(|| {
-        let nameless = Error::from_call(ropeway_core::ErrorKind::Driver, "aclrtGetSocName", 0, "the chip has no name");
+        let nameless = Error::from_call(
+            ropeway_core::ErrorKind::Driver,
+            "aclrtGetSocName",
+            0,
+            "the chip has no name",
+        );
         failed(Reason::InitialisationFailed(nameless))
     })?;
     let chip = known(&soc);
@@ -184,14 +193,20 @@ fn describe(api: &Api, ordinal: u32) -> Result<DeviceInfo, Unavailable> {
     }
     let number = |name: c_int, published: Option<u64>| {
         let said = attribute(name).and_then(|value| u64::try_from(value).ok());
-        said.filter(|value| *value > 0).or(published).unwrap_or_default()
+        said.filter(|value| *value > 0)
+            .or(published)
+            .unwrap_or_default()
     };
     let memory = number(sys::GLOBAL_MEMORY, chip.map(|chip| chip.memory));
     let cube_cores = number(sys::CUBE_CORES, chip.map(|chip| chip.cube_cores.into()));
     let vector_cores = number(sys::VECTOR_CORES, Some(2 * cube_cores));
     let l2 = number(sys::L2_CACHE, chip.map(|chip| chip.l2));
     let emulated = soc.contains("emulated");
-    let mut features = vec![format!("aic_{cube_cores}"), format!("aiv_{vector_cores}"), ARCHITECTURE.to_owned()];
+    let mut features = vec![
+        format!("aic_{cube_cores}"),
+        format!("aiv_{vector_cores}"),
+        ARCHITECTURE.to_owned(),
+    ];
     features.sort_unstable();
     Ok(DeviceInfo {
         backend: "ascend",
@@ -225,7 +240,7 @@ fn describe(api: &Api, ordinal: u32) -> Result<DeviceInfo, Unavailable> {
         languages: vec![Language::AscendC],
         limits: Limits {
             max_buffer: memory,
-            base_alignment: slab::BLOCK,
+            base_alignment: BLOCK,
             local_memory: UNIFIED_BUFFER,
             max_group_size: 1,
             max_group: [1; 3],
@@ -250,7 +265,15 @@ mod tests {
         ] {
             assert_eq!(known(soc).map(|chip| chip.cube_cores), Some(cores), "{soc}");
         }
-        for soc in ["Ascend910A", "Ascend910B", "Ascend910ProB", "Ascend310P3", "Ascend310B1", "Ascend910_9391", ""] {
+        for soc in [
+            "Ascend910A",
+            "Ascend910B",
+            "Ascend910ProB",
+            "Ascend310P3",
+            "Ascend310B1",
+            "Ascend910_9391",
+            "",
+        ] {
             assert!(known(soc).is_none(), "{soc}");
         }
     }

@@ -41,7 +41,7 @@ impl StatusWord {
             Ok(()) => Ok(StatusWord { buffer, address }),
             Err(error) => {
                 // The device may write to it yet: better leaked than freed.
-                std::mem::forget(buffer);
+                std::mem::forget((buffer, stream));
                 Err(error)
             }
         }
@@ -66,6 +66,9 @@ struct Books {
     status_reads: Vec<(Arc<RawEvent>, Pinned)>,
     /// What the work uses, held until it is done: the runtime frees at once.
     kept: Vec<Kept>,
+    /// The last event, and whether work came after it.
+    last: Option<Arc<RawEvent>>,
+    is_ahead: bool,
     /// Marks the memory that is in the list already.
     epoch: u64,
 }
@@ -73,6 +76,7 @@ struct Books {
 impl Books {
     /// Notes that work has got this word. A graph's launches have one of their own.
     fn use_status(&mut self, word: &Arc<StatusWord>) {
+        self.is_ahead = true;
         let known = |other: &Arc<StatusWord>| Arc::ptr_eq(other, word);
         if !self.status_used.iter().any(known) {
             self.status_used.push(word.clone());
@@ -112,7 +116,11 @@ fn place(memory: &AscendMemory, slice: &Slice) -> (u64, u64) {
 }
 
 impl AscendQueue {
-    pub(super) fn new(shared: Arc<Shared>, raw: RawStream, owner: Option<Owner>) -> Result<AscendQueue> {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        raw: RawStream,
+        owner: Option<Owner>,
+    ) -> Result<AscendQueue> {
         let status = Arc::new(StatusWord::new(&shared)?);
         Ok(AscendQueue {
             shared,
@@ -122,6 +130,8 @@ impl AscendQueue {
                 status_used: Vec::new(),
                 status_reads: Vec::new(),
                 kept: Vec::new(),
+                last: None,
+                is_ahead: false,
                 epoch: next_epoch(),
             }),
             staging: Mutex::default(),
@@ -155,6 +165,7 @@ impl AscendQueue {
     #[inline]
     fn memory<'a>(&self, buffer: &'a Buffer, books: &mut Books) -> Result<&'a AscendMemory> {
         let memory = self.shared.memory(buffer)?;
+        books.is_ahead = true;
         if memory.kept_in.swap(books.epoch, Ordering::Relaxed) != books.epoch {
             books.kept.push(Kept::Buffer(buffer.clone()));
         }
@@ -183,6 +194,8 @@ impl AscendQueue {
         books.epoch = next_epoch();
         let kept = std::mem::take(&mut books.kept);
         self.shared.retire(marker.clone(), Box::new(kept));
+        books.last = Some(marker.clone());
+        books.is_ahead = false;
         Ok(marker)
     }
 
@@ -192,10 +205,15 @@ impl AscendQueue {
         let mut books = lock(&self.books);
         for word in std::mem::take(&mut books.status_used) {
             let target = Pinned::new(self.shared.gate, 4).map_err(note)?;
+            let read = Arc::new(RawEvent::new(self.shared.gate).map_err(note)?);
+            books.is_ahead = true;
             // SAFETY: the words are as long as said; the books keep the target until the event is done, and nobody looks before.
             unsafe { self.raw.download(target.address(), 4, word.address, 4) }.map_err(note)?;
-            let read = Arc::new(RawEvent::new(self.shared.gate).map_err(note)?);
-            self.raw.record(&read).map_err(note)?;
+            if let Err(error) = self.raw.record(&read) {
+                // The device may write to it yet: better leaked than freed.
+                std::mem::forget(target);
+                return Err(note(error));
+            }
             books.status_reads.push((read, target));
             self.memory(&word.buffer, &mut books)?;
             // SAFETY: the whole word.
@@ -267,18 +285,33 @@ impl AscendQueue {
     fn blocks(&self, call: &LaunchCall<'_>) -> Result<u32> {
         if call.group != [1; 3] {
             let found = format!("{:?} items", call.group);
-            return Err(Error::invalid("group", found, "1: an AscendC kernel has blocks alone"));
+            return Err(Error::invalid(
+                "group",
+                found,
+                "1: an AscendC kernel has blocks alone",
+            ));
         }
         if call.local_memory != 0 {
             let found = format!("{} bytes", call.local_memory);
-            return Err(Error::invalid("local_memory", found, "0: an AscendC kernel lays out its own"));
+            return Err(Error::invalid(
+                "local_memory",
+                found,
+                "0: an AscendC kernel lays out its own",
+            ));
         }
-        let blocks = call.grid.iter().try_fold(1u64, |all, groups| all.checked_mul(*groups));
+        let blocks = call
+            .grid
+            .iter()
+            .try_fold(1u64, |all, groups| all.checked_mul(*groups));
         match blocks {
             Some(blocks @ 1..=MOST_BLOCKS) => Ok(blocks as u32),
             _ => {
                 let found = format!("{:?} blocks", call.grid);
-                Err(Error::invalid("grid", found, format!("1 to {MOST_BLOCKS} together")))
+                Err(Error::invalid(
+                    "grid",
+                    found,
+                    format!("1 to {MOST_BLOCKS} together"),
+                ))
             }
         }
     }
@@ -314,7 +347,9 @@ impl AscendQueue {
                 Argument::U64(value) => arguments.u64(value)?,
                 Argument::I64(value) => arguments.u64(value as u64)?,
                 Argument::TensorMap { .. } => {
-                    return Err(Error::unsupported("tensor maps, which Ascend devices have not"));
+                    return Err(Error::unsupported(
+                        "tensor maps, which Ascend devices have not",
+                    ));
                 }
             }
         }
@@ -329,7 +364,11 @@ impl AscendQueue {
             let mut books = lock(&self.books);
             let (address, _) = place(self.memory(from.buffer(), &mut books)?, from);
             // SAFETY: the slice lies in the buffer and the target is as long; it lives until the copy is done, or for ever.
-            unsafe { self.raw.download(pinned.address(), pinned.len() as u64, address, into.len()) }.map_err(note)?;
+            unsafe {
+                self.raw
+                    .download(pinned.address(), pinned.len() as u64, address, into.len())
+            }
+            .map_err(note)?;
             self.mark_in(&mut books)
         };
         if let Err(error) = copied.and_then(|_| self.raw.synchronize(None).map_err(note)) {
@@ -392,8 +431,19 @@ impl Queue for AscendQueue {
             self.memory(to.buffer(), &mut books)?;
             let done = (index * STAGING_BLOCK) as u64;
             // SAFETY: the slice lies in the buffer; the block stays as it is until the event is done.
-            unsafe { self.raw.upload(address + done, room - done, from, part.len()) }.map_err(note)?;
-            block.until = Some(self.mark_in(&mut books)?);
+            unsafe {
+                self.raw
+                    .upload(address + done, room - done, from, part.len())
+            }
+            .map_err(note)?;
+            match self.mark_in(&mut books) {
+                Ok(copied) => block.until = Some(copied),
+                Err(error) => {
+                    // The device may read it yet: better leaked than freed.
+                    std::mem::forget(staging.swap_remove(place));
+                    return Err(error);
+                }
+            }
         }
         self.shared.sweep_if_much();
         Ok(())
@@ -411,11 +461,16 @@ impl Queue for AscendQueue {
             ));
         }
         if !from.is_empty() {
-            let (target, room, bytes) = (target.as_mut_ptr(), target.len() as u64, from.len() as usize);
+            let (target, room, bytes) = (
+                target.as_mut_ptr(),
+                target.len() as u64,
+                from.len() as usize,
+            );
             let mut books = lock(&self.books);
             self.memory(from.buffer(), &mut books)?;
             // SAFETY: the slice lies in the buffer and the target is as long; `Download` owns the target until the event is done.
-            unsafe { self.raw.download(target, room, address, bytes) }.map_err(|error| self.note(error))?;
+            unsafe { self.raw.download(target, room, address, bytes) }
+                .map_err(|error| self.note(error))?;
         }
         match self.record() {
             Ok(event) => Ok(Download::new(event, into)),
@@ -439,7 +494,9 @@ impl Queue for AscendQueue {
         self.shared.memory(from.buffer())?;
         if into.is_empty() {
             self.mark()?;
-            self.raw.synchronize(None).map_err(|error| self.note(error))?;
+            self.raw
+                .synchronize(None)
+                .map_err(|error| self.note(error))?;
         } else {
             self.read(from, into)?;
         }
@@ -472,7 +529,8 @@ impl Queue for AscendQueue {
             ));
         }
         // SAFETY: the slices lie in their buffers and do not overlap.
-        unsafe { self.raw.copy(target, room, source, from.len() as usize) }.map_err(|error| self.note(error))?;
+        unsafe { self.raw.copy(target, room, source, from.len() as usize) }
+            .map_err(|error| self.note(error))?;
         self.close(books)
     }
 
@@ -484,7 +542,8 @@ impl Queue for AscendQueue {
             return Ok(());
         }
         // SAFETY: the slice lies in its buffer.
-        unsafe { self.raw.fill(address, room, byte, to.len() as usize) }.map_err(|error| self.note(error))?;
+        unsafe { self.raw.fill(address, room, byte, to.len() as usize) }
+            .map_err(|error| self.note(error))?;
         self.close(books)
     }
 
@@ -516,6 +575,7 @@ impl Queue for AscendQueue {
         self.raw
             .wait_for(&event.raw)
             .map_err(|error| self.note(error))?;
+        books.is_ahead = true;
         books.kept.push(Kept::Event(event.raw.clone()));
         self.close(books)
     }
@@ -530,7 +590,9 @@ impl Queue for AscendQueue {
         self.read_status()?;
         self.mark()?;
         // By the stream, not by the event: a failed kernel shows here at the latest.
-        self.raw.synchronize(timeout).map_err(|error| self.note(error))?;
+        self.raw
+            .synchronize(timeout)
+            .map_err(|error| self.note(error))?;
         self.shared.sweep();
         match self.status_code() {
             0 => Ok(()),
@@ -585,6 +647,15 @@ impl Drop for AscendQueue {
         let mut books = lock(&self.books);
         for (until, target) in std::mem::take(&mut books.status_reads) {
             self.shared.retire(until, Box::new(target));
+        }
+        let is_over = |last: &Option<Arc<RawEvent>>| {
+            last.as_ref()
+                .is_none_or(|last| !matches!(last.is_done(), Ok(false)))
+        };
+        if entered && !books.is_ahead && is_over(&books.last) {
+            drop(books);
+            self.shared.sweep();
+            return;
         }
         let word = self.status.buffer.clone();
         books.kept.push(Kept::Buffer(word));
@@ -647,7 +718,9 @@ impl Event for AscendEvent {
             .raw
             .milliseconds_since(&earlier.raw)
             .map_err(|error| self.shared.note(error))?;
-        Ok(Duration::from_secs_f64(f64::from(milliseconds.max(0.0)) / 1e3))
+        Ok(Duration::from_secs_f64(
+            f64::from(milliseconds.max(0.0)) / 1e3,
+        ))
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-/// What every part begins at a multiple of, and is a multiple of long: the block that AscendC's copies move.
-pub(super) const BLOCK: u64 = 32;
+/// What every part begins at a multiple of, and is a multiple of long: what asynchronous copies of CANN 8.1 want, and two of the blocks that
+/// AscendC's copies move.
+const BLOCK: u64 = 64;
 /// Parts at least so long begin at a multiple of it, at which copies from memory are fastest.
 const LINE: u64 = 512;
 
@@ -86,14 +87,18 @@ mod tests {
                 assert!(bytes.is_multiple_of(BLOCK) && bytes > 0);
                 let Some(begin) = slab.take(bytes) else {
                     refused += 1;
-                    let (begin, bytes) = taken.swap_remove(random.below(taken.len() as u64) as usize);
+                    let (begin, bytes) =
+                        taken.swap_remove(random.below(taken.len() as u64) as usize);
                     slab.give(begin, bytes);
                     continue;
                 };
                 let alignment = if bytes < LINE { BLOCK } else { LINE };
                 assert!(begin.is_multiple_of(alignment) && begin + bytes <= 1 << 16);
                 for &(other, length) in &taken {
-                    assert!(begin + bytes <= other || other + length <= begin, "{begin} {bytes} meets {other} {length}");
+                    assert!(
+                        begin + bytes <= other || other + length <= begin,
+                        "{begin} {bytes} meets {other} {length}"
+                    );
                 }
                 taken.push((begin, bytes));
             } else {
@@ -113,7 +118,7 @@ mod tests {
     #[test]
     fn what_cannot_be_rounded_is_refused() {
         assert_eq!(rounded(u64::MAX), None);
-        assert_eq!(rounded(0), Some(32));
-        assert_eq!(rounded(33), Some(64));
+        assert_eq!(rounded(0), Some(64));
+        assert_eq!(rounded(65), Some(128));
     }
 }

@@ -74,10 +74,6 @@ macro_rules! functions {
         }
 
         impl $table {
-            /// Every function that it cannot do without.
-            #[cfg(test)]
-            pub(super) const REQUIRED: &[&str] = &[$(stringify!($name),)*];
-
             /// Looks every function up.
             ///
             /// # Errors
@@ -123,7 +119,8 @@ functions! {
         aclrtFree(*mut c_void) -> AclError;
         aclrtMallocHost(*mut *mut c_void, usize) -> AclError;
         aclrtFreeHost(*mut c_void) -> AclError;
-        // To, bytes there, from, bytes to copy, kind, stream.
+        // To, bytes there, from, bytes to copy, kind, and for the asynchronous one the stream.
+        aclrtMemcpy(*mut c_void, usize, *const c_void, usize, c_int) -> AclError;
         aclrtMemcpyAsync(*mut c_void, usize, *const c_void, usize, c_int, Handle) -> AclError;
         // To, bytes there, value, bytes to set, stream.
         aclrtMemsetAsync(*mut c_void, usize, i32, usize, Handle) -> AclError;
@@ -238,7 +235,10 @@ impl Runtime {
             let text = (self.aclGetRecentErrMsg)();
             (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy())
         };
-        let said = said.as_deref().map(str::trim).filter(|said| !said.is_empty());
+        let said = said
+            .as_deref()
+            .map(str::trim)
+            .filter(|said| !said.is_empty());
         Error::from_call(kind(code), call, code.into(), said.unwrap_or(meaning(code)))
     }
 

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use on_device::{Outcome, Test, launch, tests, words};
 use ropeway_backends::ascend::AscendDriver;
-use ropeway_core::device::{Argument, Device, Driver, Function, LaunchCall, OpenOptions, QueueKind};
+use ropeway_core::device::{
+    Argument, Device, Driver, Function, LaunchCall, OpenOptions, QueueKind,
+};
 use ropeway_core::info::{DeviceKind, Execution};
 use ropeway_core::kernel::{Code, Config, Language, Source};
 use ropeway_core::{Buffer, DType, ErrorKind, Result};
@@ -48,8 +50,9 @@ const TESTS: &[(&str, Test)] = tests![
 ];
 
 use failures::{
-    a_failed_kernel_shows_when_it_is_waited_for, a_lost_device_fails_every_call_with_its_cause, each_call_fails_in_turn,
-    kernels_compiled_beforehand_need_no_compiler, missing_libraries_and_functions_are_named, without_a_compiler_kernels_are_unsupported,
+    a_failed_kernel_shows_when_it_is_waited_for, a_lost_device_fails_every_call_with_its_cause,
+    each_call_fails_in_turn, kernels_compiled_beforehand_need_no_compiler,
+    missing_libraries_and_functions_are_named, without_a_compiler_kernels_are_unsupported,
 };
 
 fn main() {
@@ -85,15 +88,26 @@ fn add_arguments(buffer: &Buffer) -> [Argument<'_>; 2] {
 
 fn info_is_plausible(device: &Arc<dyn Device>) -> Outcome {
     let info = device.info();
-    assert_eq!((info.kind, info.architecture.as_str()), (DeviceKind::Npu, "dav-2201"));
+    assert_eq!(
+        (info.kind, info.architecture.as_str()),
+        (DeviceKind::Npu, "dav-2201")
+    );
     let is_emulated = Emulated::found().is_some();
     assert_eq!(info.execution == Execution::Emulated, is_emulated);
     assert_eq!(info.name.contains("never run on Ascend"), is_emulated);
-    assert!(info.compute_units >= 20 && info.has("dav-2201"), "{:?}", info.features);
+    assert!(
+        info.compute_units >= 20 && info.has("dav-2201"),
+        "{:?}",
+        info.features
+    );
     assert_eq!(info.limits.local_memory, 192 << 10);
     // Which functions it works by, for reports.
     let paths = ["HostArgs FromData capture", "KernelArgs FromFile capture"];
-    assert!(paths.iter().any(|path| info.driver_version.contains(path)), "{}", info.driver_version);
+    assert!(
+        paths.iter().any(|path| info.driver_version.contains(path)),
+        "{}",
+        info.driver_version
+    );
     let memory = device.memory()?;
     assert!(memory.free.is_some_and(|free| free <= memory.total) && memory.used == 0);
     assert_eq!(memory.total, info.memory);
@@ -149,13 +163,18 @@ fn arguments_arrive_in_their_sizes(device: &Arc<dyn Device>) -> Outcome {
 
 fn arguments_of_another_size_are_refused(device: &Arc<dyn Device>) -> Outcome {
     let Some(emulated) = Emulated::found() else {
-        println!("skipped: CANN does not say how many arguments a kernel has; only the emulated one looks");
+        println!(
+            "skipped: CANN does not say how many arguments a kernel has; only the emulated one looks"
+        );
         return Ok(());
     };
     let queue = device.create_queue(QueueKind::Compute)?;
     let x = device.alloc(4 * 64)?;
     let add = function(device, "add_one")?;
-    for arguments in [&[operand(&x)][..], &[operand(&x), Argument::U32(0), Argument::U64(0)]] {
+    for arguments in [
+        &[operand(&x)][..],
+        &[operand(&x), Argument::U32(0), Argument::U64(0)],
+    ] {
         let refused = launch(&*queue, &add, 1, 1, arguments).expect_err("other arguments");
         assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{refused}");
         assert!(refused.context().contains("add_one"), "{refused}");
@@ -169,7 +188,10 @@ static BROKEN: Source = Source {
     language: Language::AscendC,
     code: Code::Text(&[
         ("first.asc", "#include \"kernel_operator.h\"\n"),
-        ("second.asc", "\nextern \"C\" __global__ __aicore__ void broken(GM_ADDR x) { does_not_exist(x); }\n"),
+        (
+            "second.asc",
+            "\nextern \"C\" __global__ __aicore__ void broken(GM_ADDR x) { does_not_exist(x); }\n",
+        ),
     ]),
     requires: &[],
 };
@@ -177,12 +199,22 @@ static BROKEN: Source = Source {
 fn a_source_that_does_not_compile_says_why(device: &Arc<dyn Device>) -> Outcome {
     let mut config = Config::default();
     config.set("TILE", 16);
-    let error = device.compile(&BROKEN, &config).err().ok_or("it compiled")?;
+    let error = device
+        .compile(&BROKEN, &config)
+        .err()
+        .ok_or("it compiled")?;
     assert_eq!(error.kind(), ErrorKind::CompileFailed, "{error}");
-    for part in ["second.asc:2", "does_not_exist", "-DTILE=16", "--npu-arch=dav-2201"] {
+    for part in [
+        "second.asc:2",
+        "does_not_exist",
+        "-DTILE=16",
+        "--npu-arch=dav-2201",
+    ] {
         assert!(error.context().contains(part), "{part} in {error}");
     }
-    let missing = function(device, "no_such_kernel").err().ok_or("there is one")?;
+    let missing = function(device, "no_such_kernel")
+        .err()
+        .ok_or("there is one")?;
     assert_eq!(missing.kind(), ErrorKind::InvalidArgument, "{missing}");
     Ok(())
 }
@@ -204,7 +236,13 @@ fn compiled_kernels_are_kept(device: &Arc<dyn Device>) -> Outcome {
         let queue = device.create_queue(QueueKind::Compute)?;
         let x = device.alloc(256)?;
         queue.fill(&x.all(), 0)?;
-        launch(&*queue, &function(&device, "add_one")?, 1, 1, &add_arguments(&x))?;
+        launch(
+            &*queue,
+            &function(&device, "add_one")?,
+            1,
+            1,
+            &add_arguments(&x),
+        )?;
         assert_eq!(words(&*queue, &x)?, [1; 64]);
         Ok(emulated.calls("aclrtcCompileProg") - before)
     };
@@ -227,9 +265,18 @@ fn status_word_is_reported_once(device: &Arc<dyn Device>) -> Outcome {
     let queue = device.create_queue(QueueKind::Compute)?;
     let report = function(device, "report")?;
     for code in [7, 9] {
-        launch(&*queue, &report, 1, 1, &[Argument::Status, Argument::U32(code)])?;
+        launch(
+            &*queue,
+            &report,
+            1,
+            1,
+            &[Argument::Status, Argument::U32(code)],
+        )?;
         let error = queue.synchronize(None).expect_err("a code");
-        assert_eq!((error.kind(), error.code()), (ErrorKind::DataOutOfRange, Some(i64::from(code))));
+        assert_eq!(
+            (error.kind(), error.code()),
+            (ErrorKind::DataOutOfRange, Some(i64::from(code)))
+        );
         queue.synchronize(None)?;
     }
     Ok(())
@@ -245,7 +292,13 @@ fn objects_may_be_dropped_under_way(device: &Arc<dyn Device>) -> Outcome {
         let queue = device.create_queue(QueueKind::Compute)?;
         let (x, y) = (device.alloc(256)?, device.alloc(256)?);
         queue.upload(&x.all(), &[0; 256])?;
-        launch(&*queue, &function(&device, "add_one")?, 1, 1, &[operand(&x), Argument::U32(LONG)])?;
+        launch(
+            &*queue,
+            &function(&device, "add_one")?,
+            1,
+            1,
+            &[operand(&x), Argument::U32(LONG)],
+        )?;
         queue.copy(&x.all(), &y.all())?;
         let download = queue.download(&y.all(), device.alloc_pinned(256)?)?;
         let event = queue.record()?;
@@ -286,7 +339,10 @@ fn foreign_memory_and_streams_are_used(device: &Arc<dyn Device>) -> Outcome {
     // SAFETY: stream and memory live until the end of this test.
     let (queue, x) = unsafe {
         let queue = device.import_queue(foreign.stream, None)?;
-        (queue, device.import_memory(foreign.address, 256, Some(owner.clone()))?)
+        (
+            queue,
+            device.import_memory(foreign.address, 256, Some(owner.clone()))?,
+        )
     };
     queue.fill(&x.all(), 0)?;
     for _ in 0..3 {
@@ -302,11 +358,18 @@ fn foreign_memory_and_streams_are_used(device: &Arc<dyn Device>) -> Outcome {
         let refused = device.import_queue(std::ptr::null_mut(), None).err();
         assert_eq!(kind(refused), Some(ErrorKind::Unsupported));
         let odd = (foreign.address as u64 + 8) as *mut c_void;
-        assert_eq!(kind(device.import_memory(odd, 128, None).err()), Some(ErrorKind::InvalidArgument));
+        assert_eq!(
+            kind(device.import_memory(odd, 128, None).err()),
+            Some(ErrorKind::InvalidArgument)
+        );
         let none = device.import_queue(0x7f00 as *mut c_void, None).err();
         assert_eq!(kind(none), Some(ErrorKind::InvalidArgument));
     }
-    assert_eq!(emulated.breaches().lines().count(), 1, "of the handle that was never a stream");
+    assert_eq!(
+        emulated.breaches().lines().count(),
+        1,
+        "of the handle that was never a stream"
+    );
     drop(queue);
     device.create_queue(QueueKind::Compute)?.synchronize(None)?;
     emulated.release(foreign);
@@ -339,7 +402,9 @@ fn threads_compile_at_once(device: &Arc<dyn Device>) -> Outcome {
 
 fn launches_leak_nothing(device: &Arc<dyn Device>) -> Outcome {
     let add = function(device, "add_one")?;
-    on_device::leaks_nothing(device, 16 << 20, |queue, x| launch(queue, &add, 1, 1, &add_arguments(x)))
+    on_device::leaks_nothing(device, 16 << 20, |queue, x| {
+        launch(queue, &add, 1, 1, &add_arguments(x))
+    })
 }
 
 fn memory_runs_out_and_comes_back(device: &Arc<dyn Device>) -> Outcome {
@@ -380,16 +445,34 @@ fn program(ordinal: usize, cache: &std::path::Path) -> Result<Vec<u32>> {
     let device = AscendDriver.open(ordinal, &options)?;
     let queue = device.create_queue(QueueKind::Compute)?;
     let other = device.create_queue(QueueKind::Transfer)?;
-    let (x, y, large) = (device.alloc(256)?, device.alloc(256)?, device.alloc(5 << 20)?);
+    let (x, y, large) = (
+        device.alloc(256)?,
+        device.alloc(256)?,
+        device.alloc(5 << 20)?,
+    );
     queue.upload(&x.all(), &[0; 256])?;
     queue.fill(&large.all(), 3)?;
-    launch(&*queue, &function(&device, "add_one")?, 1, 1, &add_arguments(&x))?;
+    launch(
+        &*queue,
+        &function(&device, "add_one")?,
+        1,
+        1,
+        &add_arguments(&x),
+    )?;
     let report = function(&device, "report")?;
-    launch(&*queue, &report, 1, 1, &[Argument::Status, Argument::U32(0)])?;
+    launch(
+        &*queue,
+        &report,
+        1,
+        1,
+        &[Argument::Status, Argument::U32(0)],
+    )?;
     queue.copy(&x.all(), &y.all())?;
     let event = queue.record()?;
     other.wait(&event)?;
-    let into = other.download(&y.all(), device.alloc_pinned(256)?)?.finish()?;
+    let into = other
+        .download(&y.all(), device.alloc_pinned(256)?)?
+        .finish()?;
     queue.synchronize(Some(Duration::from_secs(60)))?;
     event.elapsed_since(&*event)?;
     device.memory()?;
@@ -421,8 +504,13 @@ fn probing_initialises_for_a_moment(device: &Arc<dyn Device>) -> Outcome {
     };
     emulated.set_fault("");
     let found = AscendDriver.probe()?;
-    assert!(found.iter().any(|info| info.selector() == device.info().selector()));
-    let calls = ["aclInit", "aclFinalize", "aclrtSetDevice", "aclrtMalloc"].map(|name| emulated.calls(name));
+    assert!(
+        found
+            .iter()
+            .any(|info| info.selector() == device.info().selector())
+    );
+    let calls = ["aclInit", "aclFinalize", "aclrtSetDevice", "aclrtMalloc"]
+        .map(|name| emulated.calls(name));
     assert_eq!(calls, [0; 4]);
     Ok(())
 }

@@ -7,8 +7,16 @@ use libloading::Library;
 
 type ListInto = unsafe extern "C" fn(*mut u8, usize) -> usize;
 
-/// The emulated runtime, the same library that the backend has opened.
-pub struct Emulated(Library);
+/// The emulated runtime and run-time compiler, the same libraries that the backend has opened. Each counts for itself.
+pub struct Emulated {
+    runtime: Library,
+    compiler: Option<Library>,
+}
+
+fn of<T: Copy>(library: &Library, name: &str) -> T {
+    // SAFETY: each caller gives the function's own type.
+    *unsafe { library.get::<T>(name.as_bytes()) }.unwrap_or_else(|error| panic!("{name}: {error}"))
+}
 
 /// What somebody else made.
 pub struct Foreign {
@@ -19,22 +27,27 @@ pub struct Foreign {
 impl Emulated {
     /// The runtime in `ASCEND_HOME_PATH`, if that is emulated.
     pub fn found() -> Option<Emulated> {
-        let path = PathBuf::from(std::env::var_os("ASCEND_HOME_PATH")?).join("lib64/libacl_rt.so");
+        let directory = PathBuf::from(std::env::var_os("ASCEND_HOME_PATH")?).join("lib64");
         // SAFETY: opened before, by the backend.
-        let library = unsafe { Library::new(path) }.ok()?;
+        let open = |name: &str| unsafe { Library::new(directory.join(name)) }.ok();
+        let runtime = open("libacl_rt.so")?;
         // SAFETY: only asked for.
-        let is_emulated = unsafe { library.get::<*const c_void>(b"ropeway_emulated_cann_living") }.is_ok();
-        is_emulated.then_some(Emulated(library))
+        let is_emulated =
+            unsafe { runtime.get::<*const c_void>(b"ropeway_emulated_cann_living") }.is_ok();
+        is_emulated.then(|| Emulated {
+            runtime,
+            compiler: open("libacl_rtc.so"),
+        })
     }
 
     fn get<T: Copy>(&self, name: &str) -> T {
-        // SAFETY: each caller gives the function's own type.
-        *unsafe { self.0.get::<T>(name.as_bytes()) }.unwrap_or_else(|error| panic!("{name}: {error}"))
+        of(&self.runtime, name)
     }
 
     /// Replaces what shall fail, and counts calls anew.
     pub fn set_fault(&self, list: &str) {
-        let set: unsafe extern "C" fn(*const c_char) -> i32 = self.get("ropeway_emulated_cann_set_fault");
+        let set: unsafe extern "C" fn(*const c_char) -> i32 =
+            self.get("ropeway_emulated_cann_set_fault");
         let list = CString::new(list).expect("no NUL");
         // SAFETY: a text that ends with NUL.
         assert_eq!(unsafe { set(list.as_ptr()) }, 0, "{list:?}");
@@ -42,7 +55,12 @@ impl Emulated {
 
     /// Calls of a function since then; of `*`, of all.
     pub fn calls(&self, name: &str) -> u64 {
-        let calls: unsafe extern "C" fn(*const c_char) -> u64 = self.get("ropeway_emulated_cann_calls");
+        let library = match (&self.compiler, name.starts_with("aclrtc")) {
+            (Some(compiler), true) => compiler,
+            _ => &self.runtime,
+        };
+        let calls: unsafe extern "C" fn(*const c_char) -> u64 =
+            of(library, "ropeway_emulated_cann_calls");
         let name = CString::new(name).expect("no NUL");
         // SAFETY: a text that ends with NUL.
         unsafe { calls(name.as_ptr()) }
@@ -71,7 +89,8 @@ impl Emulated {
     /// As another user of CANN in this process makes them.
     pub fn stream_and_memory(&self, bytes: usize) -> Foreign {
         let create: unsafe extern "C" fn(*mut *mut c_void) -> i32 = self.get("aclrtCreateStream");
-        let alloc: unsafe extern "C" fn(*mut *mut c_void, usize, i32) -> i32 = self.get("aclrtMalloc");
+        let alloc: unsafe extern "C" fn(*mut *mut c_void, usize, i32) -> i32 =
+            self.get("aclrtMalloc");
         let (mut stream, mut address) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: the pointers are valid.
         unsafe {

@@ -25,7 +25,9 @@ const PLACE: &str = "ROPEWAY_TEST_ASCEND_PLACE";
 pub fn child(what: &str) {
     match what {
         "probe" => match AscendDriver.probe() {
-            Ok(found) => found.iter().for_each(|info| println!("{} {}", info.driver_version, info.compiler_version)),
+            Ok(found) => found
+                .iter()
+                .for_each(|info| println!("{} {}", info.driver_version, info.compiler_version)),
             Err(reason) => println!("{reason}"),
         },
         "calls" => fail_each_call(),
@@ -42,7 +44,9 @@ fn run(what: &str, home: Option<&Path>, place: Option<&Path>) -> Result<String, 
     let mut command = Command::new(std::env::current_exe()?);
     command.env(CHILD, what);
     if let Some(home) = home {
-        command.env("ASCEND_HOME_PATH", home).env_remove("ASCEND_TOOLKIT_HOME");
+        command
+            .env("ASCEND_HOME_PATH", home)
+            .env_remove("ASCEND_TOOLKIT_HOME");
     }
     if let Some(place) = place {
         command.env(PLACE, place);
@@ -51,17 +55,29 @@ fn run(what: &str, home: Option<&Path>, place: Option<&Path>) -> Result<String, 
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     match output.status.success() {
         true => Ok(said),
-        false => Err(format!("{what}: {}\n{said}{}", output.status, String::from_utf8_lossy(&output.stderr)).into()),
+        false => Err(format!(
+            "{what}: {}\n{said}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        )
+        .into()),
     }
 }
 
 /// Puts an emulated CANN into a directory.
 fn install(directory: &Path, profile: &str, without: &[&str]) -> Outcome {
-    let program = std::env::current_exe()?.with_file_name("").join("../ropeway-ascend-emulator");
+    let program = std::env::current_exe()?
+        .with_file_name("")
+        .join("../ropeway-ascend-emulator");
     let mut command = Command::new(&program);
-    command.arg("install").arg(directory).args(["--profile", profile]);
+    command
+        .arg("install")
+        .arg(directory)
+        .args(["--profile", profile]);
     command.args(without.iter().flat_map(|symbol| ["--without", symbol]));
-    let output = command.output().map_err(|error| format!("{}: {error}", program.display()))?;
+    let output = command
+        .output()
+        .map_err(|error| format!("{}: {error}", program.display()))?;
     match output.status.success() {
         true => Ok(()),
         false => Err(String::from_utf8_lossy(&output.stderr).into_owned().into()),
@@ -78,7 +94,9 @@ fn is_emulated() -> bool {
 }
 
 fn place() -> PathBuf {
-    std::env::var_os(PLACE).expect("set by the test that starts this").into()
+    std::env::var_os(PLACE)
+        .expect("set by the test that starts this")
+        .into()
 }
 
 pub fn each_call_fails_in_turn(_: &Arc<dyn Device>) -> Outcome {
@@ -120,7 +138,10 @@ fn fail_each_call() {
             }
             emulated.set_fault("");
             let again = program();
-            assert!(matches!(&again, Ok(found) if *found == [1; 64]), "after call {call} of {all} failed with {code}: {again:?}");
+            assert!(
+                matches!(&again, Ok(found) if *found == [1; 64]),
+                "after call {call} of {all} failed with {code}: {again:?}"
+            );
             // A release that failed is none: the emulated CANN rightly says that something was not waited for.
             emulated.breaches();
         }
@@ -137,7 +158,9 @@ pub fn a_lost_device_fails_every_call_with_its_cause(_: &Arc<dyn Device>) -> Out
 }
 
 fn lose() {
-    let device = AscendDriver.open(0, &OpenOptions::default()).expect("the emulated device");
+    let device = AscendDriver
+        .open(0, &OpenOptions::default())
+        .expect("the emulated device");
     let emulated = Emulated::found().expect("an emulated CANN");
     let queue = device.create_queue(QueueKind::Compute).expect("a queue");
     let x = device.alloc(256).expect("memory");
@@ -151,11 +174,20 @@ fn lose() {
             scope.spawn(|| event.wait(Some(Duration::from_secs(60)))),
             scope.spawn(|| queue.synchronize(Some(Duration::from_secs(60)))),
         ];
-        let [first, second] = waiters.map(|waiter| waiter.join().expect("no panic").expect_err("the device is lost"));
+        let [first, second] = waiters.map(|waiter| {
+            waiter
+                .join()
+                .expect("no panic")
+                .expect_err("the device is lost")
+        });
         assert_eq!(first, second);
         first
     });
-    assert_eq!((cause.kind(), cause.code()), (ErrorKind::DeviceLost, Some(507_015)), "{cause}");
+    assert_eq!(
+        (cause.kind(), cause.code()),
+        (ErrorKind::DeviceLost, Some(507_015)),
+        "{cause}"
+    );
     for error in [
         device.alloc(4).err(),
         device.memory().err(),
@@ -186,14 +218,22 @@ pub fn a_failed_kernel_shows_when_it_is_waited_for(_: &Arc<dyn Device>) -> Outco
 }
 
 fn meet_a_fault() {
-    let device = AscendDriver.open(0, &OpenOptions::default()).expect("the emulated device");
+    let device = AscendDriver
+        .open(0, &OpenOptions::default())
+        .expect("the emulated device");
     let emulated = Emulated::found().expect("an emulated CANN");
     let queue = device.create_queue(QueueKind::Compute).expect("a queue");
     let x = device.alloc(256).expect("memory");
     let far = function(&device, "far").expect("a function");
     launch(&*queue, &far, 1, 1, &[operand(&x)]).expect("a launch is enqueued, whatever it does");
-    let error = queue.synchronize(None).expect_err("a kernel that left its memory");
-    assert_eq!((error.kind(), error.code()), (ErrorKind::DeviceLost, Some(507_035)), "{error}");
+    let error = queue
+        .synchronize(None)
+        .expect_err("a kernel that left its memory");
+    assert_eq!(
+        (error.kind(), error.code()),
+        (ErrorKind::DeviceLost, Some(507_035)),
+        "{error}"
+    );
     assert!(error.context().contains("far"), "{error}");
     // The kernel did it, not the backend.
     assert_eq!(emulated.breaches().lines().count(), 1);
@@ -212,11 +252,18 @@ pub fn without_a_compiler_kernels_are_unsupported(_: &Arc<dyn Device>) -> Outcom
 }
 
 fn have_no_compiler() {
-    let device = AscendDriver.open(0, &OpenOptions::default()).expect("the emulated device");
+    let device = AscendDriver
+        .open(0, &OpenOptions::default())
+        .expect("the emulated device");
     assert_eq!(device.info().compiler_version, "no aclrtc");
-    let error = function(&device, "add_one").err().expect("nothing compiles it");
+    let error = function(&device, "add_one")
+        .err()
+        .expect("nothing compiles it");
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert!(error.context().contains("libacl_rtc.so") && error.context().contains("CANN 8.3"), "{error}");
+    assert!(
+        error.context().contains("libacl_rtc.so") && error.context().contains("CANN 8.3"),
+        "{error}"
+    );
     // All that needs no kernel works.
     let queue = device.create_queue(QueueKind::Compute).expect("a queue");
     let x = device.alloc(8).expect("memory");
@@ -228,7 +275,11 @@ pub fn kernels_compiled_beforehand_need_no_compiler(device: &Arc<dyn Device>) ->
     let binaries = tempfile::tempdir()?;
     let into = Cache::open(&binaries.path().join("kernels"))?;
     if let Err(error) = precompile(&SOURCE, &Config::default(), &into) {
-        assert_eq!((error.kind(), device.info().compiler_version.as_str()), (ErrorKind::Unsupported, "no aclrtc"), "{error}");
+        assert_eq!(
+            (error.kind(), device.info().compiler_version.as_str()),
+            (ErrorKind::Unsupported, "no aclrtc"),
+            "{error}"
+        );
         return Ok(());
     }
     if !is_emulated() {
@@ -236,7 +287,12 @@ pub fn kernels_compiled_beforehand_need_no_compiler(device: &Arc<dyn Device>) ->
     }
     let home = tempfile::tempdir()?;
     install(home.path(), "8.1", &[])?;
-    run("beforehand", Some(home.path()), Some(&binaries.path().join("kernels"))).map(|_| ())
+    run(
+        "beforehand",
+        Some(home.path()),
+        Some(&binaries.path().join("kernels")),
+    )
+    .map(|_| ())
 }
 
 fn use_what_was_compiled_beforehand() {
@@ -251,7 +307,11 @@ fn use_what_was_compiled_beforehand() {
         },
     ] {
         let device = AscendDriver.open(0, &options).expect("the emulated device");
-        assert!(device.info().driver_version.contains("KernelArgs FromFile"), "{}", device.info().driver_version);
+        assert!(
+            device.info().driver_version.contains("KernelArgs FromFile"),
+            "{}",
+            device.info().driver_version
+        );
         let queue = device.create_queue(QueueKind::Compute).expect("a queue");
         let x = device.alloc(256).expect("memory");
         queue.fill(&x.all(), 0).expect("a fill");
@@ -275,6 +335,7 @@ const REQUIRED: &[&str] = &[
     "aclrtFree",
     "aclrtMallocHost",
     "aclrtFreeHost",
+    "aclrtMemcpy",
     "aclrtMemcpyAsync",
     "aclrtMemsetAsync",
     "aclrtCreateStream",
@@ -294,8 +355,16 @@ const REQUIRED: &[&str] = &[
 
 /// Functions that others stand in for, in this profile, and what shows that they do.
 const OPTIONAL: &[(&str, &str, &str)] = &[
-    ("9.0", "aclrtLaunchKernelWithHostArgs", "KernelArgs FromData capture"),
-    ("9.0", "aclrtBinaryLoadFromData", "HostArgs FromFile capture"),
+    (
+        "9.0",
+        "aclrtLaunchKernelWithHostArgs",
+        "KernelArgs FromData capture",
+    ),
+    (
+        "9.0",
+        "aclrtBinaryLoadFromData",
+        "HostArgs FromFile capture",
+    ),
     ("9.0", "aclmdlRICaptureBegin", "HostArgs FromData loop"),
     ("9.0", "aclmdlRICaptureEnd", "HostArgs FromData loop"),
     ("9.0", "aclmdlRIExecuteAsync", "HostArgs FromData loop"),
@@ -309,10 +378,26 @@ const OPTIONAL: &[(&str, &str, &str)] = &[
     ("9.0", "aclrtcGetCompileLogSize", "no aclrtc"),
     ("9.0", "aclrtcGetCompileLog", "no aclrtc"),
     ("9.0", "aclrtcDestroyProg", "no aclrtc"),
-    ("8.1", "aclrtKernelArgsInit", "has no function aclrtKernelArgsInit"),
-    ("8.1", "aclrtKernelArgsAppend", "has no function aclrtKernelArgsAppend"),
-    ("8.1", "aclrtKernelArgsFinalize", "has no function aclrtKernelArgsFinalize"),
-    ("8.1", "aclrtLaunchKernelWithConfig", "has no function aclrtLaunchKernelWithConfig"),
+    (
+        "8.1",
+        "aclrtKernelArgsInit",
+        "has no function aclrtKernelArgsInit",
+    ),
+    (
+        "8.1",
+        "aclrtKernelArgsAppend",
+        "has no function aclrtKernelArgsAppend",
+    ),
+    (
+        "8.1",
+        "aclrtKernelArgsFinalize",
+        "has no function aclrtKernelArgsFinalize",
+    ),
+    (
+        "8.1",
+        "aclrtLaunchKernelWithConfig",
+        "has no function aclrtLaunchKernelWithConfig",
+    ),
 ];
 
 pub fn missing_libraries_and_functions_are_named(_: &Arc<dyn Device>) -> Outcome {
@@ -321,8 +406,14 @@ pub fn missing_libraries_and_functions_are_named(_: &Arc<dyn Device>) -> Outcome
     }
     let home = tempfile::tempdir()?;
     let said = run("probe", Some(home.path()), None)?;
-    let tried = format!("library not found (tried {}/lib64/libacl_rt.so", home.path().display());
-    assert!(said.contains(&tried) && said.contains("set_env.sh"), "{said}");
+    let tried = format!(
+        "library not found (tried {}/lib64/libacl_rt.so",
+        home.path().display()
+    );
+    assert!(
+        said.contains(&tried) && said.contains("set_env.sh"),
+        "{said}"
+    );
     // No library at all, one of something else, and one that is no library.
     for name in ["libacl_rt.so", "libascendcl.so"] {
         let lib64 = home.path().join("lib64");
@@ -335,7 +426,10 @@ pub fn missing_libraries_and_functions_are_named(_: &Arc<dyn Device>) -> Outcome
     for symbol in REQUIRED {
         install(home.path(), "9.0", &[symbol])?;
         let said = run("probe", Some(home.path()), None)?;
-        assert!(said.contains(&format!("libacl_rt.so has no function {symbol};")), "{symbol}: {said}");
+        assert!(
+            said.contains(&format!("libacl_rt.so has no function {symbol};")),
+            "{symbol}: {said}"
+        );
     }
     for (profile, symbol, shows) in OPTIONAL {
         install(home.path(), profile, &[symbol])?;
@@ -356,6 +450,9 @@ pub fn missing_libraries_and_functions_are_named(_: &Arc<dyn Device>) -> Outcome
         .current_dir(home.path())
         .output()?;
     let said = String::from_utf8_lossy(&child.stdout);
-    assert!(said.contains("library not found") && !said.contains("./lib64"), "{said}");
+    assert!(
+        said.contains("library not found") && !said.contains("./lib64"),
+        "{said}"
+    );
     Ok(())
 }

@@ -146,7 +146,7 @@ fn fail_each_call() {
             emulated.breaches();
         }
     }
-    assert!(failed > all, "{failed} of twice {all}");
+    assert!(failed > all / 2, "{failed} of twice {all}");
     println!("{failed} of twice {all} calls failed the program");
 }
 

@@ -265,6 +265,17 @@ on_emulated_cann() (
     exit $status
 )
 
+# The device tests as CANN 8.1 has it, which has no run-time compiler, by kernels that 9.0's compiled.
+without_aclrtc() (
+    local binaries status
+    binaries=$(mktemp -d)
+    on_emulated_cann 9.0 "$TARGET/release/ropeway" compile --language ascendc --arch dav-2201 --cases --output "$binaries/kernels" &&
+        ROPEWAY_BINARIES_DIR=$binaries/kernels on_emulated_cann 8.1 "$TARGET/release/ropeway" check --device ascend device
+    status=$?
+    rm -rf "$binaries"
+    exit $status
+)
+
 # The suite on small cases where there is no NVRTC, by kernels that were compiled beforehand.
 without_nvrtc() (
     local binaries found status
@@ -509,6 +520,7 @@ if command -v g++ >/dev/null; then
     for version in 8.5 9.1; do
         step "device tests on the emulated CANN $version" on_emulated_cann $version "$TARGET/release/ropeway" check --device ascend device
     done
+    step "device tests on the emulated CANN 8.1, without a compiler" without_aclrtc
 else
     skip "Ascend on the emulated CANN" "its run-time compiler needs g++"
 fi

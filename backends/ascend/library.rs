@@ -178,10 +178,7 @@ fn find(library: &Library, name: &str) -> *mut c_void {
     // SAFETY: only the address is taken.
     let found = unsafe { library.get::<*mut c_void>(name.as_bytes()) };
     // What is there by name only, at address 0, is none.
-    // SAFETY: as above.
-    found.map_or(std::ptr::null_mut(), |symbol| unsafe {
-        symbol.into_raw().into_raw()
-    })
+    found.map_or(std::ptr::null_mut(), |symbol| *symbol)
 }
 
 /// The functions of the runtime, and by which of them kernels are launched.

@@ -197,40 +197,63 @@ fn describe(api: &Api, ordinal: u32) -> Result<DeviceInfo, Unavailable> {
             .or(published)
             .unwrap_or_default()
     };
-    let memory = number(sys::GLOBAL_MEMORY, chip.map(|chip| chip.memory));
     let cube_cores = number(sys::CUBE_CORES, chip.map(|chip| chip.cube_cores.into()));
     let vector_cores = number(sys::VECTOR_CORES, Some(2 * cube_cores));
+    let memory = number(sys::GLOBAL_MEMORY, chip.map(|chip| chip.memory));
     let l2 = number(sys::L2_CACHE, chip.map(|chip| chip.l2));
     let emulated = soc.contains("emulated");
+    Ok(DeviceInfo {
+        ordinal: ordinal as usize,
+        name: match emulated {
+            true => format!("{soc}, never run on Ascend"),
+            false => soc,
+        },
+        execution: match emulated {
+            true => Execution::Emulated,
+            false => Execution::Hardware,
+        },
+        driver_version: format!("{} ({})", api.version, api.paths()),
+        compiler_version: match &api.compiler {
+            Some(compiler) => format!("aclrtc {}", compiler.identity),
+            None => "no aclrtc".into(),
+        },
+        ..info(cube_cores as u32, vector_cores as u32, memory, l2)
+    })
+}
+
+/// NPUs that are not here, as far as plans care: one for each number of cores. Nothing runs on them.
+pub fn described() -> Vec<DeviceInfo> {
+    let mut chips: Vec<&Chip> = CHIPS.iter().collect();
+    chips.dedup_by_key(|chip| (chip.cube_cores, chip.l2));
+    let infos = chips.into_iter().map(|chip| DeviceInfo {
+        name: chip.name.into(),
+        ..info(chip.cube_cores, 2 * chip.cube_cores, chip.memory, chip.l2)
+    });
+    infos.collect()
+}
+
+/// What all chips of the family have in common, and what these numbers say.
+fn info(cube_cores: u32, vector_cores: u32, memory: u64, l2: u64) -> DeviceInfo {
     let mut features = vec![
         format!("aic_{cube_cores}"),
         format!("aiv_{vector_cores}"),
         ARCHITECTURE.to_owned(),
     ];
     features.sort_unstable();
-    Ok(DeviceInfo {
+    DeviceInfo {
         backend: "ascend",
-        ordinal: ordinal as usize,
-        name: match emulated {
-            true => format!("{soc}, never run on Ascend"),
-            false => soc,
-        },
+        ordinal: 0,
+        name: String::new(),
         vendor: "Huawei".into(),
         platform: "CANN".into(),
         kind: DeviceKind::Npu,
-        execution: match emulated {
-            true => Execution::Emulated,
-            false => Execution::Hardware,
-        },
+        execution: Execution::Hardware,
         architecture: ARCHITECTURE.into(),
-        driver_version: format!("{} ({})", api.version, api.paths()),
-        compiler_version: match &api.compiler {
-            Some(compiler) => format!("aclrtc {}", compiler.identity),
-            None => "no aclrtc".into(),
-        },
+        driver_version: String::new(),
+        compiler_version: String::new(),
         memory,
         unified_memory: false,
-        compute_units: cube_cores as u32,
+        compute_units: cube_cores,
         cache: l2,
         vector_width: LANES,
         subgroup_sizes: Vec::new(),
@@ -248,7 +271,7 @@ fn describe(api: &Api, ordinal: u32) -> Result<DeviceInfo, Unavailable> {
             loop_rounds: None,
         },
         keeps_denormals: true,
-    })
+    }
 }
 
 #[cfg(test)]

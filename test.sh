@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests Ropeway on every device that this machine has or can be given without special hardware: cpu, null, OpenCL on PoCL, with the
-# kernels under oclgrind besides, Vulkan on lavapipe and SwiftShader, under the Khronos validation layer besides, and CUDA on the
-# emulated driver.
+# kernels under oclgrind besides, Vulkan on lavapipe and SwiftShader, under the Khronos validation layer besides, CUDA on the
+# emulated driver, and Ascend on the emulated CANN.
 #
 #   ./test.sh            installs what is missing where it can (apt, as root), fetches the model package, tests
 #   ./test.sh --offline  installs and fetches nothing
@@ -245,6 +245,40 @@ on_emulated_cuda() (
     exit $status
 )
 
+# Runs a command where CANN is the emulated one, installed as a version of it. What opens must say that it is emulated, and a process that leaves
+# breaches of CANN's contract behind fails.
+#
+#   on_emulated_cann VERSION COMMAND...
+on_emulated_cann() (
+    local private status
+    private=$(mktemp -d)
+    "$TARGET/release/ropeway-ascend-emulator" install "$private/cann" --profile "$1" >/dev/null || exit 1
+    shift
+    export ASCEND_HOME_PATH=$private/cann ROPEWAY_CACHE_DIR=$private/cache ROPEWAY_EMULATED_CANN_REPORT=$private/report
+    unset ASCEND_TOOLKIT_HOME
+    if ! "$TARGET/release/ropeway" devices | grep -q '^ *ascend:0 .* emulated '; then
+        echo "the device is not the emulated one:"
+        "$TARGET/release/ropeway" devices
+        exit 1
+    fi
+    "$@"
+    status=$?
+    [ $status = 0 ] || cat "$private/report" 2>/dev/null
+    rm -rf "$private"
+    exit $status
+)
+
+# The device tests as CANN 8.1 has it, which has no run-time compiler, by kernels that 9.0's compiled.
+without_aclrtc() (
+    local binaries status
+    binaries=$(mktemp -d)
+    on_emulated_cann 9.0 "$TARGET/release/ropeway" compile --language ascendc --arch dav-2201 --cases --output "$binaries/kernels" &&
+        ROPEWAY_BINARIES_DIR=$binaries/kernels on_emulated_cann 8.1 "$TARGET/release/ropeway" check --device ascend device
+    status=$?
+    rm -rf "$binaries"
+    exit $status
+)
+
 # The suite on small cases where there is no NVRTC, by kernels that were compiled beforehand.
 without_nvrtc() (
     local binaries found status
@@ -481,6 +515,17 @@ if nvrtc=$(nvrtc_directory); then
     fi
 else
     skip "CUDA kernels, and CUDA on the emulated driver" "the package $NVRTC_PACKAGE could not be fetched"
+fi
+
+if command -v g++ >/dev/null; then
+    step "Ascend backend on the emulated CANN" on_emulated_cann 9.0 \
+        cargo test --release -j "$JOBS" -p ropeway-backends --lib --test ascend -- ascend
+    for version in 8.5 9.1; do
+        step "device tests on the emulated CANN $version" on_emulated_cann $version "$TARGET/release/ropeway" check --device ascend device
+    done
+    step "device tests on the emulated CANN 8.1, without a compiler" without_aclrtc
+else
+    skip "Ascend on the emulated CANN" "its run-time compiler needs g++"
 fi
 
 say "summary"

@@ -4,7 +4,7 @@
 
 pub mod cache;
 pub mod loop_graph;
-#[cfg(any(feature = "cuda", feature = "opencl", feature = "vulkan"))]
+#[cfg(any(feature = "cuda", feature = "opencl", feature = "vulkan", feature = "ascend"))]
 mod lost;
 
 use ropeway_core::device::Driver;
@@ -33,4 +33,5 @@ drivers! {
     "cuda" cuda::CudaDriver,
     "opencl" opencl::OpenClDriver,
     "vulkan" vulkan::VulkanDriver,
+    "ascend" ascend::AscendDriver,
 }

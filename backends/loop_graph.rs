@@ -36,7 +36,7 @@ impl LoopGraph {
     }
 
     /// Binds the plans as they were bound before.
-    #[cfg(feature = "cuda")]
+    #[cfg(any(feature = "cuda", feature = "ascend"))]
     pub(crate) fn restore(&self, before: Vec<BoundPlan>) {
         *self.plans.lock().unwrap_or_else(PoisonError::into_inner) = before;
     }

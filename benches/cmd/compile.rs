@@ -1,10 +1,12 @@
 //! `ropeway compile`: makes binaries of kernels beforehand. Building and running Ropeway needs none of it.
 
+mod ascend;
 mod cuda;
 mod spirv;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use ropeway_backends::cuda::Target;
@@ -19,16 +21,17 @@ pub struct Compile {
     /// SPIR-V: compile nothing; fail if a binary is missing or was made from other text.
     #[arg(long)]
     check: bool,
-    /// CUDA: what to compile for, machine code of an architecture (sm_80, sm_90a) or PTX for it and every later one (compute_80).
+    /// CUDA: what to compile for, machine code of an architecture (sm_80, sm_90a) or PTX for it and every later one (compute_80). AscendC:
+    /// dav-2201.
     #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
-    arch: Vec<Target>,
-    /// CUDA: the directory for the binaries, which ROPEWAY_BINARIES_DIR names where they are used.
+    arch: Vec<Architecture>,
+    /// CUDA, AscendC: the directory for the binaries, which ROPEWAY_BINARIES_DIR names where they are used.
     #[arg(long, value_name = "DIRECTORY")]
     output: Option<PathBuf>,
-    /// CUDA: compile what `ropeway check` runs, too.
+    /// CUDA, AscendC: compile what `ropeway check` runs, too.
     #[arg(long)]
     cases: bool,
-    /// SPIR-V: folders with a spirv.toml [default: all below the current one]. CUDA: files of workloads, besides those of `ropeway bench`.
+    /// SPIR-V: folders with a spirv.toml [default: all below the current one]. CUDA, AscendC: files of workloads, besides those of `ropeway bench`.
     paths: Vec<PathBuf>,
 }
 
@@ -38,6 +41,27 @@ enum Language {
     Spirv,
     /// CUDA C++ by NVRTC, with no GPU: for machines with a driver and no NVRTC.
     Cuda,
+    /// AscendC by CANN's run-time compiler, with no NPU: for machines with a CANN before 8.3, which has none.
+    Ascendc,
+}
+
+/// What code is for.
+#[derive(Clone, Copy, Debug)]
+enum Architecture {
+    Cuda(Target),
+    /// The 910B family.
+    Dav2201,
+}
+
+impl FromStr for Architecture {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Architecture> {
+        match name {
+            "dav-2201" => Ok(Architecture::Dav2201),
+            name => name.parse().map(Architecture::Cuda),
+        }
+    }
 }
 
 impl Compile {
@@ -47,7 +71,7 @@ impl Compile {
     /// `InvalidArgument` for options of the other language, and as the two report.
     pub fn run(self) -> Result<ExitCode> {
         let other = match self.language {
-            Language::Cuda => self.check.then_some("--check"),
+            Language::Cuda | Language::Ascendc => self.check.then_some("--check"),
             Language::Spirv if !self.arch.is_empty() => Some("--arch"),
             Language::Spirv if self.output.is_some() => Some("--output"),
             Language::Spirv => self.cases.then_some("--cases"),
@@ -59,15 +83,29 @@ impl Compile {
                 "an option of the other language",
             ));
         }
+        let targets: Vec<Target> = self
+            .arch
+            .iter()
+            .filter_map(|architecture| match architecture {
+                Architecture::Cuda(target) => Some(*target),
+                Architecture::Dav2201 => None,
+            })
+            .collect();
+        let all_cuda = targets.len() == self.arch.len() && !targets.is_empty();
+        let all_ascend = targets.is_empty() && !self.arch.is_empty();
         match (self.language, self.output) {
             (Language::Spirv, _) => spirv::run(self.paths, self.check),
-            (Language::Cuda, Some(output)) if !self.arch.is_empty() => {
-                cuda::run(&self.arch, &output, self.cases, &self.paths)
-            }
+            (Language::Cuda, Some(output)) if all_cuda => cuda::run(&targets, &output, self.cases, &self.paths),
+            (Language::Ascendc, Some(output)) if all_ascend => ascend::run(&output, self.cases, &self.paths),
             (Language::Cuda, _) => Err(Error::invalid(
                 "--language cuda",
                 "too little",
                 "--arch NAME,… and --output DIRECTORY",
+            )),
+            (Language::Ascendc, _) => Err(Error::invalid(
+                "--language ascendc",
+                "too little",
+                "--arch dav-2201 and --output DIRECTORY",
             )),
         }
     }

@@ -11,9 +11,6 @@ use serde_json::{Value, json};
 
 use super::print_line;
 
-/// Backends of the design that this version does not contain, so that nothing was probed for them.
-const NOT_IN_THIS_VERSION: [(&str, &str); 1] = [("ascend", "Huawei Ascend NPUs")];
-
 /// How to say it.
 #[derive(Args, Debug)]
 pub struct Devices {
@@ -103,9 +100,6 @@ pub(super) fn to_text(probes: &[Probe]) -> String {
             );
         }
     }
-    for (backend, hardware) in NOT_IN_THIS_VERSION {
-        text += &format!("\n  {backend} ({hardware}): not in this version; nothing was probed");
-    }
     text
 }
 
@@ -123,10 +117,7 @@ fn to_json(probes: &[Probe]) -> Value {
             "remedy": unavailable.remedy,
         }))
     });
-    let unbuilt = NOT_IN_THIS_VERSION.map(
-        |(backend, _)| json!({"backend": backend, "reason": "not in this version", "remedy": null}),
-    );
-    let missing: Vec<_> = missing.chain(unbuilt).collect();
+    let missing: Vec<_> = missing.collect();
     json!({"devices": devices, "missing": missing})
 }
 

@@ -13,11 +13,14 @@ use serde_json::{Value, json};
 use super::print_line;
 
 /// Variables that change what Ropeway or the drivers it loads do.
-const VARIABLES: [&str; 24] = [
+const VARIABLES: [&str; 27] = [
     "ROPEWAY_BINARIES_DIR",
     "ROPEWAY_CACHE_DIR",
     "ROPEWAY_DATA_DIR",
     "CUDA_VISIBLE_DEVICES",
+    "ASCEND_HOME_PATH",
+    "ASCEND_TOOLKIT_HOME",
+    "ASCEND_RT_VISIBLE_DEVICES",
     "OPENCL_DYLIB_PATH",
     "OCL_ICD_VENDORS",
     "OPENCL_VENDOR_PATH",
@@ -41,9 +44,11 @@ const VARIABLES: [&str; 24] = [
 ];
 
 /// Parts of the names of the libraries whose place is worth knowing once they are loaded.
-const LIBRARIES: [&str; 14] = [
+const LIBRARIES: [&str; 16] = [
     "libcuda",
     "nvrtc",
+    "libacl_",
+    "libascendcl",
     "OpenCL",
     "pocl",
     "oclgrind",

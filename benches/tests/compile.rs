@@ -40,6 +40,15 @@ fn calls_without_sense_are_refused() {
             ],
             "--check",
         ),
+        (
+            &["--language", "cuda", "--output", path, "--arch", "dav-2201"],
+            "--arch",
+        ),
+        (
+            &["--language", "ascendc", "--output", path, "--arch", "sm_80"],
+            "dav-2201",
+        ),
+        (&["--language", "ascendc", "--arch", "dav-2201"], "--output"),
         (&["--language", "spirv", "--arch", "sm_80"], "--arch"),
         (&["--language", "spirv", "--output", path], "--output"),
     ] {

@@ -41,6 +41,11 @@ pub(super) static PROBE: Kernel = Kernel {
             requires: &[],
         },
         Source {
+            language: Language::AscendC,
+            code: Code::Text(&[("probe.asc", include_str!("probe.asc"))]),
+            requires: &[],
+        },
+        Source {
             language: Language::SpirV,
             code: Code::Binaries(super::spirv::PROBE),
             requires: &[],

@@ -19,6 +19,7 @@ const SHIPPED: &[(&str, &str)] = &[
     ("cuda", include_str!("cuda.toml")),
     ("opencl", include_str!("opencl.toml")),
     ("vulkan", include_str!("vulkan.toml")),
+    ("ascend", include_str!("ascend.toml")),
 ];
 
 #[derive(Clone, Debug, Deserialize)]

@@ -24,7 +24,7 @@ use crate::definition::{BUILT_IN, Definition};
 use crate::roofline;
 
 /// What to compile, by the kernel's name and its configuration.
-type Modules = BTreeMap<(&'static str, Config), ModuleKey>;
+pub(super) type Modules = BTreeMap<(&'static str, Config), ModuleKey>;
 
 /// Compiles for each target into a directory.
 ///
@@ -36,14 +36,7 @@ pub fn run(targets: &[Target], output: &Path, cases: bool, files: &[PathBuf]) ->
     let into = Cache::open(output)?;
     for target in targets {
         let devices = target.devices()?;
-        let mut ops = workloads.iter().map(|op| &**op).collect::<Vec<_>>();
-        let checked = match cases {
-            true => cases::select(&devices[0], &Selection::default())?,
-            false => Vec::new(),
-        };
-        let checked: Vec<_> = checked.iter().filter_map(Case::op).collect();
-        ops.extend(checked.iter().map(|op| &**op));
-        let modules = modules(&ops, &devices);
+        let modules = planned(&workloads, cases, &devices)?;
         modules.par_iter().try_for_each(|((name, config), key)| {
             // The device that has the least takes a source that all can run.
             let made = key
@@ -58,8 +51,23 @@ pub fn run(targets: &[Target], output: &Path, cases: bool, files: &[PathBuf]) ->
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the plans of these workloads compile, and with `cases` those of `ropeway check`.
+///
+/// # Errors
+/// As selecting cases.
+pub(super) fn planned(workloads: &[Box<dyn Op>], cases: bool, devices: &[DeviceInfo]) -> Result<Modules> {
+    let mut ops = workloads.iter().map(|op| &**op).collect::<Vec<_>>();
+    let checked = match cases {
+        true => cases::select(&devices[0], &Selection::default())?,
+        false => Vec::new(),
+    };
+    let checked: Vec<_> = checked.iter().filter_map(Case::op).collect();
+    ops.extend(checked.iter().map(|op| &**op));
+    Ok(modules(&ops, devices))
+}
+
 /// The workloads of `ropeway bench` and of these files, in each of their dtypes.
-fn workloads(files: &[PathBuf]) -> Result<Vec<Box<dyn Op>>> {
+pub(super) fn workloads(files: &[PathBuf]) -> Result<Vec<Box<dyn Op>>> {
     let mut texts: Vec<(String, String)> = BUILT_IN
         .iter()
         .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))

@@ -4,7 +4,12 @@
 
 pub mod cache;
 pub mod loop_graph;
-#[cfg(any(feature = "cuda", feature = "opencl", feature = "vulkan", feature = "ascend"))]
+#[cfg(any(
+    feature = "cuda",
+    feature = "opencl",
+    feature = "vulkan",
+    feature = "ascend"
+))]
 mod lost;
 
 use ropeway_core::device::Driver;

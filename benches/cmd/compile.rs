@@ -95,8 +95,12 @@ impl Compile {
         let all_ascend = targets.is_empty() && !self.arch.is_empty();
         match (self.language, self.output) {
             (Language::Spirv, _) => spirv::run(self.paths, self.check),
-            (Language::Cuda, Some(output)) if all_cuda => cuda::run(&targets, &output, self.cases, &self.paths),
-            (Language::Ascendc, Some(output)) if all_ascend => ascend::run(&output, self.cases, &self.paths),
+            (Language::Cuda, Some(output)) if all_cuda => {
+                cuda::run(&targets, &output, self.cases, &self.paths)
+            }
+            (Language::Ascendc, Some(output)) if all_ascend => {
+                ascend::run(&output, self.cases, &self.paths)
+            }
             (Language::Cuda, _) => Err(Error::invalid(
                 "--language cuda",
                 "too little",

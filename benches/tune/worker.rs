@@ -347,14 +347,14 @@ impl Worker {
         // What a first batch still warms up must not be the pairs' gain.
         let beside = reference.as_mut().map(|r| r.time()).transpose()?;
         // One run says little: it must lose by far.
-        if let (Some(beside), Some(best)) = (beside, best) {
-            if own.once() > LOSES * LOSES * best * beside {
-                measurement.samples.push(five_digits(own.once()));
-                measurement.reference.push(five_digits(beside));
-                measurement.runs = 1;
-                measurement.stopped = true;
-                return Ok(measurement);
-            }
+        if let (Some(beside), Some(best)) = (beside, best)
+            && own.once() > LOSES * LOSES * best * beside
+        {
+            measurement.samples.push(five_digits(own.once()));
+            measurement.reference.push(five_digits(beside));
+            measurement.runs = 1;
+            measurement.stopped = true;
+            return Ok(measurement);
         }
         own.time()?;
         let begin = Instant::now();

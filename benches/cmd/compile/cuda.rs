@@ -55,7 +55,11 @@ pub fn run(targets: &[Target], output: &Path, cases: bool, files: &[PathBuf]) ->
 ///
 /// # Errors
 /// As selecting cases.
-pub(super) fn planned(workloads: &[Box<dyn Op>], cases: bool, devices: &[DeviceInfo]) -> Result<Modules> {
+pub(super) fn planned(
+    workloads: &[Box<dyn Op>],
+    cases: bool,
+    devices: &[DeviceInfo],
+) -> Result<Modules> {
     let mut ops = workloads.iter().map(|op| &**op).collect::<Vec<_>>();
     let checked = match cases {
         true => cases::select(&devices[0], &Selection::default())?,

@@ -14,7 +14,7 @@ mod sys;
 
 use std::any::Any;
 use std::ffi::c_void;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cl3::device as cl;
 use ropeway_core::device::{Device, Driver, OpenOptions, Reason, Unavailable};
@@ -98,6 +98,9 @@ pub fn context(device: &dyn Device) -> Option<*mut c_void> {
 
 /// The usable devices in the order of platforms and of devices within them.
 fn find() -> Result<Vec<(DeviceHandle, DeviceInfo)>, Unavailable> {
+    // PoCL 3.1 sets its devices up when they are first asked for, and answers a second thread from what is half set up.
+    static FIRST: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = FIRST.lock().unwrap_or_else(PoisonError::into_inner);
     if !cl3::is_opencl_runtime_available() {
         return Err(Unavailable {
             reason: Reason::LibraryNotFound { tried: library_names() },

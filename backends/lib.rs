@@ -11,6 +11,8 @@ pub mod loop_graph;
     feature = "ascend"
 ))]
 mod lost;
+#[cfg(any(feature = "cuda", feature = "opencl", feature = "ascend"))]
+mod moment;
 
 use ropeway_core::device::Driver;
 

@@ -12,6 +12,7 @@ use ropeway_core::memory::{Buffer, DeviceId};
 use ropeway_core::plan::BoundPlan;
 use ropeway_core::{Error, Result};
 
+use crate::moment::Retired;
 use super::BLOCK;
 use super::compile::Compiler;
 use super::graph::AscendGraph;
@@ -34,23 +35,9 @@ pub(super) struct Shared {
     pub(super) heap: Heap,
     lost: Lost,
     // Fields are dropped in this order; the session last, since all others live in it.
-    retired: Mutex<Vec<Retired>>,
+    pub(super) retired: Retired<RawEvent>,
     modules: Mutex<Vec<Arc<RawModule>>>,
     session: Option<Session>,
-}
-
-/// What must outlive the work before an event, and the event itself.
-struct Retired {
-    until: Option<Arc<RawEvent>>,
-    kept: Option<Box<dyn Any + Send>>,
-}
-
-impl Retired {
-    /// Whether the device may still use it. After a failure it does not.
-    fn is_in_use(&self) -> bool {
-        let until = self.until.as_ref();
-        until.is_some_and(|until| matches!(until.is_done(), Ok(false)))
-    }
 }
 
 impl Shared {
@@ -100,39 +87,21 @@ impl Shared {
         module
     }
 
-    /// Drops `kept` and the event at the first [`Shared::sweep`] after the event is done.
-    pub(super) fn retire(&self, until: Arc<RawEvent>, kept: Box<dyn Any + Send>) {
-        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-        retired.push(Retired {
-            until: Some(until),
-            kept: Some(kept),
-        });
-    }
-
     /// Drops what is over once it has become much, for who enqueues without ever waiting.
     pub(super) fn sweep_if_much(&self) {
         /// Entries that are no burden yet.
         const MUCH: usize = 256;
-        let retired = self
-            .retired
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len();
-        if retired > MUCH {
+        if self.retired.len() > MUCH {
             self.sweep();
         }
     }
 
-    /// Drops what has been retired and is over, which on a lost device is all. An owner's drop is foreign code, and a buffer's comes back here,
-    /// so no lock may be held.
+    /// Drops what has been retired and is over, which on a lost device is all.
     pub(super) fn sweep(&self) {
         if self.gate.enter().is_err() {
             return;
         }
-        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-        let over: Vec<Retired> = retired.extract_if(.., |entry| !entry.is_in_use()).collect();
-        drop(retired);
-        drop(over);
+        self.retired.sweep();
     }
 }
 
@@ -151,12 +120,7 @@ pub(super) fn sweep_orphans() {
 impl Shared {
     /// Notes the device for [`sweep_orphans`] if what it holds on to holds on to it.
     fn leave_orphaned(self: &Arc<Self>) {
-        let retired = self
-            .retired
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len();
-        if retired > 0 {
+        if self.retired.len() > 0 {
             let mut orphans = ORPHANS.lock().unwrap_or_else(PoisonError::into_inner);
             orphans.push(Arc::downgrade(self));
         }
@@ -167,11 +131,7 @@ impl Drop for Shared {
     fn drop(&mut self) {
         // Handles are released on their device, also on a lost one: should it be gone, releasing them fails and harms nobody.
         let entered = self.gate.enter().is_ok();
-        let retired = self
-            .retired
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
-        if retired.iter().any(Retired::is_in_use) {
+        if self.retired.is_in_use() {
             // Unloading the code that runs, and finalising under work, is not to be had.
             let modules = self
                 .modules
@@ -181,16 +141,6 @@ impl Drop for Shared {
             std::mem::forget(self.session.take());
         } else if entered {
             self.heap.trim(self.gate);
-        }
-    }
-}
-
-impl Drop for Retired {
-    fn drop(&mut self) {
-        if self.is_in_use() {
-            // The device may use it yet: better leaked than freed.
-            std::mem::forget(self.kept.take());
-            std::mem::forget(self.until.take());
         }
     }
 }
@@ -223,7 +173,7 @@ impl AscendDevice {
             used: AtomicU64::new(0),
             heap: Heap::default(),
             lost: Lost::default(),
-            retired: Mutex::default(),
+            retired: Retired::default(),
             modules: Mutex::default(),
             session: Some(session),
         };
@@ -329,7 +279,7 @@ impl Device for AscendDevice {
         // The runtime takes an event on a stream of the device's own context only.
         let probe = Arc::new(RawEvent::new(self.shared.gate).map_err(note)?);
         raw.record(&probe).map_err(note)?;
-        self.shared.retire(probe, Box::new(owner.clone()));
+        self.shared.retired.retire(probe, Box::new(owner.clone()));
         let queue = AscendQueue::new(self.shared.clone(), raw, owner);
         Ok(Arc::new(queue.map_err(note)?))
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ropeway_core::{Error, ErrorKind, Result};
 
+use crate::moment::Moment;
 use super::library::{Api, LaunchPath};
 use super::sys::{self, Handle, LoadOption, LoadOptions, run};
 
@@ -76,26 +77,9 @@ unsafe impl Send for RawEvent {}
 // SAFETY: as above; the runtime locks for itself.
 unsafe impl Sync for RawEvent {}
 
-impl RawEvent {
-    pub(super) fn new(gate: Gate) -> Result<RawEvent> {
-        let mut raw = ptr::null_mut();
-        // SAFETY: the pointer is valid.
-        unsafe {
-            run!(
-                &gate.api.runtime,
-                aclrtCreateEventExWithFlag(&raw mut raw, sys::EVENT_FLAGS)
-            )
-        }?;
-        Ok(RawEvent {
-            raw,
-            gate,
-            done: AtomicBool::new(false),
-        })
-    }
-
-    /// # Errors
-    /// What went wrong in the work before it. Its state does not tell, so the runtime is asked once it is reached.
-    pub(super) fn is_done(&self) -> Result<bool> {
+impl Moment for RawEvent {
+    /// The event's state does not tell what went wrong in the work before it, so the runtime is asked once it is reached.
+    fn is_done(&self) -> Result<bool> {
         if self.done.load(Ordering::Acquire) {
             return Ok(true);
         }
@@ -113,11 +97,29 @@ impl RawEvent {
         self.wait().map(|()| true)
     }
 
-    pub(super) fn wait(&self) -> Result<()> {
+    fn wait(&self) -> Result<()> {
         // SAFETY: the event is valid.
         unsafe { run!(&self.gate.api.runtime, aclrtSynchronizeEvent(self.raw)) }?;
         self.done.store(true, Ordering::Release);
         Ok(())
+    }
+}
+
+impl RawEvent {
+    pub(super) fn new(gate: Gate) -> Result<RawEvent> {
+        let mut raw = ptr::null_mut();
+        // SAFETY: the pointer is valid.
+        unsafe {
+            run!(
+                &gate.api.runtime,
+                aclrtCreateEventExWithFlag(&raw mut raw, sys::EVENT_FLAGS)
+            )
+        }?;
+        Ok(RawEvent {
+            raw,
+            gate,
+            done: AtomicBool::new(false),
+        })
     }
 
     pub(super) fn milliseconds_since(&self, earlier: &RawEvent) -> Result<f32> {

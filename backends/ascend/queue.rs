@@ -1,14 +1,15 @@
 //! Launches, copies, events and order, on streams.
 
 use std::any::Any;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use ropeway_core::device::{Argument, Download, Event, Graph, LaunchCall, PinnedBuffer, Queue};
 use ropeway_core::memory::{DeviceId, Slice};
-use ropeway_core::{Buffer, Error, ErrorKind, Result};
+use ropeway_core::{Buffer, Error, Result};
 
+use crate::moment::{Moment, StagingBlock, lock, next_epoch, staging_block, wait};
 use super::MOST_BLOCKS;
 use super::compile::AscendFunction;
 use super::device::{Owner, Shared};
@@ -54,7 +55,7 @@ pub(super) struct AscendQueue {
     status: Arc<StatusWord>,
     /// Held over an enqueueing, so that no event or reading of the status word comes in between.
     books: Mutex<Books>,
-    staging: Mutex<Vec<StagingBlock>>,
+    staging: Mutex<Vec<StagingBlock<Pinned, RawEvent>>>,
     _owner: Option<Owner>,
 }
 
@@ -91,22 +92,6 @@ enum Kept {
     Event(Arc<RawEvent>),
     Stream(Arc<RawStream>),
     Owner(Owner),
-}
-
-/// Pinned memory that holds an upload's data until the device has it.
-struct StagingBlock {
-    memory: Pinned,
-    /// The copy that reads it.
-    until: Option<Arc<RawEvent>>,
-}
-
-fn next_epoch() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The device address of a slice's first byte, and the bytes of memory from there on.
@@ -193,7 +178,7 @@ impl AscendQueue {
         self.raw.record(&marker).map_err(note)?;
         books.epoch = next_epoch();
         let kept = std::mem::take(&mut books.kept);
-        self.shared.retire(marker.clone(), Box::new(kept));
+        self.shared.retired.retire(marker.clone(), Box::new(kept));
         books.last = Some(marker.clone());
         books.is_ahead = false;
         Ok(marker)
@@ -237,36 +222,6 @@ impl AscendQueue {
             matches!(done, Ok(false))
         });
         code
-    }
-
-    /// A free staging block, and its place in the list. Where too much is under way it waits for what began first.
-    fn staging_block(&self, staging: &mut Vec<StagingBlock>) -> Result<usize> {
-        let note = |error| self.note(error);
-        for block in staging.iter_mut() {
-            if let Some(until) = &block.until
-                && until.is_done().map_err(note)?
-            {
-                block.until = None;
-            }
-        }
-        if let Some(free) = staging.iter().position(|block| block.until.is_none()) {
-            return Ok(free);
-        }
-        if staging.len() < STAGING_BLOCKS {
-            staging.push(StagingBlock {
-                memory: Pinned::new(self.shared.gate, STAGING_BLOCK).map_err(note)?,
-                until: None,
-            });
-            return Ok(staging.len() - 1);
-        }
-        // Blocks are used in turn, so the first in the list began first.
-        staging.rotate_left(1);
-        let last = staging.len() - 1;
-        if let Some(until) = &staging[last].until {
-            until.wait().map_err(note)?;
-            staging[last].until = None;
-        }
-        Ok(last)
     }
 
     fn function<'a>(&self, call: &LaunchCall<'a>) -> Result<&'a AscendFunction> {
@@ -381,29 +336,6 @@ impl AscendQueue {
     }
 }
 
-/// Waits for an event. CANN has no wait for one with a limit, so one with a limit looks again and again: at first often, since most work is
-/// short, then each millisecond.
-fn wait(event: &RawEvent, timeout: Option<Duration>) -> Result<()> {
-    let Some(timeout) = timeout else {
-        return event.wait();
-    };
-    let begin = Instant::now();
-    loop {
-        if event.is_done()? {
-            return Ok(());
-        }
-        let waited = begin.elapsed();
-        if waited >= timeout {
-            return Err(Error::new(
-                ErrorKind::Timeout,
-                format!("not done after {timeout:?}"),
-            ));
-        }
-        let pause = (waited / 8).clamp(Duration::from_micros(10), Duration::from_millis(1));
-        std::thread::sleep(pause.min(timeout - waited));
-    }
-}
-
 impl Queue for AscendQueue {
     fn device(&self) -> DeviceId {
         self.shared.id
@@ -422,7 +354,8 @@ impl Queue for AscendQueue {
         let note = |error| self.note(error);
         for (index, part) in data.chunks(STAGING_BLOCK).enumerate() {
             let mut staging = lock(&self.staging);
-            let place = self.staging_block(&mut staging)?;
+            let memory = || Pinned::new(self.shared.gate, STAGING_BLOCK);
+            let place = staging_block(&mut staging, STAGING_BLOCKS, memory).map_err(note)?;
             let block = &mut staging[place];
             let from = block.memory.address();
             // SAFETY: the block has room, no copy reads it any more, and the list's lock keeps others away.
@@ -641,12 +574,12 @@ impl Drop for AscendQueue {
         let entered = self.shared.enter().is_ok();
         for block in std::mem::take(&mut *lock(&self.staging)) {
             if let Some(until) = block.until {
-                self.shared.retire(until, Box::new(block.memory));
+                self.shared.retired.retire(until, Box::new(block.memory));
             }
         }
         let mut books = lock(&self.books);
         for (until, target) in std::mem::take(&mut books.status_reads) {
-            self.shared.retire(until, Box::new(target));
+            self.shared.retired.retire(until, Box::new(target));
         }
         let is_over = |last: &Option<Arc<RawEvent>>| {
             last.as_ref()
@@ -698,7 +631,7 @@ impl Event for AscendEvent {
 
     fn wait(&self, timeout: Option<Duration>) -> Result<()> {
         self.shared.enter()?;
-        wait(&self.raw, timeout).map_err(|error| self.shared.note(error))?;
+        wait(&*self.raw, timeout).map_err(|error| self.shared.note(error))?;
         self.shared.sweep();
         Ok(())
     }

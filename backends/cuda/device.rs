@@ -15,6 +15,7 @@ use ropeway_core::memory::{Buffer, DeviceId};
 use ropeway_core::plan::BoundPlan;
 use ropeway_core::{Error, Result};
 
+use crate::moment::Retired;
 use super::compile::Compiler;
 use super::graph::CudaGraph;
 use super::memory::{CudaMemory, CudaPinned};
@@ -38,17 +39,11 @@ pub(super) struct Shared {
     pub(super) has_pools: bool,
     lost: Lost,
     // Fields are dropped in this order; the context last, since all others live in it.
-    retired: Mutex<Vec<Retired>>,
+    pub(super) retired: Retired<RawEvent>,
     modules: Mutex<Vec<Arc<RawModule>>>,
     /// Memory is taken and given back in the order of this stream, which has no other work.
     pub(super) allocations: RawStream,
     pub(super) context: Context,
-}
-
-/// What must outlive the work before an event.
-struct Retired {
-    until: Arc<RawEvent>,
-    kept: Option<Box<dyn Any + Send>>,
 }
 
 impl Shared {
@@ -109,26 +104,12 @@ impl Shared {
         module
     }
 
-    /// Drops `kept` at the first [`Shared::sweep`] after `until` is done.
-    pub(super) fn retire(&self, until: Arc<RawEvent>, kept: Box<dyn Any + Send>) {
-        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-        retired.push(Retired {
-            until,
-            kept: Some(kept),
-        });
-    }
-
-    /// Drops what has been retired and is over. An owner's drop is foreign code, and a buffer's comes back here, so no lock may be held.
+    /// Drops what has been retired and is over.
     pub(super) fn sweep(&self) {
         if self.enter().is_err() {
             return;
         }
-        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-        let over: Vec<Retired> = retired
-            .extract_if(.., |entry| !matches!(entry.until.is_done(), Ok(false)))
-            .collect();
-        drop(retired);
-        drop(over);
+        self.retired.sweep();
     }
 }
 
@@ -136,21 +117,11 @@ impl Drop for Shared {
     fn drop(&mut self) {
         // Handles are released in their context; should it be gone, releasing them fails and harms nobody.
         let _ = self.context.enter();
-        let retired = self.retired.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if retired.iter().any(|entry| matches!(entry.until.is_done(), Ok(false))) {
+        if self.retired.is_in_use() {
             // Unloading the code that runs, or the context, would wait for it.
             let modules = self.modules.get_mut().unwrap_or_else(PoisonError::into_inner);
             std::mem::forget(std::mem::take(modules));
             self.context.leak();
-        }
-    }
-}
-
-impl Drop for Retired {
-    fn drop(&mut self) {
-        if matches!(self.until.is_done(), Ok(false)) {
-            // The device may use it yet: better leaked than freed.
-            std::mem::forget(self.kept.take());
         }
     }
 }
@@ -175,7 +146,7 @@ impl CudaDevice {
             used: AtomicU64::new(0),
             has_pools: has_pools != 0,
             lost: Lost::default(),
-            retired: Mutex::default(),
+            retired: Retired::default(),
             modules: Mutex::default(),
             allocations: RawStream::new()?,
             context,

@@ -2,16 +2,17 @@
 
 use std::any::Any;
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use cudarc::driver::sys as cu;
 use ropeway_core::device::{Argument, Download, Event, Graph, LaunchCall, PinnedBuffer, Queue};
 use ropeway_core::memory::{DeviceId, Slice};
 use ropeway_core::plan::MAX_ARGUMENTS;
-use ropeway_core::{Buffer, Error, ErrorKind, Result};
+use ropeway_core::{Buffer, Error, Result};
 
+use crate::moment::{Moment, StagingBlock, lock, next_epoch, staging_block, wait};
 use super::compile::CudaFunction;
 use super::device::{Owner, Shared};
 use super::graph::{Captured, CudaGraph};
@@ -58,7 +59,7 @@ pub(super) struct CudaQueue {
     status: Arc<StatusWord>,
     /// Held over an enqueueing, so that no event or reading of the status word comes in between.
     books: Mutex<Books>,
-    staging: Mutex<Vec<StagingBlock>>,
+    staging: Mutex<Vec<StagingBlock<Pinned, RawEvent>>>,
     _owner: Option<Owner>,
 }
 
@@ -87,22 +88,6 @@ impl Books {
 enum Kept {
     Buffer(Buffer),
     Graph(#[allow(dead_code, reason = "held, never read")] Arc<Captured>),
-}
-
-/// Pinned memory that holds an upload's data until the device has it.
-struct StagingBlock {
-    memory: Pinned,
-    /// The copy that reads it.
-    until: Option<Arc<RawEvent>>,
-}
-
-fn next_epoch() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl CudaQueue {
@@ -186,7 +171,7 @@ impl CudaQueue {
         if !books.kept.is_empty() && !self.is_capturing()? {
             books.epoch = next_epoch();
             let kept = std::mem::take(&mut books.kept);
-            self.shared.retire(marker.clone(), Box::new(kept));
+            self.shared.retired.retire(marker.clone(), Box::new(kept));
         }
         Ok(marker)
     }
@@ -229,35 +214,6 @@ impl CudaQueue {
             pending
         });
         code
-    }
-
-    /// A free staging block, and its place in the list. Where too much is under way it waits for what began first.
-    fn staging_block(&self, staging: &mut Vec<StagingBlock>) -> Result<usize> {
-        let note = |error| self.note(error);
-        for block in staging.iter_mut() {
-            if let Some(until) = &block.until
-                && until.is_done().map_err(note)?
-            {
-                block.until = None;
-            }
-        }
-        if let Some(free) = staging.iter().position(|block| block.until.is_none()) {
-            return Ok(free);
-        }
-        if staging.len() < STAGING_BLOCKS {
-            staging.push(StagingBlock {
-                memory: Pinned::new(STAGING_BLOCK).map_err(note)?,
-                until: None,
-            });
-            return Ok(staging.len() - 1);
-        }
-        // Blocks are used in turn, so the first in the list began first.
-        staging.rotate_left(1);
-        let last = staging.len() - 1;
-        if let Some(until) = staging[last].until.take() {
-            until.wait().map_err(note)?;
-        }
-        Ok(last)
     }
 
     fn function<'a>(&self, call: &LaunchCall<'a>) -> Result<&'a CudaFunction> {
@@ -353,29 +309,6 @@ impl Parameters {
     }
 }
 
-/// Waits for an event. CUDA has no wait with a limit, so one with a limit looks again and again: at first often, since most work is
-/// short, then each millisecond.
-fn wait(event: &RawEvent, timeout: Option<Duration>) -> Result<()> {
-    let Some(timeout) = timeout else {
-        return event.wait();
-    };
-    let begin = Instant::now();
-    loop {
-        if event.is_done()? {
-            return Ok(());
-        }
-        let waited = begin.elapsed();
-        if waited >= timeout {
-            return Err(Error::new(
-                ErrorKind::Timeout,
-                format!("not done after {timeout:?}"),
-            ));
-        }
-        let pause = (waited / 8).clamp(Duration::from_micros(10), Duration::from_millis(1));
-        std::thread::sleep(pause.min(timeout - waited));
-    }
-}
-
 impl Queue for CudaQueue {
     fn device(&self) -> DeviceId {
         self.shared.id
@@ -394,7 +327,8 @@ impl Queue for CudaQueue {
         let note = |error| self.note(error);
         for (index, part) in data.chunks(STAGING_BLOCK).enumerate() {
             let mut staging = lock(&self.staging);
-            let place = self.staging_block(&mut staging)?;
+            let memory = || Pinned::new(STAGING_BLOCK);
+            let place = staging_block(&mut staging, STAGING_BLOCKS, memory).map_err(note)?;
             let block = &mut staging[place];
             let from = block.memory.address();
             // SAFETY: the block has room, no copy reads it any more, and the list's lock keeps others away.
@@ -610,7 +544,7 @@ impl Queue for CudaQueue {
         }
         self.read_status()?;
         let marker = self.mark()?;
-        wait(&marker, timeout).map_err(|error| self.note(error))?;
+        wait(&*marker, timeout).map_err(|error| self.note(error))?;
         self.shared.sweep();
         match self.status_code() {
             0 => Ok(()),
@@ -650,12 +584,12 @@ impl Drop for CudaQueue {
         }
         for block in std::mem::take(&mut *lock(&self.staging)) {
             if let Some(until) = block.until {
-                self.shared.retire(until, Box::new(block.memory));
+                self.shared.retired.retire(until, Box::new(block.memory));
             }
         }
         let mut books = lock(&self.books);
         for (until, target) in std::mem::take(&mut books.status_reads) {
-            self.shared.retire(until, Box::new(target));
+            self.shared.retired.retire(until, Box::new(target));
         }
         let word = self.status.buffer.clone();
         books.kept.push(Kept::Buffer(word));
@@ -698,7 +632,7 @@ impl Event for CudaEvent {
 
     fn wait(&self, timeout: Option<Duration>) -> Result<()> {
         self.shared.enter()?;
-        wait(&self.raw, timeout).map_err(|error| self.shared.note(error))?;
+        wait(&*self.raw, timeout).map_err(|error| self.shared.note(error))?;
         self.shared.sweep();
         Ok(())
     }

@@ -13,6 +13,7 @@ use cudarc::driver::sys as cu;
 use ropeway_core::device::{Reason, Unavailable};
 use ropeway_core::plan::TensorMap;
 use ropeway_core::{DType, Error, ErrorKind, Result};
+use crate::moment::Moment;
 
 /// The oldest driver that is used: CUDA 11.4, the first with stream-ordered memory as it is now.
 const OLDEST_DRIVER: c_int = 11_040;
@@ -251,16 +252,8 @@ unsafe impl Send for RawEvent {}
 // SAFETY: as above; the driver locks for itself.
 unsafe impl Sync for RawEvent {}
 
-impl RawEvent {
-    /// Of the current context.
-    pub(super) fn new() -> Result<RawEvent> {
-        let mut raw = ptr::null_mut();
-        // SAFETY: the pointer is valid.
-        unsafe { run!(cuEventCreate(&raw mut raw, 0)) }?;
-        Ok(RawEvent(raw))
-    }
-
-    pub(super) fn is_done(&self) -> Result<bool> {
+impl Moment for RawEvent {
+    fn is_done(&self) -> Result<bool> {
         // SAFETY: the event is valid.
         match unsafe { cu::cuEventQuery(self.0) } {
             cu::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
@@ -268,9 +261,19 @@ impl RawEvent {
         }
     }
 
-    pub(super) fn wait(&self) -> Result<()> {
+    fn wait(&self) -> Result<()> {
         // SAFETY: the event is valid.
         unsafe { run!(cuEventSynchronize(self.0)) }
+    }
+}
+
+impl RawEvent {
+    /// Of the current context.
+    pub(super) fn new() -> Result<RawEvent> {
+        let mut raw = ptr::null_mut();
+        // SAFETY: the pointer is valid.
+        unsafe { run!(cuEventCreate(&raw mut raw, 0)) }?;
+        Ok(RawEvent(raw))
     }
 
     pub(super) fn milliseconds_since(&self, earlier: &RawEvent) -> Result<f32> {

@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use cl3::memory::{CL_MEM_ALLOC_HOST_PTR, CL_MEM_CONTEXT, CL_MEM_READ_WRITE, CL_MEM_SIZE};
 use ropeway_core::device::{
@@ -17,6 +17,7 @@ use ropeway_core::memory::{Buffer, DeviceId, Memory};
 use ropeway_core::plan::BoundPlan;
 use ropeway_core::{Error, ErrorKind, Result};
 
+use crate::moment::Retired;
 use crate::lost::Lost;
 use super::compile::Compiler;
 use super::queue::OpenClQueue;
@@ -35,13 +36,7 @@ pub(super) struct Shared {
     /// Why the device is lost, once it is.
     lost: Lost,
     used: AtomicU64,
-    retired: Mutex<Vec<Retired>>,
-}
-
-/// What must outlive a command, whose queue is gone.
-struct Retired {
-    until: Arc<RawEvent>,
-    kept: Option<Box<dyn Any + Send>>,
+    pub(super) retired: Retired<RawEvent>,
 }
 
 impl Shared {
@@ -58,7 +53,7 @@ impl Shared {
             context,
             lost: Lost::default(),
             used: AtomicU64::new(0),
-            retired: Mutex::new(Vec::new()),
+            retired: Retired::default(),
         })
     }
 
@@ -87,35 +82,6 @@ impl Shared {
                 "one of another device",
                 "one of the queue's device",
             )),
-        }
-    }
-
-    /// Drops `kept` at the first [`Shared::sweep`] after `until` is done.
-    pub(super) fn retire(&self, until: Arc<RawEvent>, kept: Box<dyn Any + Send>) {
-        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-        retired.push(Retired {
-            until,
-            kept: Some(kept),
-        });
-    }
-
-    /// Drops what has been retired and is over. (An event that failed is over, too.) An owner's drop is foreign code, so no lock
-    /// may be held here.
-    pub(super) fn sweep(&self) {
-        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
-        let over: Vec<Retired> = retired
-            .extract_if(.., |entry| !matches!(entry.until.is_done(), Ok(false)))
-            .collect();
-        drop(retired);
-        drop(over);
-    }
-}
-
-impl Drop for Retired {
-    fn drop(&mut self) {
-        if matches!(self.until.is_done(), Ok(false)) {
-            // The device may use it yet: better leaked than freed.
-            std::mem::forget(self.kept.take());
         }
     }
 }

@@ -1,14 +1,15 @@
 //! Launches, copies, events and order, on in-order command queues with profiling.
 
 use std::any::Any;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use ropeway_core::device::{Argument, Download, Event, Graph, LaunchCall, PinnedBuffer, Queue};
 use ropeway_core::memory::{DeviceId, Slice};
 use ropeway_core::{Buffer, Error, ErrorKind, Result};
 
+use crate::moment::{Moment, lock, next_epoch, wait};
 use super::compile::OpenClFunction;
 use super::device::{OpenClMemory, Owner, Serial, Shared};
 use super::sys::{Handle, Mem, RawEvent, RawQueue};
@@ -53,15 +54,6 @@ struct StagingBlock {
     bytes: Vec<u8>,
     /// The copy that reads it.
     until: Option<RawEvent>,
-}
-
-fn next_epoch() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl OpenClQueue {
@@ -132,7 +124,7 @@ impl OpenClQueue {
         if !books.owners.is_empty() {
             books.epoch = next_epoch();
             let owners = std::mem::take(&mut books.owners);
-            self.shared.retire(marker.clone(), Box::new(owners));
+            self.shared.retired.retire(marker.clone(), Box::new(owners));
         }
         Ok(marker)
     }
@@ -235,29 +227,6 @@ impl OpenClQueue {
     }
 }
 
-/// Waits for an event that has been handed to the device. OpenCL has no wait with a limit, so one with a limit looks again and
-/// again: at first often, since most work is short, then each millisecond.
-fn wait(event: &RawEvent, timeout: Option<Duration>) -> Result<()> {
-    let Some(timeout) = timeout else {
-        return event.wait();
-    };
-    let begin = Instant::now();
-    loop {
-        if event.is_done()? {
-            return Ok(());
-        }
-        let waited = begin.elapsed();
-        if waited >= timeout {
-            return Err(Error::new(
-                ErrorKind::Timeout,
-                format!("not done after {timeout:?}"),
-            ));
-        }
-        let pause = (waited / 8).clamp(Duration::from_micros(10), Duration::from_millis(1));
-        std::thread::sleep(pause.min(timeout - waited));
-    }
-}
-
 impl Queue for OpenClQueue {
     fn device(&self) -> DeviceId {
         self.shared.id
@@ -348,7 +317,7 @@ impl Queue for OpenClQueue {
         if !lock(&self.books).owners.is_empty() {
             // Their work is done, so they go at once.
             self.mark()?.wait().map_err(|error| self.note(error))?;
-            self.shared.sweep();
+            self.shared.retired.sweep();
         }
         Ok(())
     }
@@ -491,7 +460,7 @@ impl Queue for OpenClQueue {
 
     fn record(&self) -> Result<Arc<dyn Event>> {
         let event = self.event(self.mark()?);
-        self.shared.sweep();
+        self.shared.retired.sweep();
         Ok(event)
     }
 
@@ -523,7 +492,7 @@ impl Queue for OpenClQueue {
             self.busy.store(true, Ordering::Relaxed);
         }
         waited?;
-        self.shared.sweep();
+        self.shared.retired.sweep();
         match self.status_code() {
             0 => Ok(()),
             code => Err(Error::data_out_of_range(code)),
@@ -607,12 +576,12 @@ impl Drop for OpenClQueue {
         let _ = self.raw.flush();
         for block in std::mem::take(&mut *lock(&self.staging)) {
             if let Some(until) = block.until {
-                self.shared.retire(Arc::new(until), Box::new(block.bytes));
+                self.shared.retired.retire(Arc::new(until), Box::new(block.bytes));
             }
         }
         let mut books = lock(&self.books);
         for (until, word) in std::mem::take(&mut books.status_reads) {
-            self.shared.retire(until, Box::new(word));
+            self.shared.retired.retire(until, Box::new(word));
         }
         if !books.owners.is_empty() && self.mark_in(&mut books).is_err() {
             // Without an event nobody can say when: better leaked than freed.
@@ -665,8 +634,8 @@ impl Event for OpenClEvent {
     fn wait(&self, timeout: Option<Duration>) -> Result<()> {
         self.shared.alive()?;
         self.flush()?;
-        wait(&self.raw, timeout).map_err(|error| self.shared.note(error))?;
-        self.shared.sweep();
+        wait(&*self.raw, timeout).map_err(|error| self.shared.note(error))?;
+        self.shared.retired.sweep();
         Ok(())
     }
 

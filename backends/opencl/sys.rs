@@ -12,6 +12,7 @@ use std::ptr;
 use cl3::error_codes as codes;
 use cl3::types::{cl_device_id, cl_int, cl_uint, cl_ulong};
 use ropeway_core::{Error, ErrorKind, Result};
+use crate::moment::Moment;
 
 /// The code that NVIDIA's driver gives after an illegal memory access; the context is lost.
 const NVIDIA_ILLEGAL_ACCESS: cl_int = -9999;
@@ -684,12 +685,8 @@ impl Mem {
     }
 }
 
-impl RawEvent {
-    /// True when the command is done.
-    ///
-    /// # Errors
-    /// What became of it, if it failed.
-    pub(super) fn is_done(&self) -> Result<bool> {
+impl Moment for RawEvent {
+    fn is_done(&self) -> Result<bool> {
         let mut status: cl_int = 0;
         let name = cl3::event::CL_EVENT_COMMAND_EXECUTION_STATUS;
         let (width, value) = (size_of::<cl_int>(), (&raw mut status).cast());
@@ -702,18 +699,16 @@ impl RawEvent {
         }
     }
 
-    /// Waits until the command is done.
-    ///
-    /// # Errors
-    /// What became of it, if it failed.
-    pub(super) fn wait(&self) -> Result<()> {
+    fn wait(&self) -> Result<()> {
         // SAFETY: a list of one valid event.
         let waited = unsafe { run!(clWaitForEvents(1, &self.0)) };
         // The call says only that something failed; the event says what.
         self.is_done()?;
         waited
     }
+}
 
+impl RawEvent {
     /// When the device finished the command, in nanoseconds of its clock.
     pub(super) fn finished_at(&self) -> Result<u64> {
         let mut time: cl_ulong = 0;

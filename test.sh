@@ -520,7 +520,7 @@ fi
 if command -v g++ >/dev/null; then
     step "AscendC: the subset, and products on it" conformance/emulators/ascend/ascendc/tests/run.sh
     step "Ascend backend on the emulated CANN" on_emulated_cann 9.0 \
-        cargo test --release -j "$JOBS" -p ropeway-backends --lib --test ascend -- ascend
+        cargo test --workspace --release -j "$JOBS" --lib --test ascend -- ascend
     for version in 8.5 9.1; do
         step "device tests on the emulated CANN $version" on_emulated_cann $version "$TARGET/release/ropeway" check --device ascend device
     done

@@ -80,9 +80,7 @@ impl<M: Moment> Retired<M> {
     /// Drops what is over. An owner's drop is foreign code, and a buffer's may come back here, so no lock may be held.
     pub(crate) fn sweep(&self) {
         let mut entries = lock(&self.0);
-        let over: Vec<Entry<M>> = entries
-            .extract_if(.., |entry| !entry.is_in_use())
-            .collect();
+        let over: Vec<Entry<M>> = entries.extract_if(.., |entry| !entry.is_in_use()).collect();
         drop(entries);
         drop(over);
     }

@@ -343,6 +343,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_shapes_that_are_held_out_can_be_planned() {
+        let definition = Definition::parse(include_str!("tune/held_out.toml")).unwrap();
+        let mut shapes: Vec<_> = definition.workloads.iter().map(|w| &w.tensors).collect();
+        shapes.dedup();
+        assert_eq!(shapes.len(), 19);
+        for workload in &definition.workloads {
+            assert!(workload.op("F32").is_ok(), "{}", workload.name);
+        }
+    }
+
+    #[test]
     fn what_comes_with_the_program_can_be_read_and_checked() {
         let mut names = std::collections::BTreeSet::new();
         for (file, text) in BUILT_IN.into_iter().chain([("model_layers", MODEL_LAYERS)]) {

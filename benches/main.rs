@@ -10,6 +10,8 @@ mod measure;
 mod roofline;
 mod spirv;
 mod tune;
+#[cfg(test)]
+mod wrapped;
 
 use std::process::ExitCode;
 

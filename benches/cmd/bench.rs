@@ -136,6 +136,15 @@ struct Beside {
     times_tuned: f64,
 }
 
+/// What the rows of a run are measured with and beside.
+struct Sides<'a> {
+    session: &'a Session,
+    /// Of the same device, with no tuned table.
+    untuned: &'a Session,
+    roofline: Roofline,
+    clblast: Option<Clblast>,
+}
+
 impl Bench {
     /// Measures and reports.
     ///
@@ -170,8 +179,9 @@ impl Bench {
                 "a device that computes",
             ));
         }
-        let session = Session::new(device)?;
-        let report = self.measure(&session, opened, &workloads)?;
+        let session = Session::new(Arc::clone(&device))?;
+        let untuned = Session::with_tuned(device, Box::new(()))?;
+        let report = self.measure(&session, &untuned, opened, &workloads)?;
         if let Some(directory) = &self.record {
             record(&report, session.device().info(), directory)?;
         }
@@ -246,6 +256,7 @@ impl Bench {
     fn measure(
         &self,
         session: &Session,
+        untuned: &Session,
         opened: Duration,
         workloads: &[Workload],
     ) -> Result<Report> {
@@ -265,18 +276,17 @@ impl Bench {
             }
             (_, None) => {}
         }
+        let sides = Sides {
+            session,
+            untuned,
+            roofline,
+            clblast,
+        };
         let mut rows = Vec::new();
         for workload in workloads {
             let mut first = None;
             for dtype in &workload.dtypes {
-                let measured = self.row(
-                    session,
-                    &roofline,
-                    clblast.as_ref(),
-                    workload,
-                    dtype,
-                    &mut first,
-                );
+                let measured = self.row(&sides, workload, dtype, &mut first);
                 let result = match measured {
                     Ok(measured) => RowResult::Measured(Box::new(measured)),
                     Err(error)
@@ -309,7 +319,7 @@ impl Bench {
             compute_units: info.compute_units,
             opened: opened.as_secs_f64(),
             roofline,
-            clblast: clblast.map(|library| library.name().to_owned()),
+            clblast: sides.clblast.map(|library| library.name().to_owned()),
             clblast_parameters: parameters.map(|path| path.display().to_string()),
             rows,
         })
@@ -317,13 +327,17 @@ impl Bench {
 
     fn row(
         &self,
-        session: &Session,
-        roofline: &Roofline,
-        clblast: Option<&Clblast>,
+        sides: &Sides<'_>,
         workload: &Workload,
         dtype: &str,
         first: &mut Option<f64>,
     ) -> Result<Measured> {
+        let Sides {
+            session,
+            untuned,
+            roofline,
+            clblast,
+        } = sides;
         let (request, op) = workload.request(dtype)?;
         let options = self.options(workload, &*op)?;
         let begin = Instant::now();
@@ -344,12 +358,11 @@ impl Bench {
         let first_call = planned + begin.elapsed();
         let budget = Duration::from_secs_f64(self.seconds);
         let mut run = |run: usize| bound[run % bound.len()].enqueue(&**queue);
-        let untuned = Session::with_tuned(Arc::clone(session.device()), Box::new(()))?;
         let plain = untuned.plan_with(&*op, &options)?;
         let (timing, default) = match modules(&plain) == modules(&executable) {
             true => (measure(queue, budget, run)?, None),
             false => {
-                let bound = bind(&untuned, &*op, &request, &options, &plain, workload.cold)?;
+                let bound = bind(untuned, &*op, &request, &options, &plain, workload.cold)?;
                 let other = |run: usize| bound[run % bound.len()].enqueue(&**queue);
                 let (timing, default, times_tuned) =
                     measure_in_turn(queue, budget, &mut run, other)?;
@@ -371,7 +384,9 @@ impl Bench {
             Limit::Read => gbs / roofline.read_gbs,
             Limit::Copy => gbs / roofline.copy_gbs,
         };
-        let against = clblast.and_then(|clblast| clblast.gemm(&*op, &request, budget).transpose());
+        let against = clblast
+            .as_ref()
+            .and_then(|clblast| clblast.gemm(&*op, &request, budget).transpose());
         Ok(Measured {
             plan: modules(&bound[0].executable),
             first_call: first_call.as_secs_f64(),

@@ -103,7 +103,7 @@ impl Search<'_> {
     ) -> Result<()> {
         let proven = self.proven(target, found, winners, promising)?;
         let points: Vec<Point> = proven.iter().map(|(point, _)| point.clone()).collect();
-        let rounds = self.rounds(target, &points, 0..ROUNDS, found)?;
+        let rounds = self.own_rounds(target, &points, 0..ROUNDS, found)?;
         let Some(default) = rounds.first().and_then(Option::as_ref) else {
             return Ok(());
         };
@@ -133,7 +133,7 @@ impl Search<'_> {
             return Ok(());
         }
         let two = [points[0].clone(), challenger.point.clone()];
-        let rounds = self.rounds(target, &two, ROUNDS..2 * ROUNDS, found)?;
+        let rounds = self.own_rounds(target, &two, ROUNDS..2 * ROUNDS, found)?;
         let [default, times] = &rounds[..] else {
             return Ok(());
         };
@@ -165,29 +165,27 @@ impl Search<'_> {
     ) -> Result<bool> {
         let places = target.elsewhere()?;
         for (place, there) in places.iter().enumerate() {
-            let mut times = [Vec::new(), Vec::new()];
             self.progress.elsewhere(target, place + 1, places.len());
-            for round in 0..FEW_ROUNDS {
-                for turn in 0..2 {
-                    let number = (turn + round as usize) % 2;
-                    let stage = Stage::Elsewhere { place, round };
-                    match self.measure(target, &two[number], stage, None)? {
-                        Outcome::Measured(measurement) => times[number].push(measurement.seconds()),
-                        // It cannot be run there, which is no fault: it serves its own shape.
-                        Outcome::Refused(_) => return Ok(false),
-                        fault => {
-                            found.fails(&two[number], fault.at(there));
-                            if number == 1 {
-                                found.winner = None;
-                            }
-                            return Ok(false);
-                        }
+            let stages = (0..FEW_ROUNDS).map(|round| Stage::Elsewhere { place, round });
+            let rounds = self.rounds(target, two, stages)?;
+            match &rounds[..] {
+                [Ok(default), Ok(winner)] => {
+                    let [default, winner] = [default, winner].map(|t| Summary::of(t).seconds);
+                    if winner > AS_GOOD * default {
+                        return Ok(false);
                     }
                 }
-            }
-            let [default, winner] = times.map(|times| Summary::of(&times).seconds);
-            if winner > AS_GOOD * default {
-                return Ok(false);
+                [_, Err(fault)] if fault.is_fault() => {
+                    found.fails(&two[1], fault.clone().at(there));
+                    found.winner = None;
+                    return Ok(false);
+                }
+                [Err(fault), _] if fault.is_fault() => {
+                    found.fails(&two[0], fault.clone().at(there));
+                    return Ok(false);
+                }
+                // It cannot be run there, which is no fault: it serves its own shape.
+                _ => return Ok(false),
             }
         }
         Ok(!places.is_empty())
@@ -240,34 +238,168 @@ impl Search<'_> {
         Ok(proven)
     }
 
-    /// The times of some points by round; `None` for one that failed in a round, which is then its outcome.
+    /// The times of some points in rounds, in which each begins in its turn; the outcome of one that failed in a round, which is left out
+    /// of those after it.
     fn rounds(
+        &mut self,
+        target: &Target,
+        points: &[Point],
+        stages: impl Iterator<Item = Stage>,
+    ) -> Result<Vec<std::result::Result<Vec<f64>, Outcome>>> {
+        let mut times = vec![Ok(Vec::new()); points.len()];
+        for (round, stage) in stages.enumerate() {
+            for turn in 0..points.len() {
+                let number = (turn + round) % points.len();
+                let Ok(known) = &mut times[number] else {
+                    continue;
+                };
+                match self.measure(target, &points[number], stage, None)? {
+                    Outcome::Measured(measurement) => known.push(measurement.seconds()),
+                    fault => times[number] = Err(fault),
+                }
+            }
+        }
+        Ok(times)
+    }
+
+    /// As [`Search::rounds`], at the target's own shape: what failed is the point's outcome from then on.
+    fn own_rounds(
         &mut self,
         target: &Target,
         points: &[Point],
         rounds: Range<u32>,
         found: &mut Found,
     ) -> Result<Vec<Option<Vec<f64>>>> {
-        let mut times: Vec<Option<Vec<f64>>> = vec![Some(Vec::new()); points.len()];
-        for round in rounds.clone() {
-            self.progress
-                .round(target, points.len(), round - rounds.start + 1, ROUNDS);
-            for turn in 0..points.len() {
-                // Each begins a round in its turn.
-                let number = (turn + round as usize) % points.len();
-                let Some(known) = &mut times[number] else {
-                    continue;
-                };
-                let point = &points[number];
-                match self.measure(target, point, Stage::Round(round), None)? {
-                    Outcome::Measured(measurement) => known.push(measurement.seconds()),
-                    fault => {
-                        found.fails(point, fault);
-                        times[number] = None;
-                    }
-                }
+        self.progress.rounds(target, points.len(), rounds.len());
+        let times = self.rounds(target, points, rounds.map(Stage::Round))?;
+        let kept = points.iter().zip(times).map(|(point, times)| match times {
+            Ok(times) => Some(times),
+            Err(fault) => {
+                found.fails(point, fault);
+                None
             }
+        });
+        Ok(kept.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::journal::Journal;
+    use super::super::report::Progress;
+    use super::super::search::Settings;
+    use super::super::simulate::Recording;
+    use super::super::strategy::Choice;
+    use super::super::{Measurement, Measurer};
+    use super::*;
+
+    fn took(seconds: f64) -> Outcome {
+        Outcome::Measured(Measurement {
+            samples: vec![seconds; 5],
+            runs: 1,
+            reference: vec![1e-3; 5],
+            error_over_bound: 0.5,
+            stopped: false,
+        })
+    }
+
+    /// A device on which one configuration takes a fifth less than the default, and elsewhere what `elsewhere` says of a place and of who runs
+    /// there: the default, or it.
+    struct Fake<F> {
+        default: Point,
+        elsewhere: F,
+    }
+
+    impl<F: Fn(usize, bool) -> Outcome> Measurer for Fake<F> {
+        fn measure(
+            &mut self,
+            _: &Target,
+            point: &Point,
+            stage: Stage,
+            _: Option<&Beside>,
+        ) -> Result<Outcome> {
+            let is_default = *point == self.default;
+            Ok(match stage {
+                Stage::Proof => Outcome::Proven(0.5),
+                Stage::Elsewhere { place, .. } => (self.elsewhere)(place, is_default),
+                _ => took(if is_default { 1e-3 } else { 0.8e-3 }),
+            })
         }
-        Ok(times)
+    }
+
+    fn tuned(along: bool, elsewhere: impl Fn(usize, bool) -> Outcome) -> Found {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tune/recordings/gemm_pocl.journal");
+        let recording = Recording::read(&path).unwrap();
+        let mut described = recording.targets[0].clone();
+        let space = &mut described.space;
+        let default = space.points[space.default].clone();
+        let other = space.points.iter().find(|point| **point != default);
+        space.points = vec![default.clone(), other.unwrap().clone()];
+        space.default = 0;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let mut journal = Journal::open(&path, recording.header, false).unwrap();
+        let settings = Settings {
+            strategy: Choice::Exhaustive,
+            seed: 1,
+            evaluations: None,
+            budget: None,
+            passes: 1,
+            along,
+            simulated: true,
+        };
+        let mut fake = Fake { default, elsewhere };
+        let progress = Progress::new(true);
+        let mut search = Search::new(&settings, &mut fake, &mut journal, &progress);
+        search.tune(&described, 1).unwrap()
+    }
+
+    fn along(found: &Found) -> Vec<String> {
+        let entry = found.entry.as_ref().expect("published");
+        assert_eq!(entry.fault(), None);
+        assert!(!entry.keeps_default());
+        entry.measured.as_ref().unwrap().along.clone()
+    }
+
+    #[test]
+    fn a_winner_serves_other_rows_if_it_is_asked_for_and_it_loses_at_none() {
+        let gains = |_: usize, is_default: bool| took(if is_default { 1e-3 } else { 0.9e-3 });
+        assert_eq!(along(&tuned(true, gains)), ["m"]);
+        assert_eq!(along(&tuned(false, gains)), [""; 0]);
+        let loses_once = |place: usize, is_default: bool| {
+            let slow = place == 5 && !is_default;
+            took(if slow { 1.03e-3 } else { 1e-3 })
+        };
+        assert_eq!(along(&tuned(true, loses_once)), [""; 0]);
+        let refused_once = |place: usize, _: bool| match place {
+            7 => Outcome::Refused("planted".into()),
+            _ => took(1e-3),
+        };
+        assert_eq!(along(&tuned(true, refused_once)), [""; 0]);
+    }
+
+    #[test]
+    fn a_fault_elsewhere_is_named_with_its_place_and_costs_who_has_it() {
+        let crashes = |who: bool| {
+            move |place: usize, is_default: bool| match place == 2 && is_default == who {
+                true => Outcome::Crashed("planted".into()),
+                false => took(1e-3),
+            }
+        };
+        let fault = |found: &Found, number: usize| match &found.evaluations[number].outcome {
+            Outcome::Crashed(said) => said.clone(),
+            other => panic!("{other:?}"),
+        };
+        let of_winner = tuned(true, crashes(false));
+        assert!(of_winner.winner.is_none());
+        assert!(of_winner.entry.unwrap().keeps_default());
+        let said = fault(&tuned(true, crashes(false)), 1);
+        assert!(said.contains("a T ") && said.contains("planted"), "{said}");
+        // The default's is the default's: the winner is right and faster at its own shape.
+        let of_default = tuned(true, crashes(true));
+        assert_eq!(along(&of_default), [""; 0]);
+        assert!(fault(&of_default, 0).contains("planted"));
     }
 }

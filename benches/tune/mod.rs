@@ -177,6 +177,14 @@ impl Measurement {
 }
 
 impl Outcome {
+    /// Whether it is a fault of a kernel or a driver.
+    pub fn is_fault(&self) -> bool {
+        matches!(
+            self,
+            Outcome::Wrong(_) | Outcome::Crashed(_) | Outcome::TimedOut(_)
+        )
+    }
+
     /// A fault, with the workload at which it was met.
     pub fn at(self, workload: &Target) -> Outcome {
         let tensors = workload.workload.tensors.iter();

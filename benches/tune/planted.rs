@@ -1,23 +1,17 @@
 //! Planted faults: a driver that hangs, crashes or miscompiles at certain configurations, in the worker of the test program only.
 
-// `Device` declares unsafe functions, which a device that wraps another has to forward.
+// A handler at the exit can be had of the C library alone.
 #![allow(unsafe_code)]
 
-use std::any::Any;
-use std::ffi::c_void;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ropeway::Registry;
-use ropeway_core::device::{
-    Device, Driver, Graph, Module, OpenOptions, PinnedBuffer, Queue, QueueKind, Unavailable,
-};
-use ropeway_core::info::{DeviceInfo, MemoryUse};
-use ropeway_core::kernel::{Config, Source};
-use ropeway_core::memory::{Buffer, DeviceId};
-use ropeway_core::plan::BoundPlan;
+use ropeway_core::device::{Device, Driver, OpenOptions, Unavailable};
+use ropeway_core::info::DeviceInfo;
+use ropeway_core::kernel::Config;
 use ropeway_core::{Error, ErrorKind, Result};
 
 use super::child::{Children, Launcher};
@@ -28,6 +22,7 @@ use super::space::Space;
 use super::strategy::Choice;
 use super::worker::{Answer, Question};
 use super::{Measurement, Measurer, Outcome, Point, Stage, Target, form, worker};
+use crate::wrapped::Wrapped;
 
 /// The configurations of `gemm_packed` that are planted: its KC, and what each MR then does.
 const KC: i64 = 192;
@@ -83,6 +78,36 @@ extern "C" fn never_return() {
     std::thread::sleep(Duration::from_secs(3600));
 }
 
+impl Fault {
+    fn compiles(self, config: &mut Config) {
+        match self {
+            Fault::Hangs => {
+                // SAFETY: the handler is a function that lives as long as the program.
+                unsafe { atexit(never_return) };
+                start_compiler();
+                never_return();
+            }
+            Fault::Crashes => {
+                start_compiler();
+                std::process::abort();
+            }
+            Fault::Configurations if config.get("KC") == Some(KC) => match config.get("MR") {
+                Some(HANGS) => std::thread::sleep(Duration::from_secs(3600)),
+                Some(CRASHES) => {
+                    eprintln!("the driver's last words");
+                    std::process::abort();
+                }
+                // Tiles of fewer rows than the launch is made for: less work, and rows that are never written.
+                Some(MISCOMPILED) => {
+                    config.set("MR", 8);
+                }
+                _ => {}
+            },
+            Fault::Configurations | Fault::Allocates(_) => {}
+        }
+    }
+}
+
 struct PlantedDriver;
 
 impl Driver for PlantedDriver {
@@ -100,104 +125,21 @@ impl Driver for PlantedDriver {
             Fault::Configurations => "opencl",
             _ => "cpu",
         };
-        Ok(Arc::new(Planted {
+        let compiled = Arc::new(AtomicBool::new(false));
+        let seen = compiled.clone();
+        Ok(Arc::new(Wrapped {
             device: Registry::default().open(device)?,
-            fault,
-            compiled: AtomicBool::new(false),
+            compiling: Box::new(move |config| {
+                seen.store(true, Ordering::Relaxed);
+                fault.compiles(config);
+            }),
+            allocating: Box::new(move || match fault {
+                Fault::Allocates(kind) if compiled.load(Ordering::Relaxed) => {
+                    Err(Error::new(kind, "planted"))
+                }
+                _ => Ok(()),
+            }),
         }))
-    }
-}
-
-struct Planted {
-    device: Arc<dyn Device>,
-    fault: Fault,
-    compiled: AtomicBool,
-}
-
-impl Device for Planted {
-    fn id(&self) -> DeviceId {
-        self.device.id()
-    }
-
-    fn info(&self) -> &DeviceInfo {
-        self.device.info()
-    }
-
-    fn memory(&self) -> Result<MemoryUse> {
-        self.device.memory()
-    }
-
-    fn alloc(&self, bytes: u64) -> Result<Buffer> {
-        match self.fault {
-            Fault::Allocates(kind) if self.compiled.load(Ordering::Relaxed) => {
-                Err(Error::new(kind, "planted"))
-            }
-            _ => self.device.alloc(bytes),
-        }
-    }
-
-    fn alloc_pinned(&self, bytes: u64) -> Result<PinnedBuffer> {
-        self.device.alloc_pinned(bytes)
-    }
-
-    fn create_queue(&self, kind: QueueKind) -> Result<Arc<dyn Queue>> {
-        self.device.create_queue(kind)
-    }
-
-    fn compile(&self, source: &'static Source, config: &Config) -> Result<Arc<dyn Module>> {
-        let mut config = config.clone();
-        self.compiled.store(true, Ordering::Relaxed);
-        match self.fault {
-            Fault::Hangs => {
-                // SAFETY: the handler is a function that lives as long as the program.
-                unsafe { atexit(never_return) };
-                start_compiler();
-                never_return();
-            }
-            Fault::Crashes => {
-                start_compiler();
-                std::process::abort();
-            }
-            Fault::Configurations | Fault::Allocates(_) => {}
-        }
-        if config.get("KC") == Some(KC) {
-            match config.get("MR") {
-                Some(HANGS) => std::thread::sleep(Duration::from_secs(3600)),
-                Some(CRASHES) => {
-                    eprintln!("the driver's last words");
-                    std::process::abort();
-                }
-                // Tiles of fewer rows than the launch is made for: less work, and rows that are never written.
-                Some(MISCOMPILED) => {
-                    config.set("MR", 8);
-                }
-                _ => {}
-            }
-        }
-        self.device.compile(source, &config)
-    }
-
-    unsafe fn import_memory(
-        &self,
-        handle: *mut c_void,
-        bytes: u64,
-        owner: Option<Arc<dyn Any + Send + Sync>>,
-    ) -> Result<Buffer> {
-        // SAFETY: the caller's promise is the same.
-        unsafe { self.device.import_memory(handle, bytes, owner) }
-    }
-
-    unsafe fn import_queue(
-        &self,
-        handle: *mut c_void,
-        owner: Option<Arc<dyn Any + Send + Sync>>,
-    ) -> Result<Arc<dyn Queue>> {
-        // SAFETY: the caller's promise is the same.
-        unsafe { self.device.import_queue(handle, owner) }
-    }
-
-    fn instantiate(&self, plans: Vec<BoundPlan>) -> Result<Arc<dyn Graph>> {
-        self.device.instantiate(plans)
     }
 }
 

@@ -50,12 +50,7 @@ impl Report {
     /// Whether some configuration was wrong, crashed or hung.
     pub fn has_faults(&self) -> bool {
         let mut outcomes = self.targets.iter().flat_map(|found| &found.evaluations);
-        outcomes.any(|evaluation| {
-            matches!(
-                evaluation.outcome,
-                Outcome::Wrong(_) | Outcome::Crashed(_) | Outcome::TimedOut(_)
-            )
-        })
+        outcomes.any(|evaluation| evaluation.outcome.is_fault())
     }
 
     /// The share of the roofline that a time is.
@@ -136,7 +131,10 @@ impl Report {
             gain,
             time.and_then(|time| self.share(found, time.seconds))
                 .map_or(String::new(), |share| format!("{:.1} %", 100.0 * share)),
-            found.evaluations.len().to_string(),
+            match found.out_of_time {
+                true => format!("{}, out of time", found.evaluations.len()),
+                false => found.evaluations.len().to_string(),
+            },
             found.points.to_string(),
             ratio.map_or(String::new(), |m| format!("{:.3}", m.error_over_bound)),
             what,
@@ -289,17 +287,12 @@ impl Progress {
         }
     }
 
-    /// A round of so many points begins.
-    pub fn round(&self, target: &Target, points: usize, round: u32, rounds: u32) {
+    /// Rounds of so many points begin.
+    pub fn rounds(&self, target: &Target, points: usize, rounds: usize) {
+        let text = format!("{points} in turn, {rounds} rounds");
         match &self.bar {
-            Some(bar) => bar.set_message(format!("{points} in turn, round {round} of {rounds}")),
-            None if round == 1 => {
-                self.line(format_args!(
-                    "{}: {points} in turn, {rounds} rounds",
-                    target.name()
-                ));
-            }
-            None => {}
+            Some(bar) => bar.set_message(text),
+            None => self.line(format_args!("{}: {text}", target.name())),
         }
     }
 

@@ -6,7 +6,7 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | `form.rs` | the sizes of a workload by name, and the problems of a shape's edges |
+//! | `form.rs`, `form/edges.rs` | the sizes of a workload by name, and the problems of a shape's edges |
 //! | `space.rs` | the valid configurations of every candidate kernel on a device |
 //! | `strategy.rs`, `strategy/guided.rs` | which configuration to try next |
 //! | `worker.rs`, `child.rs` | one configuration compiled, checked and timed, in a process that may hang or crash |

@@ -22,6 +22,9 @@ use ropeway_core::op::OpKind;
 
 pub use tuned::TUNED;
 
+/// What the vector kernels in AscendC stand on.
+pub(crate) const LINES: (&str, &str) = ("lines.asc", include_str!("lines.asc"));
+
 /// Every op that Ropeway ships, in the order of reports.
 pub fn ops() -> Vec<&'static dyn OpKind> {
     [gemm::OPS, attention::OPS, moe::OPS, layer::OPS].concat()

@@ -5,8 +5,8 @@ set -eu
 folder=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-for test in ${*:-check gemm}; do
-    g++ -std=c++17 -O1 -Wall -Wextra -DASCENDC_FOLDER="\"$folder\"" -DGEMM_CUBE="\"$folder/../../../../kernels/gemm/gemm_cube.asc\"" \
+for test in ${*:-check lines gemm}; do
+    g++ -std=c++17 -O1 -Wall -Wextra -DASCENDC_FOLDER="\"$folder\"" -DGEMM_CUBE="\"$folder/../../../../kernels/gemm/gemm_cube.asc\"" -DLINES="\"$folder/../../../../kernels/lines.asc\"" \
         "$folder/tests/$test.cpp" -ldl -o "$work/$test"
     ROPEWAY_TEST_FOLDER=$work "$work/$test"
 done

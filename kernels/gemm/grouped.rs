@@ -7,12 +7,16 @@ use ropeway_core::Result;
 use ropeway_core::dtype::DType;
 use ropeway_core::info::{DeviceInfo, DeviceKind};
 use ropeway_core::kernel::{Config, Kernel, Language};
+use ropeway_core::memory::TensorDesc;
 use ropeway_core::op::{PlanRequest, TuneKey};
 use ropeway_core::plan::{Arg, Determinism, Expr, Launch, Plan, Symbol};
 
 use super::manifest::{
-    GROUPED_MMA, GROUPED_MMA_SMALL, GROUPED_NATIVE, GROUPED_PACKED, GROUPED_SUBGROUP, GROUPED_TILED,
+    GROUPED_CUBE, GROUPED_MMA, GROUPED_MMA_SMALL, GROUPED_NATIVE, GROUPED_PACKED, GROUPED_SUBGROUP,
+    GROUPED_TILED,
 };
+use super::plan::ascend;
+pub(crate) use super::plan::ascend::Way;
 use super::plan::{
     activation_code, available, b_panels, b_rule, blocks, cuda, f32_bytes, mma, module, plain_rule,
     subgroup, supported_dtypes, tile_of, workspace,
@@ -52,6 +56,10 @@ pub(crate) struct GroupedProduct {
     pub(crate) activation: Activation,
     /// Of a, b and d.
     pub(crate) dtypes: [DType; 3],
+    /// How an Ascend NPU's cube cores get a and b.
+    pub(crate) ways: [Way; 2],
+    /// Whether d's columns lie side by side.
+    pub(crate) d_is_dense: bool,
 }
 
 /// The kernels for grouped products of these dtypes and this k, best first.
@@ -62,6 +70,9 @@ pub(crate) fn candidates(
 ) -> Result<Vec<&'static Kernel>> {
     let [a, b, d] = dtypes;
     supported_dtypes(a, b, d)?;
+    if info.languages.contains(&Language::AscendC) {
+        return ascend::grouped_candidates(b, info);
+    }
     if info.languages.contains(&Language::CudaC) {
         return available(&cuda::grouped_candidates(dtypes), info);
     }
@@ -117,6 +128,9 @@ pub(crate) fn append(
     if kernel.name == GROUPED_SUBGROUP.name {
         subgroup::append_grouped(plan, config, info, product);
         return Ok(());
+    }
+    if kernel.name == GROUPED_CUBE.name {
+        return ascend::append_grouped(plan, config, info, product);
     }
     if kernel.name == GROUPED_NATIVE.name {
         append_native(plan, config, product);
@@ -284,7 +298,35 @@ fn strides(operand: usize, first: usize) -> [Expr; 3] {
     })
 }
 
+fn ways(a: &TensorDesc, b: &TensorDesc) -> [Way; 2] {
+    [
+        ascend::grouped_way(a, b.dtype),
+        ascend::grouped_way(b, a.dtype),
+    ]
+}
+
+/// Whether the last axis lies side by side.
+fn is_dense(desc: &TensorDesc) -> bool {
+    let last = desc.layout.rank() - 1;
+    desc.shape()[last] <= 1 || desc.layout.strides()[last] == 1
+}
+
 impl GroupedProduct {
+    /// Requires of what is bound to an operand's last axis what a kernel for cube cores takes for granted.
+    fn require_units(&self, kernel: &Kernel, plan: &mut Plan) {
+        if kernel.name != GROUPED_CUBE.name {
+            return;
+        }
+        let [a, b] = self.ways.map(|way| way == Way::Along);
+        for (operand, _) in [(A, a), (B, b), (D, self.d_is_dense)]
+            .into_iter()
+            .filter(|(_, required)| *required)
+        {
+            let last = plan.operands[operand].strides.len() - 1;
+            ascend::require_unit(plan, operand, last);
+        }
+    }
+
     fn of_offsets(op: &GroupedGemm) -> GroupedProduct {
         GroupedProduct {
             a: Arg::operand(A),
@@ -302,6 +344,8 @@ impl GroupedProduct {
             k: op.k(),
             activation: op.activation,
             dtypes: [op.a.dtype, op.b_dtype(), op.d.dtype],
+            ways: ways(&op.a, &op.b),
+            d_is_dense: is_dense(&op.d),
         }
     }
 
@@ -323,6 +367,8 @@ impl GroupedProduct {
             k: op.k(),
             activation: op.activation,
             dtypes: [op.a.dtype, op.b_dtype(), op.d.dtype],
+            ways: ways(&op.a, &op.b),
+            d_is_dense: is_dense(&op.d),
         }
     }
 }
@@ -348,6 +394,7 @@ pub(super) fn grouped_gemm(op: &GroupedGemm, request: &PlanRequest<'_>) -> Resul
         plain_rule("expert_offsets", &op.expert_offsets, false, None),
         plain_rule("d", &op.d, true, Some(0)),
     ];
+    product.require_units(kernel, &mut plan);
     append(&mut plan, kernel, &config, request.info, &product)?;
     Ok(plan)
 }
@@ -372,6 +419,7 @@ pub(super) fn grouped_gemm_masked(
         plain_rule("counts", &op.counts, false, None),
         plain_rule("d", &op.d, true, None),
     ];
+    product.require_units(kernel, &mut plan);
     append(&mut plan, kernel, &config, request.info, &product)?;
     Ok(plan)
 }

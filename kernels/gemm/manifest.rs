@@ -5,8 +5,10 @@ use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, T
 
 use super::{native, spirv};
 
+mod ascend;
 mod cuda;
 
+pub(super) use ascend::{CUBE, CUBE_LINES, GROUPED_CUBE};
 pub(super) use cuda::{GROUPED_MMA, GROUPED_MMA_SMALL, MMA, MMA_SMALL, SIMT, mma_threads, stages};
 
 /// The kernels of this folder.
@@ -27,6 +29,9 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &GROUPED_TILED,
     &GROUPED_MMA,
     &GROUPED_MMA_SMALL,
+    &CUBE,
+    &GROUPED_CUBE,
+    &CUBE_LINES,
 ];
 
 const ELEMENTS: (&str, &str) = ("elements.cl", include_str!("elements.cl"));

@@ -16,10 +16,11 @@ use ropeway_core::plan::{
 use ropeway_core::{Error, Result};
 
 use super::manifest::{
-    GEMV, GEMV_LANES, MATRIX, MMA, MMA_SMALL, NATIVE, PACKED, SIMT, SUBGROUP, TILED,
+    CUBE, GEMV, GEMV_LANES, MATRIX, MMA, MMA_SMALL, NATIVE, PACKED, SIMT, SUBGROUP, TILED,
 };
 use super::{Activation, Gemm};
 
+pub(super) mod ascend;
 pub(super) mod blocks;
 pub(super) mod cuda;
 mod lanes;
@@ -52,6 +53,9 @@ pub(super) use super::grouped::{
 
 pub(super) fn gemm_candidates(op: &Gemm, info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
     supported_dtypes(op.a.dtype, op.b_dtype(), op.d.dtype)?;
+    if info.languages.contains(&Language::AscendC) {
+        return ascend::gemm_candidates(&Problem::new(op), info);
+    }
     if info.languages.contains(&Language::CudaC) {
         return available(&cuda::gemm_candidates(&Problem::new(op), info), info);
     }
@@ -196,6 +200,7 @@ pub(super) fn gemm(op: &Gemm, request: &PlanRequest<'_>) -> Result<Plan> {
         name if name == MMA.name || name == MMA_SMALL.name => {
             mma::gemm(&problem, kernel, &config, request.info, &mut plan)?;
         }
+        name if name == CUBE.name => ascend::gemm(&problem, &config, request.info, &mut plan)?,
         name if name == MATRIX.name => matrix::gemm(&problem, &config, request.info, &mut plan)?,
         name if name == GEMV_LANES.name => lanes::gemv(&problem, &config, request.info, &mut plan),
         _ => packed(&problem, &config, prepared, request.info, &mut plan)?,

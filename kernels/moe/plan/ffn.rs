@@ -466,6 +466,9 @@ fn append_steps(
         k,
         activation,
         dtypes: [dtype; 3],
+        // Rows are dense: need_dense_rows.
+        ways: [grouped::Way::Along; 2],
+        d_is_dense: true,
     };
     // What the caller forces is this op's kernel, not that of its products.
     let products = PlanRequest {

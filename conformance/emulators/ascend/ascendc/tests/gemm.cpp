@@ -1,9 +1,16 @@
-// The GEMM kernel (kernels/gemm/gemm_cube.asc) on the model: against a plain product, at sizes that fill tiles and that do not, and with each flag dropped.
+// The products of kernels/gemm/gemm_cube.asc on the model: against a plain product, at sizes that fill tiles and that do not, and with each flag dropped.
 #include "host.h"
 
 struct Size {
   uint32_t m, n, k, batches = 1, pad = 0;  // pad: elements between the lines of each matrix
 };
+
+// The kernel as it is compiled: after what it stands on.
+static std::string product_source() {
+  std::string path = std::string(std::getenv("ROPEWAY_TEST_FOLDER")) + "/gemm.asc";
+  std::ofstream(path) << contents(KERNELS "/lines.asc") << contents(KERNELS "/gemm/routing.asc") << contents(KERNELS "/gemm/gemm_cube.asc");
+  return path;
+}
 
 // Whole numbers sum exactly, so that d must agree to the last bit after its one rounding.
 template <class T, class Sum, class Out>
@@ -13,7 +20,9 @@ std::string gemm(const Library &library, uint64_t seed, Size s, bool a_across, b
   uint64_t a_batch = (a_across ? s.k : s.m) * a_line, b_batch = (b_across ? s.k : s.n) * b_line, d_batch = s.m * d_line;
   auto a = whole_numbers<T>(a_batch * s.batches, 6), b = whole_numbers<T>(b_batch * s.batches, 7);
   uint64_t da = device.upload(a), db = device.upload(b), dd = device.allocate(d_batch * s.batches * sizeof(Out));
-  int code = library.run(device, "gemm_cube", blocks, seed, da, db, dd, s.m, s.n, s.k, s.batches, a_line, b_line, d_line, a_batch, b_batch, d_batch);
+  const uint64_t none = 0;
+  int code = library.run(device, "gemm_cube", blocks, seed, da, none, db, none, dd, none, s.m, s.n, s.k, 1u, s.batches, s.k, a_line, none, a_batch, b_line, none, b_batch,
+                         d_line, none, d_batch, none);
   if (code) return device.reported.empty() ? "no report" : device.reported;
   auto d = device.download<Out>(dd);
   std::vector<uint8_t> poison(sizeof(Out), 0xff);
@@ -34,7 +43,7 @@ std::string gemm(const Library &library, uint64_t seed, Size s, bool a_across, b
 }
 
 template <class T, class Sum, class Out> void sizes(const std::string &what, const std::string &defines, bool a_across, bool b_across, const std::vector<Size> &all) {
-  Library library(GEMM_CUBE, defines + " -DA_ACROSS=" + std::to_string(a_across) + " -DB_ACROSS=" + std::to_string(b_across));
+  Library library(product_source(), defines + " -DA_ACROSS=" + std::to_string(a_across) + " -DB_ACROSS=" + std::to_string(b_across));
   for (Size s : all)
     for (uint64_t seed = 0; seed < 4; seed++) {
       std::string got = gemm<T, Sum, Out>(library, seed, s, a_across, b_across, 3);
@@ -46,17 +55,17 @@ int main() {
   std::string small = " -DBLOCK_M=32 -DBLOCK_N=48 -DBLOCK_K=16 -DSTEPS=2";
   std::vector<Size> ragged = {{32, 48, 32}, {96, 96, 64}, {1, 1, 1}, {1, 50, 77}, {33, 49, 17}, {65, 97, 100, 2, 3}, {31, 5, 130}};
   for (bool a_across : {false, true})
-    for (bool b_across : {false, true}) sizes<half, float, float>("f16 to f32", "-DA_DTYPE=1 -DD_DTYPE=0" + small, a_across, b_across, ragged);
-  sizes<bfloat16_t, float, bfloat16_t>("bf16", "-DA_DTYPE=2" + small, false, true, ragged);
-  sizes<float, float, float>("f32", "-DA_DTYPE=0" + small, false, false, ragged);
-  sizes<int8_t, int32_t, int32_t>("i8", "-DA_DTYPE=3 -DD_DTYPE=4" + small, false, false, ragged);
-  sizes<half, float, half>("f16, default tiles", "-DA_DTYPE=1", false, true, {{128, 256, 64}, {256, 256, 512}, {300, 270, 333}, {1, 513, 1030}});
+    for (bool b_across : {false, true}) sizes<half, float, float>("f16 to f32", "-DCUBE_DTYPE=1 -DOUT_DTYPE=0" + small, a_across, b_across, ragged);
+  sizes<bfloat16_t, float, bfloat16_t>("bf16", "-DCUBE_DTYPE=2 -DOUT_DTYPE=2" + small, false, true, ragged);
+  sizes<float, float, float>("f32", "-DCUBE_DTYPE=0" + small, false, false, ragged);
+  sizes<int8_t, int32_t, int32_t>("i8", "-DCUBE_DTYPE=3 -DOUT_DTYPE=4" + small, false, false, ragged);
+  sizes<half, float, half>("f16, default tiles", "-DCUBE_DTYPE=1 -DOUT_DTYPE=1", false, true, {{128, 256, 64}, {256, 256, 512}, {300, 270, 333}, {1, 513, 1030}});
   // Lines longer than the copy's parameter holds.
-  sizes<half, float, float>("f16, long lines", "-DA_DTYPE=1 -DD_DTYPE=0" + small, false, false, {{33, 5, 40, 1, 70000}});
+  sizes<half, float, float>("f16, long lines", "-DCUBE_DTYPE=1 -DOUT_DTYPE=0" + small, false, false, {{33, 5, 40, 1, 70000}});
 
   // With two blocks and several tiles, stages and steps, each flag and barrier has work to do.
-  Library library(GEMM_CUBE, "-DA_DTYPE=1 -DD_DTYPE=0" + small);
-  std::vector<int> lines = library.synchronising("void gemm_cube", "");
+  Library library(product_source(), "-DCUBE_DTYPE=1 -DOUT_DTYPE=0" + small);
+  std::vector<int> lines = library.synchronising("class Cube", "");
   CHECK(lines.size() == 23, "%zu lines set, wait or are barriers", lines.size());
   for (int line : lines) {
     Dropped dropped(std::to_string(line));

@@ -40,7 +40,7 @@ template <class From, class To> void all(const std::string &path, int from, int 
 
 int main() {
   std::string path = std::string(std::getenv("ROPEWAY_TEST_FOLDER")) + "/convert.asc";
-  std::ofstream(path) << contents(LINES) << contents(ASCENDC_FOLDER "/tests/convert.asc");
+  std::ofstream(path) << contents(KERNELS "/lines.asc") << contents(ASCENDC_FOLDER "/tests/convert.asc");
   all<float, float>(path, 0, 0);
   all<half, bfloat16_t>(path, 1, 2);
   all<bfloat16_t, half>(path, 2, 1);

@@ -6,7 +6,7 @@ folder=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 for test in ${*:-check lines gemm}; do
-    g++ -std=c++17 -O1 -Wall -Wextra -DASCENDC_FOLDER="\"$folder\"" -DGEMM_CUBE="\"$folder/../../../../kernels/gemm/gemm_cube.asc\"" -DLINES="\"$folder/../../../../kernels/lines.asc\"" \
+    g++ -std=c++17 -O1 -Wall -Wextra -DASCENDC_FOLDER="\"$folder\"" -DKERNELS="\"$folder/../../../../kernels\"" \
         "$folder/tests/$test.cpp" -ldl -o "$work/$test"
     ROPEWAY_TEST_FOLDER=$work "$work/$test"
 done

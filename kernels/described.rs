@@ -84,3 +84,24 @@ pub(crate) fn sm_80() -> DeviceInfo {
 pub(crate) fn sm_70() -> DeviceInfo {
     cuda(&["sm_70"], 96 << 10)
 }
+
+/// A 910B3, as the Ascend backend describes it.
+pub(crate) fn npu() -> DeviceInfo {
+    let plain = gpu(Vec::new());
+    DeviceInfo {
+        backend: "ascend",
+        kind: DeviceKind::Npu,
+        compute_units: 20,
+        subgroup_sizes: Vec::new(),
+        features: vec!["dav-2201".into()],
+        languages: vec![Language::AscendC],
+        limits: Limits {
+            local_memory: 192 << 10,
+            max_group_size: 1,
+            max_group: [1; 3],
+            max_grid: [65_535; 3],
+            ..plain.limits
+        },
+        ..plain
+    }
+}

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::described::gpu;
 use crate::signatures::parse;
 
+mod ascend;
 mod cuda;
 
 const SHAPE: MatrixShape = MatrixShape {

@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use ropeway_backends::cuda::Target;
+use ropeway_conformance::cases::Selection;
 use ropeway_core::{Error, Result};
 
 /// Compile kernels beforehand.
@@ -28,9 +29,9 @@ pub struct Compile {
     /// CUDA, AscendC: the directory for the binaries, which ROPEWAY_BINARIES_DIR names where they are used.
     #[arg(long, value_name = "DIRECTORY")]
     output: Option<PathBuf>,
-    /// CUDA, AscendC: compile what `ropeway check` runs, too.
-    #[arg(long)]
-    cases: bool,
+    /// CUDA, AscendC: compile what `ropeway check` runs, too; with a number what `ropeway check --full --seed 1 --cases N` does.
+    #[arg(long, value_name = "N", require_equals = true)]
+    cases: Option<Option<usize>>,
     /// SPIR-V: folders with a spirv.toml [default: all below the current one]. CUDA, AscendC: files of workloads, besides those of `ropeway bench`.
     paths: Vec<PathBuf>,
 }
@@ -74,7 +75,7 @@ impl Compile {
             Language::Cuda | Language::Ascendc => self.check.then_some("--check"),
             Language::Spirv if !self.arch.is_empty() => Some("--arch"),
             Language::Spirv if self.output.is_some() => Some("--output"),
-            Language::Spirv => self.cases.then_some("--cases"),
+            Language::Spirv => self.cases.map(|_| "--cases"),
         };
         if let Some(option) = other {
             return Err(Error::invalid(
@@ -91,15 +92,18 @@ impl Compile {
                 Architecture::Dav2201 => None,
             })
             .collect();
+        let cases = self
+            .cases
+            .map(|generated| generated.unwrap_or(Selection::GATE_GENERATED));
         let all_cuda = targets.len() == self.arch.len() && !targets.is_empty();
         let all_ascend = targets.is_empty() && !self.arch.is_empty();
         match (self.language, self.output) {
             (Language::Spirv, _) => spirv::run(self.paths, self.check),
             (Language::Cuda, Some(output)) if all_cuda => {
-                cuda::run(&targets, &output, self.cases, &self.paths)
+                cuda::run(&targets, &output, cases, &self.paths)
             }
             (Language::Ascendc, Some(output)) if all_ascend => {
-                ascend::run(&output, self.cases, &self.paths)
+                ascend::run(&output, cases, &self.paths)
             }
             (Language::Cuda, _) => Err(Error::invalid(
                 "--language cuda",

@@ -15,7 +15,7 @@ use crate::cmd::print_line;
 /// # Errors
 /// `Unavailable` without CANN, `Unsupported` without its run-time compiler, `CompileFailed`, `File`, `InvalidArgument` for workloads that
 /// make no sense.
-pub fn run(output: &Path, cases: bool, files: &[PathBuf]) -> Result<ExitCode> {
+pub fn run(output: &Path, cases: Option<usize>, files: &[PathBuf]) -> Result<ExitCode> {
     let workloads = workloads(files)?;
     let into = Cache::open(output)?;
     let devices = described();

@@ -31,7 +31,12 @@ pub(super) type Modules = BTreeMap<(&'static str, Config), ModuleKey>;
 /// # Errors
 /// `Unsupported` without NVRTC, `CompileFailed` (also for a target that NVRTC does not know), `File`, `InvalidArgument` for workloads
 /// that make no sense.
-pub fn run(targets: &[Target], output: &Path, cases: bool, files: &[PathBuf]) -> Result<ExitCode> {
+pub fn run(
+    targets: &[Target],
+    output: &Path,
+    cases: Option<usize>,
+    files: &[PathBuf],
+) -> Result<ExitCode> {
     let workloads = workloads(files)?;
     let into = Cache::open(output)?;
     for target in targets {
@@ -51,19 +56,25 @@ pub fn run(targets: &[Target], output: &Path, cases: bool, files: &[PathBuf]) ->
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the plans of these workloads compile, and with `cases` those of `ropeway check`.
+/// What the plans of these workloads compile, and with `cases` those of `ropeway check` with so many generated cases.
 ///
 /// # Errors
 /// As selecting cases.
 pub(super) fn planned(
     workloads: &[Box<dyn Op>],
-    cases: bool,
+    cases: Option<usize>,
     devices: &[DeviceInfo],
 ) -> Result<Modules> {
     let mut ops = workloads.iter().map(|op| &**op).collect::<Vec<_>>();
     let checked = match cases {
-        true => cases::select(&devices[0], &Selection::default())?,
-        false => Vec::new(),
+        Some(generated) => {
+            let selection = Selection {
+                generated,
+                ..Selection::default()
+            };
+            cases::select(&devices[0], &selection)?
+        }
+        None => Vec::new(),
     };
     let checked: Vec<_> = checked.iter().filter_map(Case::op).collect();
     ops.extend(checked.iter().map(|op| &**op));

@@ -71,7 +71,7 @@ pub(crate) fn candidates(
     let [a, b, d] = dtypes;
     supported_dtypes(a, b, d)?;
     if info.languages.contains(&Language::AscendC) {
-        return ascend::grouped_candidates(b, info);
+        return available(&[&GROUPED_CUBE], info);
     }
     if info.languages.contains(&Language::CudaC) {
         return available(&cuda::grouped_candidates(dtypes), info);

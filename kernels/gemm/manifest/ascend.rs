@@ -103,6 +103,7 @@ pub(in super::super) static CUBE_LINES: Kernel = Kernel {
         code: Code::Text(&[
             LINES,
             ROUTING,
+            ("blocks.asc", include_str!("../blocks.asc")),
             ("gemm_lines.asc", include_str!("../gemm_lines.asc")),
         ]),
         requires: &[],

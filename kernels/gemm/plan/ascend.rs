@@ -4,7 +4,7 @@
 //! the cube core can finish them; else to the workspace, and an epilogue of the vector cores takes them from there.
 
 use ropeway_core::dtype::DType;
-use ropeway_core::error::{Error, Result};
+use ropeway_core::error::Result;
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Config, Kernel, ModuleKey};
 use ropeway_core::memory::TensorDesc;
@@ -14,43 +14,17 @@ use super::super::Activation;
 use super::super::grouped::GroupedProduct;
 use super::super::manifest::{CUBE, CUBE_LINES, GROUPED_CUBE};
 use super::{
-    HAS_BIAS, HAS_C, Problem, Side, activation_code, available, f32_bytes, inner_extents, module,
-    workspace,
+    HAS_BIAS, HAS_C, Problem, Side, activation_code, f32_bytes, inner_extents, module, workspace,
 };
 
 /// Vector cores of a cube core.
 const VECTORS: u64 = 2;
 /// Fewest stages of k in a part: fewer would hardly fill the pipes.
 const LEAST_STAGES: u64 = 2;
+/// Fewest lines of blocks that a vector core unpacks: it writes tables first.
+const LEAST_LINES: u64 = 16;
 /// Most parts of k: each costs a round trip of all sums through memory.
 const MOST_PARTS: u64 = 16;
-
-/// The kernels for a product.
-pub(super) fn gemm_candidates(
-    problem: &Problem<'_>,
-    info: &DeviceInfo,
-) -> Result<Vec<&'static Kernel>> {
-    need_plain_weights(problem.op.b_dtype())?;
-    available(&[&CUBE], info)
-}
-
-/// The kernels for a grouped product.
-pub(in super::super) fn grouped_candidates(
-    b: DType,
-    info: &DeviceInfo,
-) -> Result<Vec<&'static Kernel>> {
-    need_plain_weights(b)?;
-    available(&[&GROUPED_CUBE], info)
-}
-
-fn need_plain_weights(b: DType) -> Result<()> {
-    match DType::GGML_BLOCKS.contains(&b) {
-        true => Err(Error::unsupported(format!(
-            "no kernel in AscendC takes blocks of {b}"
-        ))),
-        false => Ok(()),
-    }
-}
 
 /// The dtype in which cube cores multiply these two. Of two, that which holds both.
 fn cube_dtype(a: DType, b: DType) -> DType {
@@ -110,6 +84,15 @@ struct Source {
     strides: [Expr; 3],
 }
 
+/// Vector cores that pack so many lines of this dtype.
+fn packers(lines: Expr, dtype: DType, cores: u64) -> [Expr; 3] {
+    let each = match DType::GGML_BLOCKS.contains(&dtype) {
+        true => LEAST_LINES,
+        false => 1,
+    };
+    blocks(lines.div_ceil(each), cores)
+}
+
 fn blocks(work: Expr, cores: u64) -> [Expr; 3] {
     [work.min(cores), 1.into(), 1.into()]
 }
@@ -135,6 +118,7 @@ struct Packing<'a> {
     lines: Expr,
     lines_max: u64,
     k: u64,
+    dtype: DType,
     way: Way,
     cube: DType,
     /// The range that packed lines take, if any do.
@@ -178,8 +162,12 @@ impl Packing<'_> {
         ];
         args.extend([self.k, outer_extent, inner_extent].map(|v| Arg::U32(v.into())));
         args.extend([self.line.clone(), self.stride.clone(), outer, inner].map(Arg::U64));
-        plan.launches
-            .push(launch(module, self.entry, blocks(work, cores), args));
+        plan.launches.push(launch(
+            module,
+            self.entry,
+            packers(work, self.dtype, cores),
+            args,
+        ));
         let size = self.lines.clone() * Expr::from(self.k);
         let stride = |own: u64, times: u64| match own {
             1 => Expr::Const(0),
@@ -248,6 +236,7 @@ pub(super) fn gemm(
             lines: problem.m.clone(),
             lines_max: problem.m_max,
             k: problem.k,
+            dtype: a_dtype,
             way: ways[0],
             cube,
             range: 0..0,
@@ -260,6 +249,7 @@ pub(super) fn gemm(
             lines: problem.n.into(),
             lines_max: problem.n,
             k: problem.k,
+            dtype: b_dtype,
             way: ways[1],
             cube,
             range: 0..0,
@@ -442,6 +432,7 @@ pub(in super::super) fn append_grouped(
                     None => product.rows.clone(),
                 },
                 lines_max: product.capacity.unwrap_or(product.rows_max),
+                dtype: a_dtype,
                 way: product.ways[0],
             },
             Grouped {
@@ -451,6 +442,7 @@ pub(in super::super) fn append_grouped(
                 experts: product.experts,
                 lines: product.n.into(),
                 lines_max: product.n,
+                dtype: b_dtype,
                 way: product.ways[1],
             },
         ]
@@ -513,6 +505,7 @@ struct Grouped<'a> {
     experts: u64,
     lines: Expr,
     lines_max: u64,
+    dtype: DType,
     way: Way,
 }
 
@@ -542,8 +535,12 @@ impl Grouped<'_> {
         args.extend([k, self.experts, 1].map(|v| Arg::U32(v.into())));
         args.extend([line, stride, expert, 0.into()].map(Arg::U64));
         let work = self.lines.clone() * Expr::from(self.experts);
-        plan.launches
-            .push(launch(module, self.entry, blocks(work, cores), args));
+        plan.launches.push(launch(
+            module,
+            self.entry,
+            packers(work, self.dtype, cores),
+            args,
+        ));
         Ok(Source {
             arg: workspace(&range, cube, false),
             strides: [self.lines * Expr::from(k), k.into(), 0.into()],

@@ -1,6 +1,6 @@
 //! What Ascend NPUs get.
 
-use ropeway_core::DType::{self, BF16, F16, F32, I8, Q4_0};
+use ropeway_core::DType::{self, BF16, F16, F32, I8};
 use ropeway_core::op::{Op, PlanRequest};
 use ropeway_core::plan::{Plan, StrideRule};
 use serde_json::json;
@@ -85,12 +85,13 @@ fn what_the_copy_out_cannot_do_follows_on_vector_cores() {
 }
 
 #[test]
-fn blocks_of_weights_are_refused_by_name() {
+fn blocks_of_weights_are_unpacked_on_vector_cores() {
     let tensors = [("a", F32, &[4, 64][..]), ("b", DType::U8, &[8, 36][..])];
     let attributes = json!({ "trans_b": true, "b_format": "q4_0" });
     let op = parse(&GemmKind, &tensors, attributes).expect("a sound problem");
-    let error = Op::plan(&*op, &PlanRequest::new(&npu())).expect_err("no kernel");
-    assert!(error.to_string().contains(&Q4_0.to_string()), "{error}");
+    let plan = Op::plan(&*op, &PlanRequest::new(&npu())).expect("a kernel takes it");
+    let entries: Vec<_> = plan.launches.iter().map(|launch| launch.entry).collect();
+    assert_eq!(entries, ["gemm_pack_b", "gemm_cube"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The kernels of this folder, their tunables and what they need.
 //!
-//! Each comes twice: with one wide work-item a group, for CPUs, and with groups of many narrow ones.
+//! Each comes thrice: with one wide work-item a group, for CPUs, with groups of many narrow ones, and with lines in a core's own memory, for NPUs.
 
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Binary, Code, Config, Constraint, Kernel, Language, Source, Tunable};
@@ -8,15 +8,15 @@ use ropeway_core::kernel::{Binary, Code, Config, Constraint, Kernel, Language, S
 use super::{native, spirv};
 
 /// What computes `elementwise`, `unary`, `glu`, `copy`, `get_rows` and `set_rows`.
-pub(super) const MAP: &[&Kernel] = &[&MAP_ROWS, &MAP_ROWS_GROUP];
+pub(super) const MAP: &[&Kernel] = &[&MAP_ROWS, &MAP_ROWS_GROUP, &MAP_LINES];
 /// What computes `norm` and `sum_rows`.
-pub(super) const NORM: &[&Kernel] = &[&NORM_ROWS, &NORM_ROWS_GROUP];
+pub(super) const NORM: &[&Kernel] = &[&NORM_ROWS, &NORM_ROWS_GROUP, &NORM_LINES];
 /// What computes `softmax`.
-pub(super) const SOFTMAX: &[&Kernel] = &[&SOFTMAX_ROWS, &SOFTMAX_ROWS_GROUP];
+pub(super) const SOFTMAX: &[&Kernel] = &[&SOFTMAX_ROWS, &SOFTMAX_ROWS_GROUP, &SOFTMAX_LINES];
 /// What computes `rope`.
-pub(super) const ROPE: &[&Kernel] = &[&ROPE_ROWS, &ROPE_ROWS_GROUP];
+pub(super) const ROPE: &[&Kernel] = &[&ROPE_ROWS, &ROPE_ROWS_GROUP, &ROPE_LINES];
 /// What computes `argsort`.
-pub(super) const ARGSORT: &[&Kernel] = &[&ARGSORT_ROWS, &ARGSORT_ROWS_GROUP];
+pub(super) const ARGSORT: &[&Kernel] = &[&ARGSORT_ROWS, &ARGSORT_ROWS_GROUP, &ARGSORT_LINES];
 
 /// An OpenCL source behind the file that all of them stand on.
 macro_rules! opencl {
@@ -39,6 +39,21 @@ macro_rules! cuda {
             language: Language::CudaC,
             code: Code::Text(&[
                 ("layer.cu", include_str!("layer.cu")),
+                ($file, include_str!($file)),
+            ]),
+            requires: &[],
+        }
+    };
+}
+
+/// An AscendC source behind the two files that all of them stand on.
+macro_rules! ascend {
+    ($file:literal) => {
+        Source {
+            language: Language::AscendC,
+            code: Code::Text(&[
+                crate::LINES,
+                ("layer.asc", include_str!("layer.asc")),
                 ($file, include_str!($file)),
             ]),
             requires: &[],
@@ -155,6 +170,17 @@ pub(super) static MAP_ROWS_GROUP: Kernel = Kernel {
     local_memory: |_| 0,
 };
 
+/// The same with lines in a core's own memory.
+pub(super) static MAP_LINES: Kernel = Kernel {
+    name: "map_lines",
+    summary: "functions of elements and movement of rows, line by line in a core's own memory, for NPUs",
+    version: 1,
+    sources: &[ascend!("map.asc")],
+    tunables: &[],
+    constraints: &[],
+    local_memory: |_| 0,
+};
+
 /// Norms and sums of rows, one wide work-item a group.
 pub(super) static NORM_ROWS: Kernel = Kernel {
     name: "norm_rows",
@@ -180,6 +206,17 @@ pub(super) static NORM_ROWS_GROUP: Kernel = Kernel {
     tunables: &[MANY, NARROW_VECTOR, NARROW_BLOCK],
     constraints: &[GROUP_FITS],
     local_memory: partial_sums,
+};
+
+/// The same with lines in a core's own memory.
+pub(super) static NORM_LINES: Kernel = Kernel {
+    name: "norm_lines",
+    summary: "norms and sums of rows, line by line in a core's own memory, for NPUs",
+    version: 1,
+    sources: &[ascend!("norm.asc")],
+    tunables: &[],
+    constraints: &[],
+    local_memory: |_| 0,
 };
 
 /// Softmax, one wide work-item a group.
@@ -212,6 +249,17 @@ pub(super) static SOFTMAX_ROWS_GROUP: Kernel = Kernel {
     local_memory: partial_sums,
 };
 
+/// The same with lines in a core's own memory.
+pub(super) static SOFTMAX_LINES: Kernel = Kernel {
+    name: "softmax_lines",
+    summary: "softmax of rows, line by line in a core's own memory, for NPUs",
+    version: 1,
+    sources: &[ascend!("softmax.asc")],
+    tunables: &[],
+    constraints: &[],
+    local_memory: |_| 0,
+};
+
 /// Rotary embedding, one wide work-item a token.
 pub(super) static ROPE_ROWS: Kernel = Kernel {
     name: "rope_rows",
@@ -239,6 +287,17 @@ pub(super) static ROPE_ROWS_GROUP: Kernel = Kernel {
     local_memory: |_| 0,
 };
 
+/// The same with lines in a core's own memory.
+pub(super) static ROPE_LINES: Kernel = Kernel {
+    name: "rope_lines",
+    summary: "rotary position embedding, line by line in a core's own memory, for NPUs",
+    version: 1,
+    sources: &[ascend!("rope.asc")],
+    tunables: &[],
+    constraints: &[],
+    local_memory: |_| 0,
+};
+
 const fn run(default: i64) -> Tunable {
     Tunable {
         name: "RUN",
@@ -247,6 +306,13 @@ const fn run(default: i64) -> Tunable {
         meaning: "elements that are put in order by counting; longer rows are merged from such runs",
     }
 }
+
+const LINE_RUN: Tunable = Tunable {
+    name: "RUN",
+    values: &[512, 1024, 2048],
+    default: 1024,
+    meaning: "elements that are put in order in a core's own memory; longer rows are merged from such runs",
+};
 
 /// Sorting, one wide work-item a run.
 pub(super) static ARGSORT_ROWS: Kernel = Kernel {
@@ -278,7 +344,24 @@ pub(super) static ARGSORT_ROWS_GROUP: Kernel = Kernel {
     local_memory: |config| 4 * value(config, "RUN"),
 };
 
+/// The same with lines in a core's own memory.
+pub(super) static ARGSORT_LINES: Kernel = Kernel {
+    name: "argsort_lines",
+    summary: "order of each row's elements by exchanges of whole lines in a core's own memory, for NPUs",
+    version: 1,
+    sources: &[ascend!("argsort.asc")],
+    tunables: &[LINE_RUN],
+    constraints: &[],
+    local_memory: |_| 0,
+};
+
 /// Whether the device takes kernels as Rust functions, which divide their work themselves.
 pub(super) fn is_native(info: &DeviceInfo) -> bool {
     info.languages.first() == Some(&Language::Native)
+}
+
+/// The blocks that a launch in AscendC keeps all vector cores busy with, two to a cube core; none on devices that take other languages.
+pub(super) fn vector_cores(info: &DeviceInfo) -> Option<u64> {
+    let is_ascend = info.languages.contains(&Language::AscendC);
+    is_ascend.then(|| 2 * u64::from(info.compute_units.max(1)))
 }

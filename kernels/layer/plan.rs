@@ -9,6 +9,7 @@ use ropeway_core::plan::{
 };
 use ropeway_core::{Error, Result};
 
+use super::manifest::vector_cores;
 use super::{Extents, RANK, extents};
 
 mod map;
@@ -79,6 +80,8 @@ struct Planner {
     /// Whether an axis may shrink.
     varies: [bool; RANK],
     key: ModuleKey,
+    /// Of a device whose blocks stride over the work, how many it runs at once.
+    cores: Option<u64>,
 }
 
 /// An operand's place in a plan.
@@ -169,6 +172,7 @@ impl Planner {
             space,
             varies,
             key: ModuleKey { kernel, config },
+            cores: vector_cores(request.info),
         })
     }
 
@@ -264,14 +268,18 @@ impl Planner {
     fn launch(&mut self, entry: &'static str, groups: Expr, args: Vec<Arg>) {
         let module = self.plan.module(self.key.clone());
         let group = self.key.config.get("GROUP").unwrap_or(1) as u32;
-        self.plan.launches.push(Launch {
-            module,
-            entry,
-            grid: [
+        let grid = match self.cores {
+            Some(cores) => [groups.min(cores), 1.into(), 1.into()],
+            None => [
                 groups.clone().min(GRID_WIDTH),
                 groups.div_ceil(GRID_WIDTH),
                 1.into(),
             ],
+        };
+        self.plan.launches.push(Launch {
+            module,
+            entry,
+            grid,
             group: [group, 1, 1],
             local_memory: 0,
             args,

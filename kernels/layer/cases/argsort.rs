@@ -63,6 +63,9 @@ pub(in crate::layer) fn fixed() -> Vec<Recipe> {
             .attr("k", 700),
         );
     }
+    // Several widths to merge, none of them whole.
+    let ties = integers(-2000, 2000);
+    cases.push(case("desc_long_f32", "desc", F32, &[2, 5000], ties));
     let permuted = recipe("argsort", "permuted_f32", DataClass::Exact);
     cases.push(strided(
         permuted,

@@ -22,6 +22,9 @@ const PLAIN: u64 = 0;
 const GATHER: u64 = 1;
 const SCATTER: u64 = 2;
 
+/// Columns of the least piece that a block takes in AscendC.
+const LEAST_PIECE: u64 = 512;
+
 /// One launch of `map`.
 struct Map {
     a: Arg,
@@ -94,11 +97,15 @@ impl Map {
         args.push(self.ids.table);
         args.push(u32(self.function));
         args.extend(self.parameters.map(Arg::F32));
-        args.extend([u32(rows_each), u32(blocks)]);
+        let rows = self.rows.rows();
         let groups = match planner.space[0] {
             0 => 0.into(),
-            _ => self.rows.rows().div_ceil(rows_each) * blocks,
+            columns if planner.cores.is_some() => rows * columns.div_ceil(LEAST_PIECE),
+            _ => rows.div_ceil(rows_each) * blocks,
         };
+        if planner.cores.is_none() {
+            args.extend([u32(rows_each), u32(blocks)]);
+        }
         planner.launch("map", groups, args);
     }
 }

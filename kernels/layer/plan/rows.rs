@@ -1,9 +1,11 @@
 //! The planners of the ops that take whole rows: norms, sums, softmax, rotation, order.
 
-use ropeway_core::Result;
+use std::ops::Range;
+
 use ropeway_core::dtype::DType;
 use ropeway_core::op::PlanRequest;
 use ropeway_core::plan::{Arg, Expr, Plan};
+use ropeway_core::{Error, Result};
 
 use super::{Bound, Planner, RANK, repeated, u32, u64};
 use crate::layer::manifest::{ARGSORT, NORM, ROPE, SOFTMAX, is_native};
@@ -23,14 +25,22 @@ fn launch_norm(
     kind: i64,
     eps: f32,
 ) {
-    let rows_each = planner.rows_each();
+    let rows_each = match planner.cores {
+        Some(_) => 1,
+        None => planner.rows_each(),
+    };
     let mut args = vec![x.arg(), weight.map_or(Arg::Absent, Bound::arg), d.arg()];
     args.extend(x.extents());
     args.extend(x.strides());
     args.push(weight.map_or(u64(0), |weight| weight.stride(0)));
     args.extend(d.strides());
-    args.extend([Arg::F32(eps), u32(rows_each)]);
-    planner.config().set("KIND", kind);
+    args.push(Arg::F32(eps));
+    if planner.cores.is_some() {
+        args.push(u32(kind as u64));
+    } else {
+        args.push(u32(rows_each));
+        planner.config().set("KIND", kind);
+    }
     planner.launch("norm_rows", x.rows().div_ceil(rows_each), args);
 }
 
@@ -90,7 +100,10 @@ pub(in crate::layer) fn softmax(op: &Softmax, request: &PlanRequest<'_>) -> Resu
         .map(|sinks| planner.bind_along("sinks", &sinks, false, [None; RANK]));
     let d = planner.bind("d", &op.d, true);
     planner.in_place(d, x);
-    let rows_each = planner.rows_each();
+    let rows_each = match planner.cores {
+        Some(_) => 1,
+        None => planner.rows_each(),
+    };
     let (exponent, second_exponent, first_heads) = op.alibi();
     let mut args = vec![
         x.arg(),
@@ -109,8 +122,10 @@ pub(in crate::layer) fn softmax(op: &Softmax, request: &PlanRequest<'_>) -> Resu
         Arg::F32(exponent as f32),
         Arg::F32(second_exponent as f32),
         u32(first_heads),
-        u32(rows_each),
     ]);
+    if planner.cores.is_none() {
+        args.push(u32(rows_each));
+    }
     let groups = match planner.space[0] {
         0 => 0.into(),
         _ => x.rows().div_ceil(rows_each),
@@ -172,6 +187,8 @@ pub(in crate::layer) fn rope(op: &Rope, request: &PlanRequest<'_>) -> Result<Pla
     ]);
     let groups = match planner.space[0] {
         0 => 0.into(),
+        // Heads are shared out where there are few tokens.
+        _ if planner.cores.is_some() => x.rows(),
         _ => x.extent(2) * x.extent(3),
     };
     planner.launch("rope", groups, args);
@@ -198,6 +215,10 @@ pub(in crate::layer) fn argsort(op: &Argsort, request: &PlanRequest<'_>) -> Resu
         args.extend(d.strides());
         args.extend([u32(k), u32(descending)]);
         planner.launch("argsort", 1.into(), args);
+        return Ok(planner.plan);
+    }
+    if planner.cores.is_some() {
+        exchanges(&mut planner, x, d, k, descending)?;
         return Ok(planner.plan);
     }
     let run = planner.key.config.value("RUN") as u64;
@@ -252,4 +273,107 @@ pub(in crate::layer) fn argsort(op: &Argsort, request: &PlanRequest<'_>) -> Resu
         planner.launch("argsort_merge", x.rows() * blocks, args);
     }
     Ok(planner.plan)
+}
+
+/// Lists of keys and indices in the workspace.
+#[derive(Clone)]
+struct Lists {
+    keys: Range<u64>,
+    ids: Range<u64>,
+}
+
+impl Lists {
+    /// Lists of `n` for each row.
+    fn take(planner: &mut Planner, n: u64) -> Lists {
+        let [_, n1, n2, n3] = planner.space;
+        // Rows are countable; beyond 64 bits no device has room anyway.
+        let bytes = (4 * n).saturating_mul(n1 * n2 * n3);
+        let mut take = || planner.plan.take_workspace(bytes);
+        Lists {
+            keys: take(),
+            ids: take(),
+        }
+    }
+
+    fn args(&self, write: bool) -> [Arg; 2] {
+        [&self.keys, &self.ids].map(|range| Arg::Workspace {
+            range: range.clone(),
+            dtype: DType::F32,
+            write,
+        })
+    }
+}
+
+/// Rows of more columns than this have indices that an f32 cannot hold beside those of not-a-numbers.
+const MOST_EXCHANGED: u64 = 1 << 23;
+
+/// The launches of `argsort` where runs are put in order by exchanges (`argsort.asc`).
+fn exchanges(planner: &mut Planner, x: Bound, d: Bound, k: u64, descending: u64) -> Result<()> {
+    let n = planner.space[0];
+    if n > MOST_EXCHANGED {
+        return Err(Error::unsupported(format!(
+            "rows of {n} columns; in AscendC indices are exchanged as F32, up to {MOST_EXCHANGED}"
+        )));
+    }
+    let run = planner.key.config.value("RUN") as u64;
+    // Runs of a list of `length`, or of x, of which `each` are kept: in a list of `to_n`, or in d.
+    let runs = |planner: &mut Planner,
+                from: Option<&Lists>,
+                to: Option<&Lists>,
+                length: u64,
+                each: u64,
+                to_n: u64,
+                from_nothing: bool| {
+        let absent = || [Arg::Absent, Arg::Absent];
+        let mut args = vec![from.map_or(x.arg(), |_| Arg::Absent)];
+        args.extend(from.map_or_else(absent, |from| from.args(false)));
+        args.extend(to.map_or_else(absent, |to| to.args(true)));
+        args.push(to.map_or(d.arg(), |_| Arg::Absent));
+        args.push(u32(length));
+        args.extend([1, 2, 3].map(|axis| u32(x.extent(axis))));
+        args.extend(x.strides());
+        args.extend(d.strides());
+        args.extend([k, descending, each, to_n, from_nothing.into()].map(u32));
+        planner.launch("argsort_runs", x.rows() * length.div_ceil(run), args);
+    };
+    if n <= run {
+        runs(planner, None, None, n, k, k, true);
+        return Ok(());
+    }
+    if k <= run / 2 {
+        // What runs keep is no more than half of them: it is runs again, until one is left.
+        let mut from: Option<Lists> = None;
+        let mut spare: Option<Lists> = None;
+        let mut length = n;
+        while length > run {
+            let whole = length.div_ceil(run) - 1;
+            let to_n = whole * k + k.min(length - whole * run);
+            let to = spare
+                .take()
+                .unwrap_or_else(|| Lists::take(planner, to_n));
+            runs(planner, from.as_ref(), Some(&to), length, k, to_n, true);
+            spare = from.replace(to);
+            length = to_n;
+        }
+        runs(planner, from.as_ref(), None, length, k, k, true);
+        return Ok(());
+    }
+    let lists = Lists::take(planner, n);
+    runs(planner, None, Some(&lists), n, run, n, true);
+    let mut width = run;
+    while width < n {
+        let mut distance = width;
+        while distance >= run {
+            let mut args = lists.args(true).to_vec();
+            let pairs = n.div_ceil(2 * distance) * (distance / run);
+            args.extend([u32(n), u32(x.rows()), u32(distance)]);
+            args.push(u32(u64::from(distance == width)));
+            planner.launch("argsort_exchange", x.rows() * pairs, args);
+            distance /= 2;
+        }
+        width *= 2;
+        let to = (width < n).then_some(&lists);
+        runs(planner, Some(&lists), to, n, run, n, false);
+    }
+    Ok(())
 }

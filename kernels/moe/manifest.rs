@@ -4,6 +4,7 @@ use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
 use super::{native, spirv};
+use crate::LINES;
 
 /// The kernels of this folder.
 pub(super) const KERNELS: &[&Kernel] = &[
@@ -11,9 +12,11 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &MOE_ROUTE_LANES,
     &MOE_ROUTE_WARP,
     &MOE_ROUTE_GROUP,
+    &MOE_ROUTE_VECTOR,
     &EXPERT_ROWS,
     &EXPERT_ROWS_LANES,
     &EXPERT_ROWS_GROUP,
+    &EXPERT_ROWS_VECTOR,
     &EXPERT_ROWS_NATIVE,
     &MOE_EXPERTS,
     &MOE_EXPERTS_NATIVE,
@@ -87,6 +90,35 @@ pub(super) static MOE_ROUTE: Kernel = Kernel {
         holds: |config, info| {
             capacity(config) <= 16_384 || info.languages.first() == Some(&Language::Native)
         },
+    }],
+    local_memory: |_| 0,
+};
+
+/// A source for vector cores, with the lines that they load and store.
+const fn ascend(code: Code) -> [Source; 1] {
+    [Source {
+        language: Language::AscendC,
+        code,
+        requires: &[],
+    }]
+}
+
+/// The most experts that `moe_route_vector` chooses for a token.
+pub(super) const VECTOR_TOPK: u64 = 512;
+
+/// `moe_route`, a line of local memory a token.
+pub(super) static MOE_ROUTE_VECTOR: Kernel = Kernel {
+    name: "moe_route_vector",
+    summary: "routing of at most 512 among at most 2048 experts a token with up to 32 tokens an instruction, for Ascend's vector cores",
+    version: 1,
+    sources: &ascend(Code::Text(&[
+        LINES,
+        ("route.asc", include_str!("route.asc")),
+    ])),
+    tunables: &[],
+    constraints: &[Constraint {
+        rule: "at most 2048 experts, whose scores are in local memory six times over",
+        holds: |config, _| capacity(config) <= 2048,
     }],
     local_memory: |_| 0,
 };
@@ -367,6 +399,20 @@ pub(super) static EXPERT_ROWS_GROUP: Kernel = Kernel {
         },
     ],
     local_memory: rows_local_memory,
+};
+
+/// The permutation and the movement of rows on vector cores.
+pub(super) static EXPERT_ROWS_VECTOR: Kernel = Kernel {
+    name: "expert_rows_vector",
+    summary: "ids picked out by expert, row copy and weighted sum, for Ascend's vector cores",
+    version: 1,
+    sources: &ascend(Code::Text(&[LINES, ("rows.asc", include_str!("rows.asc"))])),
+    tunables: &[],
+    constraints: &[Constraint {
+        rule: "at most 32768 experts, shared out to all vector cores by at most 1024",
+        holds: |config, _| capacity(config) <= 32_768,
+    }],
+    local_memory: |_| 0,
 };
 
 fn rows_local_memory(config: &Config) -> u64 {

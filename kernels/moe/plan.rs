@@ -18,6 +18,7 @@ mod route;
 mod rows;
 #[cfg(all(test, feature = "spec"))]
 mod tests;
+mod vector;
 
 pub(super) use ffn::{moe_ffn, moe_ffn_candidates};
 pub(super) use route::{moe_route, moe_route_candidates};

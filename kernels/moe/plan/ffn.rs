@@ -14,7 +14,7 @@ use super::route::{append_route, bind_bias, route_kernels};
 use super::rows::{Ids, append_combine, append_copy_rows, append_permute, rows_kernels};
 use super::{
     Bound, bind, bytes, countable, launch, need_dense_rows, one_dimension, pairs, per_token,
-    plan_over_tokens, u32, u64, workspace,
+    plan_over_tokens, u32, u64, vector, workspace,
 };
 use crate::gemm::Activation;
 use crate::gemm::grouped::{self, GroupedProduct};
@@ -31,9 +31,9 @@ const PANEL_ROWS: u64 = 32;
 const PACK_COLUMNS: u64 = 64;
 
 /// A kernel's name stands for the way it goes: `moe_experts` (or its native twin) gathers rows while it multiplies,
-/// `expert_rows_group` and `expert_rows_lanes` write them out and take the grouped product of gemm.
+/// `expert_rows_group`, `expert_rows_lanes` and `expert_rows_vector` write them out and take the grouped product of gemm.
 fn is_by_steps(kernel: &Kernel) -> bool {
-    [EXPERT_ROWS_GROUP.name, EXPERT_ROWS_LANES.name].contains(&kernel.name)
+    vector::takes(kernel) || [EXPERT_ROWS_GROUP.name, EXPERT_ROWS_LANES.name].contains(&kernel.name)
 }
 
 pub(in crate::moe) fn moe_ffn_candidates(
@@ -187,6 +187,7 @@ pub(in crate::moe) fn moe_ffn(op: &MoeFfn, request: &PlanRequest<'_>) -> Result<
         bias,
         [topk_ids.arg(), topk_ids.stride(0)],
         [workspace(&routed.topk_weights, DType::F32, true), u64(topk)],
+        request.info,
     );
     if by_steps {
         let key = rows_module(kernel, config, experts, dtype, dtype);
@@ -245,10 +246,10 @@ fn rows_module(
     x: DType,
     rows: DType,
 ) -> ModuleKey {
-    config
-        .set_dtype("X_DTYPE", x)
-        .set_dtype("ROWS_DTYPE", rows)
-        .set("EXPERTS_CAPACITY", experts_capacity(experts));
+    config.set_dtype("X_DTYPE", x).set_dtype("ROWS_DTYPE", rows);
+    if !vector::takes(kernel) {
+        config.set("EXPERTS_CAPACITY", experts_capacity(experts));
+    }
     ModuleKey { kernel, config }
 }
 
@@ -409,6 +410,59 @@ fn append_experts(
     Ok(())
 }
 
+/// Adds the permutation and the copy of token rows into `scattered`.
+fn append_scatter(
+    plan: &mut Plan,
+    key: &ModuleKey,
+    routed: &Routed,
+    x: Bound,
+    scattered: &Range<u64>,
+    Sizes { dtype, hidden, .. }: Sizes,
+    info: &DeviceInfo,
+) -> Result<()> {
+    let ids = &routed.ids;
+    let offsets = write(&routed.expert_offsets);
+    let rows = [workspace(scattered, dtype, true), u64(hidden)];
+    if vector::takes(key.kernel) {
+        let (written, source) = (write(&routed.source), read(&routed.source));
+        vector::append_permute(plan, key.clone(), ids, offsets, written, info);
+        vector::append_copy_rows(
+            plan,
+            key.clone(),
+            ids,
+            x,
+            source.clone(),
+            rows,
+            hidden,
+            info,
+        );
+        let count = ids.count();
+        vector::append_invert(
+            plan,
+            key.clone(),
+            [source, u64(1)],
+            &routed.inverse,
+            count,
+            info,
+        );
+        return Ok(());
+    }
+    let source = write(&routed.source);
+    append_permute(plan, key, ids, offsets, source, &routed.inverse)?;
+    append_copy_rows(
+        plan,
+        key.clone(),
+        ids,
+        x,
+        &routed.inverse,
+        read(&routed.expert_offsets),
+        rows,
+        hidden,
+        info,
+    );
+    Ok(())
+}
+
 /// Adds scatter, the two grouped products of gemm, and the sum; rows between them have the dtype of x.
 fn append_steps(
     plan: &mut Plan,
@@ -428,25 +482,15 @@ fn append_steps(
     let scattered = plan.take_workspace(bytes(&[size, ids.most, hidden])?);
     let h = plan.take_workspace(bytes(&[size, ids.most, inter])?);
     let rows = plan.take_workspace(bytes(&[size, ids.most, hidden])?);
-    append_permute(
+    append_scatter(
         plan,
         &key,
-        ids,
-        write(&routed.expert_offsets),
-        write(&routed.source),
-        &routed.inverse,
-    )?;
-    append_copy_rows(
-        plan,
-        key.clone(),
-        ids,
+        routed,
         operands.x,
-        &routed.inverse,
-        read(&routed.expert_offsets),
-        [workspace(&scattered, dtype, true), u64(hidden)],
-        hidden,
+        &scattered,
+        sizes,
         request.info,
-    );
+    )?;
     let product = |a, k: u64, b: Bound, d, n: u64, activation| GroupedProduct {
         a: workspace(a, dtype, false),
         a_strides: [0, k, 1].map(Expr::from),

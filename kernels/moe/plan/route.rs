@@ -9,11 +9,11 @@ use ropeway_core::plan::{Arg, Determinism, Extent, Plan};
 
 use super::{
     Bound, bind, countable, fitting, group, launch, need_dense_rows, one_dimension, per_token,
-    plan_over_tokens, u32, u64,
+    plan_over_tokens, u32, u64, vector,
 };
 use crate::moe::manifest::{
-    LANES_GROUPS, LANES_TOPK, MOE_ROUTE, MOE_ROUTE_GROUP, MOE_ROUTE_LANES, MOE_ROUTE_WARP,
-    WARP_TOPK, experts_capacity,
+    LANES_GROUPS, LANES_TOPK, MOE_ROUTE, MOE_ROUTE_GROUP, MOE_ROUTE_LANES, MOE_ROUTE_VECTOR,
+    MOE_ROUTE_WARP, VECTOR_TOPK, WARP_TOPK, experts_capacity,
 };
 use crate::moe::{MoeRoute, Routing, Score};
 
@@ -42,6 +42,9 @@ pub(super) fn route_kernels(
     }
     if few {
         kernels.insert(1, &MOE_ROUTE_LANES);
+    }
+    if routing.topk <= VECTOR_TOPK {
+        kernels.push(&MOE_ROUTE_VECTOR);
     }
     fitting(op, info, experts, &kernels)
 }
@@ -83,6 +86,7 @@ pub(in crate::moe) fn moe_route(op: &MoeRoute, request: &PlanRequest<'_>) -> Res
         bias,
         [topk_ids.arg(), topk_ids.stride(0)],
         [topk_weights.arg(), topk_weights.stride(0)],
+        request.info,
     );
     Ok(plan)
 }
@@ -110,12 +114,18 @@ pub(super) fn append_route(
     bias: Option<Bound>,
     topk_ids: [Arg; 2],
     topk_weights: [Arg; 2],
+    info: &DeviceInfo,
 ) {
-    key.config
-        .set_dtype("LOGITS_DTYPE", dtype)
-        .set("SIGMOID", i64::from(routing.score == Score::Sigmoid))
-        .set("HAS_BIAS", i64::from(bias.is_some()))
-        .set("EXPERTS_CAPACITY", experts_capacity(experts));
+    key.config.set_dtype("LOGITS_DTYPE", dtype);
+    let sigmoid = i64::from(routing.score == Score::Sigmoid);
+    // The vector cores take the rest at run time: one compiled kernel a dtype.
+    let in_vectors = key.kernel.name == MOE_ROUTE_VECTOR.name;
+    if !in_vectors {
+        key.config
+            .set("SIGMOID", sigmoid)
+            .set("HAS_BIAS", i64::from(bias.is_some()))
+            .set("EXPERTS_CAPACITY", experts_capacity(experts));
+    }
     let group = group(&key.config, "ROUTE_GROUP");
     let tokens = logits.extent(0);
     let (entry, groups) = match key.kernel.name {
@@ -125,6 +135,7 @@ pub(super) fn append_route(
             "moe_route_warp",
             tokens.div_ceil(u64::from(group[0] / WARP)),
         ),
+        "moe_route_vector" => ("moe_route", vector::blocks(tokens, info)),
         _ => ("moe_route", tokens),
     };
     if key.kernel.name == MOE_ROUTE_LANES.name {
@@ -134,7 +145,7 @@ pub(super) fn append_route(
     }
     let [ids, ids_stride] = topk_ids;
     let [weights, weights_stride] = topk_weights;
-    let args = vec![
+    let mut args = vec![
         logits.arg(),
         bias.map_or(Arg::Absent, Bound::arg),
         ids,
@@ -146,11 +157,16 @@ pub(super) fn append_route(
         u32(routing.topk_groups),
         u32(i64::from(routing.renormalize)),
         Arg::F32(routing.scale),
+    ];
+    if in_vectors {
+        args.push(u32(sigmoid));
+    }
+    args.extend([
         logits.stride(0),
         logits.stride(1),
         bias.map_or(u64(0), |bias| bias.stride(0)),
         ids_stride,
         weights_stride,
-    ];
+    ]);
     launch(plan, key, entry, one_dimension(groups), group, args);
 }

@@ -11,10 +11,11 @@ use ropeway_core::plan::{Arg, Determinism, Expr, Extent, Plan};
 
 use super::{
     Bound, bind, bytes, countable, fitting, grid_over_tokens, group, launch, need_dense_rows,
-    one_dimension, pairs, per_token, plan_over_tokens, u32, workspace,
+    one_dimension, pairs, per_token, plan_over_tokens, u32, vector, workspace,
 };
 use crate::moe::manifest::{
-    EXPERT_ROWS, EXPERT_ROWS_GROUP, EXPERT_ROWS_LANES, EXPERT_ROWS_NATIVE, experts_capacity,
+    EXPERT_ROWS, EXPERT_ROWS_GROUP, EXPERT_ROWS_LANES, EXPERT_ROWS_NATIVE, EXPERT_ROWS_VECTOR,
+    experts_capacity,
 };
 use crate::moe::{ExpertGather, ExpertScatter};
 
@@ -34,6 +35,7 @@ pub(super) fn rows_kernels(
             &EXPERT_ROWS,
             &EXPERT_ROWS_LANES,
             &EXPERT_ROWS_GROUP,
+            &EXPERT_ROWS_VECTOR,
             &EXPERT_ROWS_NATIVE,
         ],
     )
@@ -220,6 +222,15 @@ pub(in crate::moe) fn expert_scatter(
         );
         return Ok(plan);
     }
+    let (info, rows) = (request.info, [rows.arg(), rows.stride(0)]);
+    if vector::takes(kernel) {
+        config.set_dtype("ROWS_DTYPE", op.x.dtype);
+        let key = ModuleKey { kernel, config };
+        let offsets = expert_offsets.arg();
+        vector::append_permute(&mut plan, key.clone(), &ids, offsets, source.arg(), info);
+        vector::append_copy_rows(&mut plan, key, &ids, x, source.arg(), rows, hidden, info);
+        return Ok(plan);
+    }
     config.set("EXPERTS_CAPACITY", experts_capacity(op.experts));
     let key = ModuleKey { kernel, config };
     let inverse = plan.take_workspace(bytes(&[4, most])?);
@@ -238,9 +249,9 @@ pub(in crate::moe) fn expert_scatter(
         x,
         &inverse,
         expert_offsets.arg(),
-        [rows.arg(), rows.stride(0)],
+        rows,
         hidden,
-        request.info,
+        info,
     );
     Ok(plan)
 }
@@ -321,6 +332,10 @@ pub(in crate::moe) fn expert_gather(op: &ExpertGather, request: &PlanRequest<'_>
         None => true,
     };
     let mut key = ModuleKey { kernel, config };
+    // The permutation does not depend on dtypes, but shares a module with what does.
+    key.config
+        .set_dtype("X_DTYPE", op.y.dtype)
+        .set_dtype("ROWS_DTYPE", op.rows.dtype);
     let invert_args = vec![
         source.arg(),
         workspace(&inverse, DType::I32, true),
@@ -328,12 +343,18 @@ pub(in crate::moe) fn expert_gather(op: &ExpertGather, request: &PlanRequest<'_>
         u32(count.clone()),
         source.stride(0),
     ];
-    // The permutation does not depend on dtypes, but shares a module with what does.
-    key.config
-        .set_dtype("X_DTYPE", op.y.dtype)
-        .set_dtype("ROWS_DTYPE", op.rows.dtype);
     let group = group(&key.config, "PERMUTE_GROUP");
-    if few {
+    if vector::takes(kernel) {
+        let source = [source.arg(), source.stride(0)];
+        vector::append_invert(
+            &mut plan,
+            key.clone(),
+            source,
+            &inverse,
+            count,
+            request.info,
+        );
+    } else if few {
         let grid = one_dimension(1);
         launch(
             &mut plan,
@@ -411,8 +432,12 @@ pub(super) fn append_combine(
         slot_stride,
         y.stride(0),
     ];
-    let block = key.config.get("ROW_BLOCK").unwrap_or(2048) as u64;
-    let grid = grid_over_tokens(hidden.div_ceil(block), y.extent(0), info);
+    let grid = if vector::takes(key.kernel) {
+        vector::row_blocks(y.extent(0), hidden, info)
+    } else {
+        let block = key.config.get("ROW_BLOCK").unwrap_or(2048) as u64;
+        grid_over_tokens(hidden.div_ceil(block), y.extent(0), info)
+    };
     let group = group(&key.config, "ROW_GROUP");
     launch(plan, key, "expert_combine", grid, group, args);
 }

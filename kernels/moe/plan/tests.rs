@@ -1,17 +1,17 @@
-//! What the planners give a CUDA device: read off plans, since planning needs no device.
+//! What the planners give a CUDA device and an Ascend NPU: read off plans, since planning needs no device.
 
 use std::any::Any;
 use std::sync::Arc;
 
 use ropeway_core::ErrorKind::Unsupported;
-use ropeway_core::kernel::Language;
+use ropeway_core::info::DeviceInfo;
 use ropeway_core::memory::{DeviceId, Memory};
 use ropeway_core::op::{Op, OpKind, Operand, PlanRequest};
 use ropeway_core::plan::Plan;
 use ropeway_core::{Buffer, DType, Result};
 use serde_json::{Value, json};
 
-use crate::described::sm_80;
+use crate::described::{npu, sm_80};
 use crate::moe::{ExpertGatherKind, ExpertScatterKind, MoeFfnKind, MoeRouteKind};
 use crate::signatures::{parse, refused};
 use DType::{BF16, F16, F32, I32};
@@ -36,17 +36,25 @@ impl Memory for Unbacked {
 }
 
 fn plan_of(kind: &dyn OpKind, tensors: &[Tensor<'_>], attrs: Value) -> Result<(Plan, Vec<String>)> {
-    let info = sm_80();
+    plan_on(&sm_80(), kind, tensors, attrs)
+}
+
+fn plan_on(
+    info: &DeviceInfo,
+    kind: &dyn OpKind,
+    tensors: &[Tensor<'_>],
+    attrs: Value,
+) -> Result<(Plan, Vec<String>)> {
     let op = parse(kind, tensors, attrs)?;
-    let plan = Op::plan(&*op, &PlanRequest::new(&info))?;
+    let plan = Op::plan(&*op, &PlanRequest::new(info))?;
     let buffer = Buffer::new(Arc::new(Unbacked(DeviceId::unique())));
     let view = |operand: Operand| buffer.view(operand.desc, 0);
     let views: Vec<_> = op.operands().into_iter().map(view).collect::<Result<_>>()?;
     let mut launches = Vec::new();
     for launch in &plan.launches {
         let key = &plan.modules[launch.module];
-        let source = key.kernel.source_for(&info)?;
-        assert_eq!(source.language, Language::CudaC, "{plan}");
+        let source = key.kernel.source_for(info)?;
+        assert_eq!(source.language, info.languages[0], "{plan}");
         let threads: u32 = launch.group.iter().product();
         assert!(
             (1..=info.limits.max_group_size).contains(&threads),
@@ -183,5 +191,96 @@ fn an_older_gpu_lacks_what_the_kernels_need() {
         Op::plan(&*op, &PlanRequest::new(&info)),
         Unsupported,
         &["sm_80"],
+    );
+}
+
+/// As many blocks as vector cores, but no more than there is work for.
+#[test]
+fn an_npu_scatters_and_gathers_in_two_launches_each() {
+    let on = |kind: &dyn OpKind, tensors: &[Tensor<'_>], attrs| {
+        plan_on(&npu(), kind, tensors, attrs)
+            .expect("a kernel takes it")
+            .1
+    };
+    let scatter = |tokens, experts| {
+        let tensors: [Tensor<'_>; 2] =
+            [("x", BF16, &[tokens, 512]), ("topk_ids", I32, &[tokens, 8])];
+        on(&ExpertScatterKind, &tensors, json!({"experts": experts}))
+    };
+    assert_eq!(
+        scatter(4096, 64),
+        [
+            "expert_rows_vector expert_permute 40x1x1",
+            "expert_rows_vector expert_copy_rows 40x1x1"
+        ]
+    );
+    assert_eq!(
+        scatter(1, 3),
+        [
+            "expert_rows_vector expert_permute 3x1x1",
+            "expert_rows_vector expert_copy_rows 16x1x1"
+        ]
+    );
+    // Offsets are written where there are no experts, too.
+    assert_eq!(scatter(0, 0)[0], "expert_rows_vector expert_permute 1x1x1");
+    let tensors: [Tensor<'_>; 3] = [
+        ("rows", F16, &[200, 512]),
+        ("source", I32, &[200]),
+        ("topk_weights", F32, &[100, 2]),
+    ];
+    assert_eq!(
+        on(&ExpertGatherKind, &tensors, json!({})),
+        [
+            "expert_rows_vector expert_invert 4x1x1",
+            "expert_rows_vector expert_combine 40x1x1"
+        ]
+    );
+}
+
+#[test]
+fn an_npu_routes_with_one_kernel_a_dtype() {
+    let modules = |experts: u64, attrs: Value| {
+        let tensors: [Tensor<'_>; 2] = [("logits", F16, &[10, experts]), ("bias", F32, &[experts])];
+        plan_on(&npu(), &MoeRouteKind, &tensors, attrs).map(|(plan, _)| plan.modules)
+    };
+    let softmax = modules(64, json!({"topk": 8})).expect("a kernel takes it");
+    let groups = json!({"topk": 8, "score": "sigmoid", "groups": 8, "topk_groups": 4});
+    assert_eq!(modules(256, groups).expect("a kernel takes it"), softmax);
+    refused(
+        modules(2049, json!({"topk": 8})),
+        Unsupported,
+        &["2048 experts"],
+    );
+    refused(
+        modules(1024, json!({"topk": 513})),
+        Unsupported,
+        &["AscendC"],
+    );
+}
+
+#[test]
+fn an_npu_goes_through_a_layer_by_steps() {
+    let tensors: [Tensor<'_>; 4] = [
+        ("x", BF16, &[64, 2048]),
+        ("logits", F32, &[64, 128]),
+        ("w_gate_up", BF16, &[128, 2 * 768, 2048]),
+        ("w_down", BF16, &[128, 2048, 768]),
+    ];
+    let (_, found) =
+        plan_on(&npu(), &MoeFfnKind, &tensors, json!({"topk": 8})).expect("a kernel takes it");
+    let steps: Vec<&str> = found
+        .iter()
+        .map(String::as_str)
+        .filter(|launch| !launch.starts_with("grouped_") && !launch.starts_with("gemm_"))
+        .collect();
+    assert_eq!(
+        steps,
+        [
+            "moe_route_vector moe_route 40x1x1",
+            "expert_rows_vector expert_permute 40x1x1",
+            "expert_rows_vector expert_copy_rows 40x1x1",
+            "expert_rows_vector expert_invert 8x1x1",
+            "expert_rows_vector expert_combine 40x1x1"
+        ]
     );
 }

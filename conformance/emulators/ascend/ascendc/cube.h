@@ -192,7 +192,7 @@ void Mmad(const LocalTensor<C> &dst, const LocalTensor<T> &fm, const LocalTensor
 
 template <class T, class C, const FixpipeConfig &config = CFG_ROW_MAJOR>
 void Fixpipe(const GlobalTensor<T> &dst, const LocalTensor<C> &src, const FixpipeParamsV220 &p, ROPEWAY_AT) {
-  bool add = ropeway::core().atomic_add;
+  ropeway::Atomic atomic = ropeway::core().atomic;
   ropeway::core().issue(PIPE_FIX, "Fixpipe", at, [=, &core = ropeway::core()] {
     ropeway::in(src, ropeway::L0C, "the source");
     ropeway::aligned(src.place, 64, "the source");
@@ -220,7 +220,7 @@ void Fixpipe(const GlobalTensor<T> &dst, const LocalTensor<C> &src, const Fixpip
             else values[e] = T(float(sum) * scale);
           }
           uint64_t to = ROWS ? (matrix * p.dstNdStride + row * p.dstStride + column) * sizeof(T) : column / 16 * p.dstStride * 32 + row * 16 * sizeof(T);
-          ropeway::store(core, dst.place, to, values, count, add);
+          ropeway::store(core, dst.place, to, values, count, atomic);
         }
   });
 }

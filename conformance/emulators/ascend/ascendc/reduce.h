@@ -5,6 +5,7 @@
 namespace AscendC {
 
 enum class CMPMODE : uint8_t { LT, GT, EQ, LE, GE, NE };
+enum class ReduceOrder { ORDER_VALUE_INDEX, ORDER_INDEX_VALUE, ORDER_ONLY_VALUE, ORDER_ONLY_INDEX };
 enum class SELMODE : uint8_t { VSEL_CMPMASK_SPR, VSEL_TENSOR_SCALAR_MODE, VSEL_TENSOR_TENSOR_MODE };
 
 }  // namespace AscendC
@@ -96,6 +97,7 @@ template <class T> T tree_sum(const T *values, uint64_t count) {
     for (uint64_t i = 0; i < size; i++) left[i] = T(left[i] + left[i + size]);
   return left[0];
 }
+// The first of equal ones.
 template <class T> uint64_t best_of(const T *values, uint64_t count, bool largest) {
   uint64_t best = 0;
   for (uint64_t i = 1; i < count; i++)
@@ -139,13 +141,14 @@ template <class T> void reduce(const char *name, At at, Place to, Place from, Pl
   });
 }
 
-// Each repeat to one element (of an extreme: value and index), `to_stride` results apart.
+// Each repeat to one element (of an extreme: value and index, or the value alone), `to_stride` results apart.
 template <class T> void reduce_repeats(const char *name, At at, Place to, Place from, uint64_t mask, uint64_t repeats, uint64_t to_stride, uint64_t block_stride,
-                                       uint64_t repeat_stride, Reduction kind) {
+                                       uint64_t repeat_stride, Reduction kind, bool index) {
   static_assert(is_float<T>, "the vector unit reduces half and float");
   core().issue(PIPE_V, name, at, [=, &core = core()] {
     constexpr uint64_t OF_A_BLOCK = 32 / sizeof(T);
-    aligned(from, 32, "the source"), aligned(to, sizeof(T) * (kind == Reduction::Sum ? 1 : 2), "the destination");
+    aligned(from, 32, "the source"), aligned(to, sizeof(T) * (index ? 2 : 1), "the destination");
+    core.require(repeats <= 255, "more than 255 repeats");
     core.require(mask >= 1 && mask <= 256 / sizeof(T), "the mask is not within one repeat of 256 bytes");
     for (uint64_t repeat = 0; repeat < repeats; repeat++) {
       std::vector<T> values;
@@ -154,14 +157,15 @@ template <class T> void reduce_repeats(const char *name, At at, Place to, Place 
         const T *piece = reinterpret_cast<const T *>(core.read(from, (repeat * repeat_stride + e / OF_A_BLOCK * block_stride) * 32, count * sizeof(T)));
         values.insert(values.end(), piece, piece + count);
       }
-      uint64_t wide = kind == Reduction::Sum ? 1 : 2;
+      uint64_t wide = index ? 2 : 1;
       T *result = reinterpret_cast<T *>(core.write(to, repeat * to_stride * wide * sizeof(T), wide * sizeof(T)));
       if (kind == Reduction::Sum) {
         result[0] = tree_sum(values.data(), mask);
         continue;
       }
       uint64_t best = best_of(values.data(), mask, kind == Reduction::Max);
-      result[0] = values[best], result[1] = index_as<T>(best);
+      result[0] = values[best];
+      if (index) result[1] = index_as<T>(best);
     }
   });
 }
@@ -239,14 +243,51 @@ template <class T> void ReduceMin(const LocalTensor<T> &dst, const LocalTensor<T
   ropeway::reduce<T>("ReduceMin", at, dst.place, src.place, shared.place, count, ropeway::Reduction::Min, index);
 }
 
-#define ROPEWAY_REDUCE(NAME, KIND)                                                                                                            \
+template <class T>
+void WholeReduceSum(const LocalTensor<T> &dst, const LocalTensor<T> &src, int32_t mask, int32_t repeats, int32_t dst_stride, int32_t block_stride, int32_t repeat_stride, ROPEWAY_AT) {
+  ropeway::reduce_repeats<T>("WholeReduceSum", at, dst.place, src.place, mask, repeats, dst_stride, block_stride, repeat_stride, ropeway::Reduction::Sum, false);
+}
+
+#define ROPEWAY_REDUCE(NAME, KIND)                                                                                                                   \
   template <class T>                                                                                                                                 \
-  void NAME(const LocalTensor<T> &dst, const LocalTensor<T> &src, int32_t mask, int32_t repeats, int32_t dst_stride, int32_t block_stride, int32_t repeat_stride, ROPEWAY_AT) { \
-    ropeway::reduce_repeats<T>(#NAME, at, dst.place, src.place, mask, repeats, dst_stride, block_stride, repeat_stride, ropeway::Reduction::KIND);      \
+  void NAME(const LocalTensor<T> &dst, const LocalTensor<T> &src, int32_t mask, int32_t repeats, int32_t dst_stride, int32_t block_stride, int32_t repeat_stride, \
+            ReduceOrder order = ReduceOrder::ORDER_VALUE_INDEX, ROPEWAY_AT) {                                                                        \
+    bool index = order == ReduceOrder::ORDER_VALUE_INDEX;                                                                                            \
+    ropeway::core().require(index || order == ReduceOrder::ORDER_ONLY_VALUE, #NAME " in this order is not modelled");                                \
+    ropeway::reduce_repeats<T>(#NAME, at, dst.place, src.place, mask, repeats, dst_stride, block_stride, repeat_stride, ropeway::Reduction::KIND, index); \
   }
-ROPEWAY_REDUCE(WholeReduceSum, Sum)
 ROPEWAY_REDUCE(WholeReduceMax, Max)
 ROPEWAY_REDUCE(WholeReduceMin, Min)
 #undef ROPEWAY_REDUCE
+
+// The elements of src whose bit in the pattern is 1, side by side; how many they are is known to S when the call returns. A pattern given as a tensor, and the
+// counter mode (reduce_mode) with one repeat of `mask` elements, are modelled.
+struct GatherMaskParams {
+  ropeway::U8 src0BlockStride = 1;
+  ropeway::U16 repeatTimes = 0, src0RepeatStride = 0;
+  ropeway::U8 src1RepeatStride = 0;
+};
+template <class T, class U>
+void GatherMask(const LocalTensor<T> &dst, const LocalTensor<T> &src0, const LocalTensor<U> &pattern, bool reduce_mode, uint32_t mask, const GatherMaskParams &p,
+                uint64_t &count, ROPEWAY_AT) {
+  static_assert((sizeof(T) == 2 || sizeof(T) == 4) && sizeof(U) == sizeof(T) && std::is_unsigned<U>::value, "the pattern is whole numbers without a sign, as wide as the elements");
+  auto kept = std::make_shared<uint64_t>(0);
+  auto done = std::make_shared<bool>(false);
+  ropeway::core().issue(PIPE_V, "GatherMask", at, [=, to = dst.place, from = src0.place, bits = pattern.place, &core = ropeway::core()] {
+    core.require(reduce_mode && p.repeatTimes == 1 && p.src0BlockStride == 1, "GatherMask other than of one repeat in counter mode is not modelled");
+    ropeway::aligned(to, 32, "the destination"), ropeway::aligned(from, 32, "the source"), ropeway::aligned(bits, 32, "the pattern");
+    *done = true;
+    if (!mask) return;
+    const uint8_t *chosen = core.read(bits, 0, (mask + 7) / 8);
+    const T *values = reinterpret_cast<const T *>(core.read(from, 0, mask * sizeof(T)));
+    std::vector<T> close;
+    for (uint32_t i = 0; i < mask; i++)
+      if (chosen[i / 8] >> i % 8 & 1) close.push_back(values[i]);
+    *kept = close.size();
+    if (*kept) std::memcpy(core.write(to, 0, *kept * sizeof(T)), close.data(), *kept * sizeof(T));
+  });
+  ropeway::core().wait_until([=] { return *done; }, "the number of elements that GatherMask keeps");
+  count = *kept;
+}
 
 }  // namespace AscendC

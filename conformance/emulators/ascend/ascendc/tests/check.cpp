@@ -1,6 +1,7 @@
 // The emulator's own tests: correct kernels are right for every seed; each fault planted in them is reported for every seed.
 #include "host.h"
 
+#include <algorithm>
 #include <array>
 
 constexpr int SEEDS = 12;
@@ -42,6 +43,27 @@ static Outcome add_rows(const Library &library, uint64_t seed, uint32_t n) {
   Outcome outcome{library.run(device, "add_rows", 3, seed, da, db, dc, n), true, device.reported};
   auto c = device.download<half>(dc);
   for (uint32_t i = 0; i < n; i++) outcome.right &= float(c[i]) == float(a[i]) + float(b[i]);
+  return outcome;
+}
+
+static Outcome pick(const Library &library, uint64_t seed) {
+  constexpr int N = 320, BLOCKS = 5;
+  Device device;
+  auto x = whole_numbers<int32_t>(N, 8);
+  uint64_t dx = device.upload(x), df = device.allocate(BLOCKS * N * 4), dc = device.allocate(BLOCKS * 4), dm = device.allocate(4, 0), dp = device.allocate(BLOCKS * N / 16);
+  Outcome outcome{library.run(device, "pick", BLOCKS, seed, dx, df, dc, dm, dp, uint32_t(N)), true, device.reported};
+  auto found = device.download<int32_t>(df), counts = device.download<int32_t>(dc);
+  auto peaks = device.download<float>(dp);
+  int most = 0;
+  for (int block = 0; block < BLOCKS; block++) {
+    int count = 0;
+    for (int i = 0; i < N; i++)
+      if (x[i] == block) outcome.right &= found[block * N + count++] == i;
+    outcome.right &= counts[block] == count && found[block * N + count] == -1;
+    most = std::max(most, count);
+    for (int i = 0; i < N; i += 64) outcome.right &= peaks[(block * N + i) / 64] == float(*std::max_element(&x[i], &x[i] + 64));
+  }
+  outcome.right &= device.download<int32_t>(dm)[0] == most;
   return outcome;
 }
 
@@ -104,15 +126,18 @@ int main() {
   std::string rows = ASCENDC_FOLDER "/tests/rows.asc", cube = ASCENDC_FOLDER "/tests/product.asc";
   Library vector(rows, "");
   all_right("add_rows", [&](uint64_t seed) { return add_rows(vector, seed, 5000); });
+  all_right("pick", [&](uint64_t seed) { return pick(vector, seed); });
+  each_drop_reported("pick", vector, "void pick", "void softmax_rows", [&](uint64_t seed) { return pick(vector, seed); });
   all_right("softmax_rows", [&](uint64_t seed) { return softmax_rows(vector, seed); });
   each_drop_reported("softmax_rows", vector, "void softmax_rows", "", [&](uint64_t seed) { return softmax_rows(vector, seed); });
+  auto added = [](const Library &library, uint64_t seed) { return add_rows(library, seed, 5000); };
   struct {
     const char *mutant, *said;
-    bool softmax;
-  } vector_mutants[] = {{"1", "out of bounds", false}, {"2", "misaligned", false}, {"3", "hazard", false}, {"4", "UB is full", true}};
-  for (auto &[mutant, said, softmax] : vector_mutants) {
-    Library mutated(rows, std::string("-DMUTANT=") + mutant);
-    all_reported(std::string("rows.asc, mutant ") + mutant, said, [&](uint64_t seed) { return softmax ? softmax_rows(mutated, seed) : add_rows(mutated, seed, 5000); });
+    Outcome (*run)(const Library &, uint64_t);
+  } vector_mutants[] = {{"1", "out of bounds", added}, {"2", "misaligned", added}, {"3", "hazard", added}, {"4", "UB is full", softmax_rows}, {"5", "hazard", pick}, {"6", "hazard", pick}};
+  for (auto &each : vector_mutants) {
+    Library mutated(rows, std::string("-DMUTANT=") + each.mutant);
+    all_reported(std::string("rows.asc, mutant ") + each.mutant, each.said, [&](uint64_t seed) { return each.run(mutated, seed); });
   }
 
   Library plain(cube, ""), bfloat(cube, "-DTYPE=bfloat16_t -DSUM=float -DTRANS_B=1"), whole(cube, "-DTYPE=int8_t -DSUM=int32_t -DTRANS_B=0"),

@@ -39,17 +39,19 @@ struct Nd2NzParams {
 
 namespace ropeway {
 
-// Writes to global memory, or adds to it.
-template <class T> void store(Core &core, const Place &to, uint64_t offset, const T *values, uint64_t count, bool add) {
-  uint8_t *bytes = core.write(to, offset, count * sizeof(T), add && to.memory == GM);
-  if (!(add && to.memory == GM)) {
+// Writes to global memory, or joins with what is there.
+template <class T> void store(Core &core, const Place &to, uint64_t offset, const T *values, uint64_t count, Atomic atomic) {
+  if (to.memory != GM) atomic = Atomic::None;
+  uint8_t *bytes = core.write(to, offset, count * sizeof(T), atomic);
+  if (atomic == Atomic::None) {
     if (count) std::memcpy(bytes, values, count * sizeof(T));
     return;
   }
   for (uint64_t i = 0; i < count; i++, bytes += sizeof(T)) {
     T old;
     std::memcpy(&old, bytes, sizeof(T));
-    old = T(old + values[i]);
+    if (atomic == Atomic::Add) old = T(old + values[i]);
+    else if (values[i] > old) old = values[i];
     std::memcpy(bytes, &old, sizeof(T));
   }
 }
@@ -64,25 +66,25 @@ inline pipe_t copier(Memory to, Memory from) {
 }
 
 template <class T> void copy_blocks(Place to, Place from, AscendC::DataCopyParams p, At at) {
-  bool add = core().atomic_add;
+  Atomic atomic = core().atomic;
   core().issue(copier(to.memory, from.memory), "DataCopy", at, [=, &core = core()] {
     aligned(to, to.memory == GM ? sizeof(T) : to.memory == BT ? 64 : 32, "the destination");
     aligned(from, from.memory == GM ? sizeof(T) : 32, "the source");
     for (uint64_t i = 0; i < p.blockCount; i++) {
       const uint8_t *block = core.read(from, i * (p.blockLen + p.srcStride) * 32, p.blockLen * 32);
-      store(core, to, i * (p.blockLen + p.dstStride) * 32, reinterpret_cast<const T *>(block), p.blockLen * 32 / sizeof(T), add);
+      store(core, to, i * (p.blockLen + p.dstStride) * 32, reinterpret_cast<const T *>(block), p.blockLen * 32 / sizeof(T), atomic);
     }
   });
 }
 
 template <class T> void copy_whole(Place to, Place from, uint64_t count, At at) {
   uint64_t bytes = count * sizeof(T);
-  bool add = core().atomic_add;
+  Atomic atomic = core().atomic;
   core().issue(copier(to.memory, from.memory), "DataCopy", at, [=, &core = core()] {
     aligned(to, to.memory == GM ? sizeof(T) : 32, "the destination");
     aligned(from, from.memory == GM ? sizeof(T) : 32, "the source");
     core.require(bytes % 32 == 0, "misaligned: DataCopy of a length that is not whole blocks of 32 bytes");
-    store(core, to, 0, reinterpret_cast<const T *>(core.read(from, 0, bytes)), count, add);
+    store(core, to, 0, reinterpret_cast<const T *>(core.read(from, 0, bytes)), count, atomic);
   });
 }
 
@@ -137,7 +139,7 @@ void DataCopyPad(const LocalTensor<T> &dst, const GlobalTensor<T> &src, const Da
 }
 
 template <class T> void DataCopyPad(const GlobalTensor<T> &dst, const LocalTensor<T> &src, const DataCopyExtParams &p, ROPEWAY_AT) {
-  bool add = ropeway::core().atomic_add;
+  ropeway::Atomic atomic = ropeway::core().atomic;
   ropeway::core().issue(PIPE_MTE3, "DataCopyPad", at, [=, &core = ropeway::core()] {
     ropeway::in(src, ropeway::UB, "the source");
     ropeway::aligned(src.place, 32, "the source");
@@ -145,7 +147,7 @@ template <class T> void DataCopyPad(const GlobalTensor<T> &dst, const LocalTenso
     uint64_t whole = (uint64_t(p.blockLen) + 31) / 32 * 32;
     for (uint64_t i = 0; i < p.blockCount; i++) {
       const uint8_t *block = core.read(src.place, i * (whole + uint64_t(p.srcStride) * 32), p.blockLen);
-      ropeway::store(core, dst.place, i * (uint64_t(p.blockLen) + p.dstStride), reinterpret_cast<const T *>(block), p.blockLen / sizeof(T), add);
+      ropeway::store(core, dst.place, i * (uint64_t(p.blockLen) + p.dstStride), reinterpret_cast<const T *>(block), p.blockLen / sizeof(T), atomic);
     }
   });
 }

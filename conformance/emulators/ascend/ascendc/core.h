@@ -80,7 +80,7 @@ class Core {
   Launch &launch;
   const int number, block, sub_block;
   const bool cube;
-  bool atomic_add = false;  // of the instructions issued from now on
+  Atomic atomic = Atomic::None;  // of the instructions issued from now on
   bool done = false, stuck = false;
   ucontext_t context;
   std::string waits_for;
@@ -101,8 +101,8 @@ class Core {
   // What S does itself, at once.
   void scalar(const char *name, At at, const std::function<void()> &effect);
 
-  const uint8_t *read(const Place &place, uint64_t offset, uint64_t bytes) { return access(place, offset, bytes, false, false); }
-  uint8_t *write(const Place &place, uint64_t offset, uint64_t bytes, bool atomic = false) { return access(place, offset, bytes, true, atomic); }
+  const uint8_t *read(const Place &place, uint64_t offset, uint64_t bytes) { return access(place, offset, bytes, false, Atomic::None); }
+  uint8_t *write(const Place &place, uint64_t offset, uint64_t bytes, Atomic atomic = Atomic::None) { return access(place, offset, bytes, true, atomic); }
 
   void set_flag(Event event, int id, At at);
   void wait_flag(Event event, int id, At at);
@@ -113,13 +113,14 @@ class Core {
   void cross_set(int mode, pipe_t on, int id, At at);
   void cross_wait(int id, At at);
 
+  // S waits; its pipes run.
+  void wait_until(const std::function<bool()> &holds, const std::string &what);
   bool step();
   void finish();
   std::string held_up() const;
 
  private:
-  uint8_t *access(const Place &place, uint64_t offset, uint64_t bytes, bool write, bool atomic);
-  void wait_until(const std::function<bool()> &holds, const std::string &what);
+  uint8_t *access(const Place &place, uint64_t offset, uint64_t bytes, bool write, Atomic atomic);
   void breathe();
   void raise(Flag &flag, pipe_t from, pipe_t to);
   void lower(Flag &flag, pipe_t to);

@@ -82,6 +82,9 @@ struct Clock {
   }
 };
 
+// What the copy units do with what is in global memory already. Writes of one kind give the same whatever their order; of two kinds they do not.
+enum class Atomic : uint8_t { None, Add, Max };
+
 // One instruction's access to some bytes of a cell.
 struct Access {
   const char *instruction;
@@ -90,7 +93,7 @@ struct Access {
   uint8_t pipe;
   bool write;
   bool interlocked;  // an Mmad large enough that the cube unit itself waits for the one before
-  bool atomic;       // added to global memory, in any order
+  Atomic atomic;
 };
 
 constexpr uint64_t CELL = 32;
@@ -102,7 +105,7 @@ struct Cell {
   static uint32_t mask(uint64_t from, uint64_t to) { return uint32_t((to - from == 32 ? ~0ull : (1ull << (to - from)) - 1) << from); }
 
   static bool conflict(const Access &before, const Access &now, const Clock &clock) {
-    if (!(before.bytes & now.bytes) || !(before.write || now.write) || (before.atomic && now.atomic)) return false;
+    if (!(before.bytes & now.bytes) || !(before.write || now.write) || (before.atomic != Atomic::None && before.atomic == now.atomic)) return false;
     if (before.core == now.core && before.pipe == now.pipe) {
       if (before.sequence == now.sequence || now.pipe == PIPE_S) return false;
       // A pipe's operands are read in the order of its instructions, so that only what it wrote may be late.
@@ -117,7 +120,8 @@ struct Cell {
       if (conflict(before, now, clock)) return &before;
     size_t kept = 0;
     for (Access &before : accesses) {
-      bool superseded = (now.write && !now.atomic) || (before.core == now.core && before.pipe == now.pipe && before.write == now.write && !before.atomic);
+      bool superseded = (now.write && now.atomic == Atomic::None) ||
+                        (before.core == now.core && before.pipe == now.pipe && before.write == now.write && before.atomic == Atomic::None);
       if (superseded) before.bytes &= ~now.bytes;
       if (before.bytes) accesses[kept++] = before;
     }

@@ -84,7 +84,7 @@ inline std::string Core::held_up() const {
   return text;
 }
 
-inline uint8_t *Core::access(const Place &place, uint64_t offset, uint64_t bytes, bool write, bool atomic) {
+inline uint8_t *Core::access(const Place &place, uint64_t offset, uint64_t bytes, bool write, Atomic atomic) {
   if (bytes == 0) return nullptr;
   uint64_t from = place.address + offset, to = from + bytes;
   auto where = [&] { return std::string(MEMORY_NAMES[place.memory]) + " bytes " + std::to_string(from) + " to " + std::to_string(to); };

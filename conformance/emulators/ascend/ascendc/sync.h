@@ -9,6 +9,10 @@ struct TaskType {
   KernelMetaType type;
 };
 
+// What the copy units can join with what is in global memory.
+template <class T> constexpr bool is_atomic = std::is_same<T, float>::value || std::is_same<T, half>::value || std::is_same<T, bfloat16_t>::value ||
+                                              std::is_same<T, int32_t>::value || std::is_same<T, int16_t>::value || std::is_same<T, int8_t>::value;
+
 }  // namespace ropeway
 
 // Found by the launch before the kernel runs, as the tool-chain finds it in the binary: so it lies in a section of its own.
@@ -49,13 +53,16 @@ inline int64_t GetSubBlockNum() { return ropeway::core().launch.mixed() ? ropewa
 // Vector cores to a cube core.
 inline int64_t GetTaskRation() { return GetSubBlockNum(); }
 
-// From now on, what the copy units write to global memory is added to what is there.
+// From now on, what the copy units write to global memory is added to what is there, or is left out where that is greater.
 template <class T> void SetAtomicAdd() {
-  static_assert(std::is_same<T, float>::value || std::is_same<T, half>::value || std::is_same<T, bfloat16_t>::value || std::is_same<T, int32_t>::value ||
-                    std::is_same<T, int16_t>::value || std::is_same<T, int8_t>::value, "a type that the copy units can add");
-  ropeway::core().atomic_add = true;
+  static_assert(ropeway::is_atomic<T>, "a type that the copy units can add");
+  ropeway::core().atomic = ropeway::Atomic::Add;
 }
-inline void SetAtomicNone() { ropeway::core().atomic_add = false; }
+template <class T> void SetAtomicMax() {
+  static_assert(ropeway::is_atomic<T>, "a type that the copy units can compare");
+  ropeway::core().atomic = ropeway::Atomic::Max;
+}
+inline void SetAtomicNone() { ropeway::core().atomic = ropeway::Atomic::None; }
 
 template <class T> T CeilDivision(T number, T by) { return (number + by - 1) / by; }
 

@@ -5,8 +5,10 @@ use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, T
 
 use super::{native, spirv};
 
+mod ascend;
 mod cuda;
 
+pub(super) use ascend::{ATTENTION_CUBE, ATTENTION_PACK, ATTENTION_VECTOR};
 pub(super) use cuda::{ATTENTION_MMA, ATTENTION_MMA_FEW, mma_local_memory, mma_rows, mma_threads};
 
 /// The kernels of this folder.
@@ -20,6 +22,9 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &ATTENTION_TILED,
     &ATTENTION_MERGE,
     &ATTENTION_NATIVE,
+    &ATTENTION_CUBE,
+    &ATTENTION_VECTOR,
+    &ATTENTION_PACK,
 ];
 
 const SHARED_CL: (&str, &str) = ("attention.cl", include_str!("attention.cl"));

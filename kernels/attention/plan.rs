@@ -12,13 +12,14 @@ use ropeway_core::plan::{Arg, Expr, Launch, OperandRule, Plan, StrideRule};
 use ropeway_core::{Error, Result};
 
 use super::manifest::{
-    ATTENTION_DECODE, ATTENTION_KEYS, ATTENTION_MERGE, ATTENTION_MMA, ATTENTION_MMA_FEW,
-    ATTENTION_NATIVE, ATTENTION_PREFILL, ATTENTION_ROWS, ATTENTION_TILED, LANE_ROWS, TILED_GROUP,
-    TILED_ROWS, rows_local_memory,
+    ATTENTION_CUBE, ATTENTION_DECODE, ATTENTION_KEYS, ATTENTION_MERGE, ATTENTION_MMA,
+    ATTENTION_MMA_FEW, ATTENTION_NATIVE, ATTENTION_PREFILL, ATTENTION_ROWS, ATTENTION_TILED,
+    LANE_ROWS, TILED_GROUP, TILED_ROWS, rows_local_memory,
 };
 use super::{Attention, PagedAttention, Softmax, VarlenAttention};
 use operands::{Operands, Sizes, arguments, flags};
 
+mod ascend;
 mod mma;
 mod operands;
 #[cfg(all(test, feature = "spec"))]
@@ -74,6 +75,8 @@ struct Problem {
     keys: u64,
     /// Whether k and v have stride 1 on their last axis.
     unit: bool,
+    /// Whether each of q, k and v has.
+    units: [bool; 3],
     /// Whether q, k and v consist of whole vectors of four: sizes, and strides but the last, which is 1.
     fours: bool,
     /// As `fours`, of eight.
@@ -97,6 +100,7 @@ impl Problem {
             sequences: op.batch(),
             keys: op.kv_len(),
             unit: unit(&op.k) && unit(&op.v),
+            units: [&op.q, &op.k, &op.v].map(unit),
             fours: [&op.q, &op.k, &op.v]
                 .into_iter()
                 .all(|desc| in_vectors(desc, 4)),
@@ -121,6 +125,7 @@ impl Problem {
             sequences: op.batch(),
             keys: op.kv_tokens(),
             unit: unit(&op.k) && unit(&op.v),
+            units: [&op.q, &op.k, &op.v].map(unit),
             fours: [&op.q, &op.k, &op.v]
                 .into_iter()
                 .all(|desc| in_vectors(desc, 4)),
@@ -145,6 +150,7 @@ impl Problem {
             sequences: op.batch(),
             keys: op.max_kv_len(),
             unit: unit(&op.k_cache) && unit(&op.v_cache),
+            units: [&op.q, &op.k_cache, &op.v_cache].map(unit),
             fours: [&op.q, &op.k_cache, &op.v_cache]
                 .into_iter()
                 .all(|desc| in_vectors(desc, 4)),
@@ -224,6 +230,7 @@ impl Problem {
         if info.kind != DeviceKind::Cpu {
             kernels.sort_by_key(|kernel| kernel.name != ATTENTION_TILED.name);
         }
+        kernels.push(&ATTENTION_CUBE);
         if self.fits_mma() {
             kernels.insert(0, &ATTENTION_MMA);
             if self.few_mma() {
@@ -540,6 +547,10 @@ fn finish(
             1,
             args,
         );
+        return Ok(plan);
+    }
+    if key.kernel.name == ATTENTION_CUBE.name {
+        ascend::append(&mut plan, problem, info, operands, sizes);
         return Ok(plan);
     }
     let split_keys = key.config.value("SPLIT_KEYS");

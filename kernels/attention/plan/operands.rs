@@ -37,11 +37,11 @@ fn varies(symbol: usize, plus: u64) -> Extent {
     }
 }
 
-fn int(value: impl Into<Expr>) -> Arg {
+pub(super) fn int(value: impl Into<Expr>) -> Arg {
     Arg::I32(value.into())
 }
 
-fn long(value: impl Into<Expr>) -> Arg {
+pub(super) fn long(value: impl Into<Expr>) -> Arg {
     Arg::I64(value.into())
 }
 
@@ -95,13 +95,13 @@ pub(super) struct Sizes {
 }
 
 /// Strides in the order batch, head, row, column of an operand whose axes these are; 0 for an axis that it lacks.
-fn strides(operand: usize, axes: [Option<usize>; 4]) -> impl Iterator<Item = Arg> {
+pub(super) fn strides(operand: usize, axes: [Option<usize>; 4]) -> impl Iterator<Item = Arg> {
     axes.into_iter()
         .map(move |axis| long(axis.map_or(Expr::Const(0), |axis| Expr::stride(operand, axis))))
 }
 
 /// The axes batch, head, row, column of q and o.
-fn query_axes(problem: &Problem) -> [Option<usize>; 4] {
+pub(super) fn query_axes(problem: &Problem) -> [Option<usize>; 4] {
     match problem.layout {
         0 => [Some(0), Some(1), Some(2), Some(3)],
         _ => [None, Some(1), Some(0), Some(2)],
@@ -109,7 +109,7 @@ fn query_axes(problem: &Problem) -> [Option<usize>; 4] {
 }
 
 /// The axes batch (or block), head, row, column of k and v.
-fn key_axes(problem: &Problem) -> [Option<usize>; 4] {
+pub(super) fn key_axes(problem: &Problem) -> [Option<usize>; 4] {
     match problem.layout {
         0 => [Some(0), Some(1), Some(2), Some(3)],
         1 => [None, Some(1), Some(0), Some(2)],

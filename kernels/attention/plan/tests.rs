@@ -10,6 +10,8 @@ use crate::attention::{AttentionKind, PagedAttentionKind};
 use crate::described::{cuda, sm_70, sm_80};
 use crate::signatures::parse;
 
+mod ascend;
+
 fn planned(
     info: &DeviceInfo,
     kind: &dyn OpKind,

@@ -81,22 +81,27 @@ template <class T> void LoadData(const LocalTensor<T> &dst, const LocalTensor<T>
   });
 }
 
-// Transposes squares: one fractal of 16-bit elements, two of 8-bit (32 x 32). Each repeat reads consecutive fractals and writes them dstFracGap apart.
+// Transposes squares: one fractal of 16-bit elements; two of 8-bit (32 x 32), one below the other; two of 32-bit (16 x 16), side by side. Each repeat
+// reads consecutive fractals and writes them dstFracGap apart; startIndex and srcStride count squares.
 template <class T> void LoadDataWithTranspose(const LocalTensor<T> &dst, const LocalTensor<T> &src, const LoadData2dTransposeParams &p, ROPEWAY_AT) {
-  static_assert(sizeof(T) <= 2, "of 32-bit elements it is not modelled");
   ropeway::core().issue(PIPE_MTE1, "LoadDataWithTranspose", at, [=, &core = ropeway::core()] {
     core.require(dst.place.memory == ropeway::L0A || dst.place.memory == ropeway::L0B, "the destination is neither in L0A nor in L0B");
     ropeway::in(src, ropeway::L1, "the source");
     ropeway::aligned(dst.place, 512, "the destination");
     ropeway::aligned(src.place, 32, "the source");
     core.require(p.addrMode == 0, "addrMode other than 0 is not modelled");
-    constexpr uint64_t SIDE = 32 / sizeof(T), FRACTALS = SIDE / 16, SQUARE = SIDE * 32;
+    constexpr uint64_t LINE = 32 / sizeof(T), SIDE = LINE < 16 ? 16 : LINE, FRACTALS = SIDE * SIDE / (16 * LINE), SQUARE = FRACTALS * 512;
+    // Where an element of the square lies, in elements.
+    auto place = [](uint64_t row, uint64_t column) { return LINE < SIDE ? (column / LINE * 16 + row) * LINE + column % LINE : row * LINE + column; };
     for (uint64_t i = 0; i < p.repeatTimes; i++) {
       const uint8_t *from = core.read(src.place, (p.startIndex + i * p.srcStride) * SQUARE, SQUARE);
       for (uint64_t fractal = 0; fractal < FRACTALS; fractal++) {
         uint8_t *to = core.write(dst.place, (i * (p.dstGap + 1) + fractal * (p.dstFracGap + 1)) * 512, 512);
         for (uint64_t line = 0; line < 16; line++)
-          for (uint64_t e = 0; e < SIDE; e++) std::memcpy(to + (line * SIDE + e) * sizeof(T), from + (e * SIDE + fractal * 16 + line) * sizeof(T), sizeof(T));
+          for (uint64_t e = 0; e < LINE; e++) {
+            uint64_t row = LINE < SIDE ? line : fractal * 16 + line, column = LINE < SIDE ? fractal * LINE + e : e;
+            std::memcpy(to + (line * LINE + e) * sizeof(T), from + place(column, row) * sizeof(T), sizeof(T));
+          }
       }
     }
   });

@@ -141,12 +141,13 @@ int main() {
   }
 
   Library plain(cube, ""), bfloat(cube, "-DTYPE=bfloat16_t -DSUM=float -DTRANS_B=1"), whole(cube, "-DTYPE=int8_t -DSUM=int32_t -DTRANS_B=0"),
-      single(cube, "-DTYPE=float -DSUM=float -DTRANS_B=1");
+      single(cube, "-DTYPE=float -DSUM=float -DTRANS_B=1"), single_across(cube, "-DTYPE=float -DSUM=float -DTRANS_B=0");
   for (auto [m, n, k] : std::vector<std::array<uint32_t, 3>>{{64, 64, 64}, {33, 47, 50}, {1, 5, 3}, {16, 32, 16}}) {
     all_right("product f16", [&](uint64_t seed) { return product<half, float>(plain, seed, "product", m, n, k, false, 1, 1); });
     all_right("product bf16, b transposed", [&](uint64_t seed) { return product<bfloat16_t, float>(bfloat, seed, "product", m, n, k, true, 2, 1); });
     all_right("product i8", [&](uint64_t seed) { return product<int8_t, int32_t>(whole, seed, "product", m, n, k, false, 1, 1); });
     all_right("product f32, b transposed", [&](uint64_t seed) { return product<float, float>(single, seed, "product", m, n, k, true, 2, 1); });
+    all_right("product f32", [&](uint64_t seed) { return product<float, float>(single_across, seed, "product", m, n, k, false, 1, 1); });
   }
   auto small = [&](uint64_t seed) { return product<bfloat16_t, float>(bfloat, seed, "product", 32, 32, 32, true, 2, 1); };
   each_drop_reported("product", bfloat, "void multiply", "void doubled", small);

@@ -65,9 +65,20 @@ inline pipe_t copier(Memory to, Memory from) {
   core().fault(std::string("there is no way from ") + MEMORY_NAMES[from] + " to " + MEMORY_NAMES[to]);
 }
 
+// For the cost: `rows` are those in global memory, or the blocks that are copied within the core.
+inline Work copy_work(const Place &to, const Place &from, const Rows &rows) {
+  if (from.memory == GM) return Work::read(rows);
+  if (to.memory == GM) return Work::write(rows);
+  if (to.memory == BT) return {Work::TO_BT, double(rows.count) * double(rows.bytes)};
+  return Work::vector(rows.count * rows.bytes, 1);
+}
+
 template <class T> void copy_blocks(Place to, Place from, AscendC::DataCopyParams p, At at) {
   Atomic atomic = core().atomic;
-  core().issue(copier(to.memory, from.memory), "DataCopy", at, [=, &core = core()] {
+  const Place &global = to.memory == GM ? to : from;
+  uint64_t gap = to.memory == GM ? p.dstStride : p.srcStride, length = p.blockLen;
+  Work work = copy_work(to, from, {global.address, p.blockCount, length * 32, (length + gap) * 32});
+  core().issue(copier(to.memory, from.memory), "DataCopy", at, work, [=, &core = core()] {
     aligned(to, to.memory == GM ? sizeof(T) : to.memory == BT ? 64 : 32, "the destination");
     aligned(from, from.memory == GM ? sizeof(T) : 32, "the source");
     for (uint64_t i = 0; i < p.blockCount; i++) {
@@ -80,7 +91,8 @@ template <class T> void copy_blocks(Place to, Place from, AscendC::DataCopyParam
 template <class T> void copy_whole(Place to, Place from, uint64_t count, At at) {
   uint64_t bytes = count * sizeof(T);
   Atomic atomic = core().atomic;
-  core().issue(copier(to.memory, from.memory), "DataCopy", at, [=, &core = core()] {
+  Work work = copy_work(to, from, {(to.memory == GM ? to : from).address, 1, bytes, 0});
+  core().issue(copier(to.memory, from.memory), "DataCopy", at, work, [=, &core = core()] {
     aligned(to, to.memory == GM ? sizeof(T) : 32, "the destination");
     aligned(from, from.memory == GM ? sizeof(T) : 32, "the source");
     core.require(bytes % 32 == 0, "misaligned: DataCopy of a length that is not whole blocks of 32 bytes");
@@ -101,7 +113,9 @@ template <class T> void DataCopy(const GlobalTensor<T> &dst, const LocalTensor<T
 template <class T> void DataCopy(const LocalTensor<T> &dst, const LocalTensor<T> &src, const DataCopyParams &p, ROPEWAY_AT) { ropeway::copy_blocks<T>(dst.place, src.place, p, at); }
 
 template <class T> void DataCopy(const LocalTensor<T> &dst, const GlobalTensor<T> &src, const Nd2NzParams &p, ROPEWAY_AT) {
-  ropeway::core().issue(PIPE_MTE2, "DataCopy", at, [=, &core = ropeway::core()] {
+  // Of several matrices: as if they lay one behind the other.
+  ropeway::Rows rows{src.place.address, uint64_t(p.ndNum) * p.nValue, p.dValue * sizeof(T), p.srcDValue * sizeof(T)};
+  ropeway::core().issue(PIPE_MTE2, "DataCopy", at, ropeway::Work::read(rows), [=, &core = ropeway::core()] {
     ropeway::in(dst, ropeway::L1, "the destination");
     ropeway::aligned(dst.place, 32, "the destination");
     constexpr uint64_t ACROSS = 32 / sizeof(T);
@@ -121,7 +135,8 @@ template <class T> void DataCopy(const LocalTensor<T> &dst, const GlobalTensor<T
 
 template <class T>
 void DataCopyPad(const LocalTensor<T> &dst, const GlobalTensor<T> &src, const DataCopyExtParams &p, const DataCopyPadExtParams<T> &pad, ROPEWAY_AT) {
-  ropeway::core().issue(PIPE_MTE2, "DataCopyPad", at, [=, &core = ropeway::core()] {
+  ropeway::Rows rows{src.place.address, p.blockCount, p.blockLen, uint64_t(p.blockLen) + p.srcStride};
+  ropeway::core().issue(PIPE_MTE2, "DataCopyPad", at, ropeway::Work::read(rows), [=, &core = ropeway::core()] {
     ropeway::in(dst, ropeway::UB, "the destination");
     ropeway::aligned(dst.place, 32, "the destination");
     core.require(p.blockLen % sizeof(T) == 0, "blockLen is not whole elements");
@@ -140,7 +155,8 @@ void DataCopyPad(const LocalTensor<T> &dst, const GlobalTensor<T> &src, const Da
 
 template <class T> void DataCopyPad(const GlobalTensor<T> &dst, const LocalTensor<T> &src, const DataCopyExtParams &p, ROPEWAY_AT) {
   ropeway::Atomic atomic = ropeway::core().atomic;
-  ropeway::core().issue(PIPE_MTE3, "DataCopyPad", at, [=, &core = ropeway::core()] {
+  ropeway::Rows rows{dst.place.address, p.blockCount, p.blockLen, uint64_t(p.blockLen) + p.dstStride};
+  ropeway::core().issue(PIPE_MTE3, "DataCopyPad", at, ropeway::Work::write(rows), [=, &core = ropeway::core()] {
     ropeway::in(src, ropeway::UB, "the source");
     ropeway::aligned(src.place, 32, "the source");
     core.require(p.blockLen % sizeof(T) == 0, "blockLen is not whole elements");

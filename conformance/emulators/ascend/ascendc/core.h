@@ -9,7 +9,7 @@
 #include <deque>
 #include <functional>
 
-#include "machine.h"
+#include "cost.h"
 
 namespace ropeway {
 
@@ -55,6 +55,8 @@ struct Instruction {
   At at;
   Clock::Count issued;                           // what S knew
   std::shared_ptr<const std::map<int, Clock::Count>> issued_others;
+  Cycles issued_at;                              // in modelled time
+  Work work;
   std::function<void()> effect;
   std::function<bool()> ready;  // empty: at once
   bool interlocked = false;
@@ -65,6 +67,7 @@ struct Launch;
 class Core {
   std::vector<uint8_t> memories[MEMORIES];
   Shadow shadows[MEMORIES];
+  Timing timing;
   std::deque<Instruction> queues[PIPES];
   Clock clocks[PIPES];
   uint32_t counts[PIPES] = {};
@@ -97,9 +100,12 @@ class Core {
   }
 
   // Queues an instruction; `effect` runs when its turn comes, and reads and writes through this core.
-  void issue(pipe_t on, const char *name, At at, std::function<void()> effect, bool interlocked = false, std::function<bool()> ready = {});
+  void issue(pipe_t on, const char *name, At at, const Work &work, std::function<void()> effect, bool interlocked = false, std::function<bool()> ready = {});
+  void issue(pipe_t on, const char *name, At at, std::function<void()> effect) { issue(on, name, at, Work(), std::move(effect)); }
   // What S does itself, at once.
-  void scalar(const char *name, At at, const std::function<void()> &effect);
+  void scalar(const char *name, At at, Cycles cycles, const std::function<void()> &effect);
+  // The same, an access to one element: nothing is read or written where only the cost counts, unless it is read in global memory.
+  void scalar_access(const char *name, At at, const Place &place, bool write, const std::function<void()> &effect);
 
   const uint8_t *read(const Place &place, uint64_t offset, uint64_t bytes) { return access(place, offset, bytes, false, Atomic::None); }
   uint8_t *write(const Place &place, uint64_t offset, uint64_t bytes, Atomic atomic = Atomic::None) { return access(place, offset, bytes, true, atomic); }
@@ -125,6 +131,8 @@ class Core {
   void raise(Flag &flag, pipe_t from, pipe_t to);
   void lower(Flag &flag, pipe_t to);
   void execute(pipe_t on);
+  void begin_modelled(pipe_t on, const Instruction &next);
+  void spend(Cycles cycles);
   struct Named;
   Flag &flag(Event event, int id) {
     require(id >= 0 && id < FLAGS_OF_AN_EVENT, "the event id is not one of 0 to 7");

@@ -64,8 +64,18 @@ struct FixpipeParamsV220 {
   FixpipeParamsV220() {}
 };
 
+}  // namespace AscendC
+
+namespace ropeway {
+
+inline Work load_work(const Place &to, uint64_t bytes) { return {to.memory == L0B ? Work::TO_L0B : Work::TO_L0A, double(bytes)}; }
+
+}  // namespace ropeway
+
+namespace AscendC {
+
 template <class T> void LoadData(const LocalTensor<T> &dst, const LocalTensor<T> &src, const LoadData2DParams &p, ROPEWAY_AT) {
-  ropeway::core().issue(PIPE_MTE1, "LoadData", at, [=, &core = ropeway::core()] {
+  ropeway::core().issue(PIPE_MTE1, "LoadData", at, ropeway::load_work(dst.place, uint64_t(p.repeatTimes) * 512), [=, &core = ropeway::core()] {
     core.require(dst.place.memory == ropeway::L0A || dst.place.memory == ropeway::L0B, "the destination is neither in L0A nor in L0B");
     ropeway::in(src, ropeway::L1, "the source");
     ropeway::aligned(dst.place, 512, "the destination");
@@ -84,13 +94,14 @@ template <class T> void LoadData(const LocalTensor<T> &dst, const LocalTensor<T>
 // Transposes squares: one fractal of 16-bit elements; two of 8-bit (32 x 32), one below the other; two of 32-bit (16 x 16), side by side. Each repeat
 // reads consecutive fractals and writes them dstFracGap apart; startIndex and srcStride count squares.
 template <class T> void LoadDataWithTranspose(const LocalTensor<T> &dst, const LocalTensor<T> &src, const LoadData2dTransposeParams &p, ROPEWAY_AT) {
-  ropeway::core().issue(PIPE_MTE1, "LoadDataWithTranspose", at, [=, &core = ropeway::core()] {
+  constexpr uint64_t LINE = 32 / sizeof(T), SIDE = LINE < 16 ? 16 : LINE, FRACTALS = SIDE * SIDE / (16 * LINE), SQUARE = FRACTALS * 512;
+  ropeway::Work work = ropeway::load_work(dst.place, uint64_t(p.repeatTimes) * SQUARE);
+  ropeway::core().issue(PIPE_MTE1, "LoadDataWithTranspose", at, work, [=, &core = ropeway::core()] {
     core.require(dst.place.memory == ropeway::L0A || dst.place.memory == ropeway::L0B, "the destination is neither in L0A nor in L0B");
     ropeway::in(src, ropeway::L1, "the source");
     ropeway::aligned(dst.place, 512, "the destination");
     ropeway::aligned(src.place, 32, "the source");
     core.require(p.addrMode == 0, "addrMode other than 0 is not modelled");
-    constexpr uint64_t LINE = 32 / sizeof(T), SIDE = LINE < 16 ? 16 : LINE, FRACTALS = SIDE * SIDE / (16 * LINE), SQUARE = FRACTALS * 512;
     // Where an element of the square lies, in elements.
     auto place = [](uint64_t row, uint64_t column) { return LINE < SIDE ? (column / LINE * 16 + row) * LINE + column % LINE : row * LINE + column; };
     for (uint64_t i = 0; i < p.repeatTimes; i++) {
@@ -155,7 +166,7 @@ void mmad(const AscendC::LocalTensor<C> &dst, const AscendC::LocalTensor<T> &a, 
   AscendC::LocalTensor<C> bias = with_bias ? *bias_given : AscendC::LocalTensor<C>();
   // From this size on the cube unit itself waits for the sums of the Mmad before; below, a PipeBarrier must.
   bool interlocked = (p.m / 16) * (p.n / 16) >= 10;
-  core().issue(PIPE_M, "Mmad", at, [=, &core = core()] {
+  core().issue(PIPE_M, "Mmad", at, Work::mmad<T>(p.m, p.n, p.k), [=, &core = core()] {
     in(dst, L0C, "the result"), in(a, L0A, "the left matrix"), in(b, L0B, "the right matrix");
     aligned(dst.place, 1024, "the result"), aligned(a.place, 512, "the left matrix"), aligned(b.place, 512, "the right matrix");
     core.require(p.unitFlag == 0 && !p.kDirectionAlign && !p.cmatrixSource, "unitFlag, kDirectionAlign and cmatrixSource are not modelled");
@@ -198,7 +209,10 @@ void Mmad(const LocalTensor<C> &dst, const LocalTensor<T> &fm, const LocalTensor
 template <class T, class C, const FixpipeConfig &config = CFG_ROW_MAJOR>
 void Fixpipe(const GlobalTensor<T> &dst, const LocalTensor<C> &src, const FixpipeParamsV220 &p, ROPEWAY_AT) {
   ropeway::Atomic atomic = ropeway::core().atomic;
-  ropeway::core().issue(PIPE_FIX, "Fixpipe", at, [=, &core = ropeway::core()] {
+  uint64_t lines = uint64_t(p.ndNum) * p.mSize, columns = p.nSize;
+  ropeway::Rows rows{dst.place.address, lines, columns * sizeof(T), uint64_t(p.dstStride) * sizeof(T)};
+  if (config.format == CO2Layout::NZ) rows = {dst.place.address, columns / 16, lines * 16 * sizeof(T), uint64_t(p.dstStride) * 32};
+  ropeway::core().issue(PIPE_FIX, "Fixpipe", at, {ropeway::Work::FIXPIPE, double(lines * columns), rows}, [=, &core = ropeway::core()] {
     ropeway::in(src, ropeway::L0C, "the source");
     ropeway::aligned(src.place, 64, "the source");
     constexpr bool ROWS = config.format == CO2Layout::ROW_MAJOR;

@@ -39,6 +39,7 @@ struct Launch {
   const uint32_t num_blocks;
   const KernelMetaType type;
   Random random;
+  Cost cost;
   // How readily pipes run before S must wait for them: never, seldom, often, at once.
   const uint64_t eagerness;
   // For tests of the tests: without hazards, a missing wait shows only where it changes a result; flags and barriers of some lines are dropped.
@@ -54,13 +55,14 @@ struct Launch {
 
   Launch(const ropeway_host &host, const char *kernel, void (*thunk)(const void *), const void *arguments, uint32_t num_blocks, KernelMetaType type)
       : host(host), kernel(kernel), thunk(thunk), arguments(arguments), num_blocks(num_blocks), type(type), random(host.seed),
-        eagerness(random.below(4)), hazards(!std::getenv("ROPEWAY_EMULATED_CANN_NO_HAZARDS")),
+        eagerness(cost.only ? 3 : random.below(4)), hazards(!std::getenv("ROPEWAY_EMULATED_CANN_NO_HAZARDS")),
         dropped_lines(lines_of(std::getenv("ROPEWAY_EMULATED_CANN_DROP"))) {}
 
   bool mixed() const { return type == KERNEL_TYPE_MIX_AIC_1_1 || type == KERNEL_TYPE_MIX_AIC_1_2; }
   int vectors() const { return type == KERNEL_TYPE_MIX_AIC_1_2 ? 2 : 1; }
   int cores_of_a_block() const { return mixed() ? 1 + vectors() : 1; }
-  uint32_t blocks_at_once() const { return type == KERNEL_TYPE_AIV_ONLY ? AI_CORES * VECTORS_OF_A_CORE : AI_CORES; }
+  uint32_t ai_cores() const { return cost.on ? cost.chip->ai_cores : AI_CORES; }
+  uint32_t blocks_at_once() const { return type == KERNEL_TYPE_AIV_ONLY ? ai_cores() * VECTORS_OF_A_CORE : ai_cores(); }
 
   void begin(uint32_t block) {
     if (type != KERNEL_TYPE_AIV_ONLY) start(block, 0, true);
@@ -173,6 +175,7 @@ inline int Launch::run() {
   for (auto &core : live)
     if (!core->done) resume(*core);
   forget_done();
+  if (!fault && cost.on) cost.write(kernel, blocks_at_once());
   if (!fault) return 0;
   host.report(host.context, (std::string(kernel) + ": " + fault->text).c_str());
   return faulted_on_cube ? 507015 : 507035;

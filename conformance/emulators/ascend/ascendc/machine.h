@@ -7,6 +7,8 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <cstring>
+#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -45,6 +47,8 @@ struct Clock {
   Count own{};
   // Of other cores, by number: only cross-core flags fill it, so most clocks share none.
   std::shared_ptr<const std::map<int, Count>> others;
+  // When all that is known to have ended has, in modelled cycles (cost.h).
+  uint64_t time = 0;
 
   static void join(Count &to, const Count &from) {
     for (int pipe = 0; pipe < PIPES; pipe++)
@@ -52,6 +56,7 @@ struct Clock {
   }
   void join(const Clock &from) {
     join(own, from.own);
+    if (from.time > time) time = from.time;
     if (!from.others || from.others == others) return;
     if (!others) {
       others = from.others;
@@ -65,7 +70,7 @@ struct Clock {
   Clock seen_from_outside(int core) const {
     auto all = others ? std::make_shared<std::map<int, Count>>(*others) : std::make_shared<std::map<int, Count>>();
     join((*all)[core], own);
-    return Clock{{}, all};
+    return Clock{{}, all, time};
   }
   // What core `core` learns of it: what is said of its own pipes included.
   void learn(const Clock &outside, int core) {

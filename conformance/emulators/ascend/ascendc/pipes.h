@@ -20,21 +20,57 @@ struct Core::Named {
   ~Named() { core.instruction = instruction, core.at = at, core.pipe = pipe, core.interlocked = interlocked; }
 };
 
-inline void Core::issue(pipe_t on, const char *name, At at, std::function<void()> effect, bool locks, std::function<bool()> ready) {
+inline void Core::issue(pipe_t on, const char *name, At at, const Work &work, std::function<void()> effect, bool locks, std::function<bool()> ready) {
   {
     Named named(*this, name, at, on);
     require(cube ? on != PIPE_V : on != PIPE_M && on != PIPE_MTE1 && on != PIPE_FIX, "this core has no such pipe");
     wait_until([&] { return queues[on].size() < QUEUE; }, "a place in a pipe's queue");
   }
-  queues[on].push_back({name, at, clocks[PIPE_S].own, clocks[PIPE_S].others, std::move(effect), std::move(ready), locks});
+  if (launch.cost.on) {
+    // The instruction that is as far ahead as the queue is long has left it.
+    auto &starts = timing.starts[on];
+    if (size_t waiting = queues[on].size(); starts.size() + waiting >= QUEUE) {
+      while (starts.size() + waiting > QUEUE) starts.pop_front();
+      clocks[PIPE_S].time = std::max(clocks[PIPE_S].time, starts.front());
+    }
+    spend(launch.cost.figures.issue);
+  }
+  queues[on].push_back({name, at, clocks[PIPE_S].own, clocks[PIPE_S].others, timing.free[PIPE_S], work, std::move(effect), std::move(ready), locks});
   breathe();
 }
 
-inline void Core::scalar(const char *name, At at, const std::function<void()> &effect) {
+inline void Core::scalar(const char *name, At at, Cycles cycles, const std::function<void()> &effect) {
   breathe();
   Named named(*this, name, at, PIPE_S);
   counts[PIPE_S]++;
+  spend(cycles);
   effect();
+}
+
+inline void Core::scalar_access(const char *name, At at, const Place &place, bool write, const std::function<void()> &effect) {
+  bool memory = place.memory == GM;
+  Cycles cycles = memory ? launch.cost.figures.scalar_memory : launch.cost.figures.scalar_ub;
+  if (!launch.cost.only || (memory && !write)) return scalar(name, at, cycles, effect);
+  if (!write) launch.cost.unknown_values++;
+  scalar(name, at, cycles, [] {});
+}
+
+// Modelled time: S goes on for so long, from where what it waited for has ended.
+inline void Core::spend(Cycles cycles) {
+  if (!launch.cost.on) return;
+  timing.free[PIPE_S] = std::max(timing.free[PIPE_S], clocks[PIPE_S].time) + cycles;
+  timing.done[PIPE_S] = timing.free[PIPE_S];
+  timing.busy[PIPE_S] += cycles;
+}
+
+// An instruction takes its place in the modelled time of its pipe.
+inline void Core::begin_modelled(pipe_t on, const Instruction &next) {
+  auto [occupied, later] = launch.cost.of(next.name, next.work);
+  Cycles start = std::max({timing.free[on], clocks[on].time, next.issued_at});
+  timing.free[on] = start + occupied;
+  timing.done[on] = std::max(timing.done[on], start + occupied + later);
+  timing.busy[on] += occupied;
+  timing.starts[on].push_back(start);
 }
 
 // Lets pipes run ahead of S, or other cores ahead of this one, as the seed has it.
@@ -63,7 +99,8 @@ inline void Core::execute(pipe_t on) {
   Named named(*this, next.name, next.at, on, next.interlocked);
   counts[on]++;
   clocks[on].join(Clock{next.issued, next.issued_others});
-  next.effect();
+  if (launch.cost.on) begin_modelled(on, next);
+  if (!launch.cost.only || next.work.kind == Work::SYNC) next.effect();
 }
 
 inline void Core::wait_until(const std::function<bool()> &holds, const std::string &what) {
@@ -123,6 +160,7 @@ inline void Core::raise(Flag &flag, pipe_t from, pipe_t to) {
   flag.set_line = at.line;
   flag.clock = clocks[from];
   flag.clock.own[from] = counts[from];
+  flag.clock.time = std::max(flag.clock.time, timing.done[from]);
 }
 
 inline void Core::lower(Flag &flag, pipe_t to) {
@@ -135,29 +173,30 @@ inline void Core::set_flag(Event event, int id, At at) {
   if (launch.dropped_lines.count(at.line)) return;
   Flag *flag = &this->flag(event, id);
   pipe_t from = EVENT_PIPES[event].from, to = EVENT_PIPES[event].to;
-  if (from == PIPE_S) return scalar("SetFlag", at, [=] { raise(*flag, from, to); });
-  issue(from, "SetFlag", at, [=] { raise(*flag, from, to); });
+  if (from == PIPE_S) return scalar("SetFlag", at, launch.cost.figures.flag, [=] { raise(*flag, from, to); });
+  issue(from, "SetFlag", at, Work::sync(), [=] { raise(*flag, from, to); });
 }
 
 inline void Core::wait_flag(Event event, int id, At at) {
   if (launch.dropped_lines.count(at.line)) return;
   Flag *flag = &this->flag(event, id);
   pipe_t to = EVENT_PIPES[event].to;
-  if (to != PIPE_S) return issue(to, "WaitFlag", at, [=] { lower(*flag, to); }, false, [=] { return flag->set; });
+  if (to != PIPE_S) return issue(to, "WaitFlag", at, Work::sync(), [=] { lower(*flag, to); }, false, [=] { return flag->set; });
   Named named(*this, "WaitFlag", at, PIPE_S);
   wait_until([=] { return flag->set; }, std::string("the flag ") + EVENT_PIPES[event].name + " " + std::to_string(id));
   counts[PIPE_S]++;
   lower(*flag, to);
+  spend(launch.cost.figures.flag);
 }
 
 inline std::shared_ptr<Flag> Core::set_token(pipe_t from, const char *name, At at) {
   auto flag = std::make_shared<Flag>();
-  issue(from, name, at, [this, flag, from] { raise(*flag, from, PIPE_S); });
+  issue(from, name, at, Work::sync(), [this, flag, from] { raise(*flag, from, PIPE_S); });
   return flag;
 }
 
 inline void Core::wait_token(pipe_t to, std::shared_ptr<Flag> flag, const char *name, At at) {
-  issue(to, name, at, [this, flag, to] { lower(*flag, to); }, false, [flag] { return flag->set; });
+  issue(to, name, at, Work::sync(), [this, flag, to] { lower(*flag, to); }, false, [flag] { return flag->set; });
 }
 
 inline void Core::barrier(pipe_t on, At at) {
@@ -165,25 +204,31 @@ inline void Core::barrier(pipe_t on, At at) {
   if (on != PIPE_ALL) {
     Named named(*this, "PipeBarrier", at, on);
     require(on != PIPE_S, "there is no barrier of the scalar pipe");
-    return issue(on, "PipeBarrier", at, [=] { clocks[on].own[on] = counts[on]; });
+    return issue(on, "PipeBarrier", at, Work::sync(), [=] {
+      clocks[on].own[on] = counts[on];
+      clocks[on].time = std::max(clocks[on].time, timing.done[on]);
+    });
   }
   Named named(*this, "PipeBarrier", at, PIPE_S);
   wait_until([&] { return std::all_of(queues, queues + PIPES, [](auto &queue) { return queue.empty(); }); }, "all pipes");
   Clock all;
   for (int pipe = 0; pipe < PIPES; pipe++) {
     clocks[pipe].own[pipe] = counts[pipe];
+    clocks[pipe].time = std::max(clocks[pipe].time, timing.done[pipe]);
     all.join(clocks[pipe]);
   }
   for (Clock &clock : clocks) clock = all;
+  spend(launch.cost.figures.flag);
 }
 
 inline void Core::cross_set(int mode, pipe_t on, int id, At at) {
   if (launch.dropped_lines.count(at.line)) return;
   Named named(*this, "CrossCoreSetFlag", at, on);
   require(on != PIPE_S && on != PIPE_ALL, "a cross-core flag is set by a pipe other than S");
-  issue(on, "CrossCoreSetFlag", at, [=] {
+  issue(on, "CrossCoreSetFlag", at, Work::sync(), [=] {
     Clock known = clocks[on];
     known.own[on] = counts[on];
+    known.time = std::max(known.time, timing.done[on]);
     launch.cross_set(*this, mode, id, known.seen_from_outside(number));
   });
 }
@@ -197,6 +242,7 @@ inline void Core::cross_wait(int id, At at) {
   wait_until([&] { return !granted.empty(); }, "cross-core flag " + std::to_string(id));
   clocks[PIPE_S].learn(granted.front(), number);
   granted.pop_front();
+  spend(launch.cost.figures.flag);
 }
 
 inline void Core::finish() {
@@ -206,6 +252,7 @@ inline void Core::finish() {
       if (flags[event][id].set)
         fault(std::string("SetFlag without WaitFlag: ") + EVENT_PIPES[event].name + " " + std::to_string(id) + ", set at line " +
               std::to_string(flags[event][id].set_line) + ", is still set at the end");
+  if (launch.cost.on) launch.cost.ended(timing, uint32_t(block), cube);
 }
 
 }  // namespace ropeway

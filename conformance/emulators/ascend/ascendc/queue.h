@@ -38,6 +38,7 @@ template <TPosition from, TPosition to, int32_t depth> class TQueBind {
   };
   std::vector<Buffer> buffers;
   std::deque<int> queued;
+  size_t next = 0;  // buffers are given out in turn, so that the one before may still be read
 
   template <class T> Buffer &buffer_of(const LocalTensor<T> &tensor, State state, const char *what) {
     ropeway::core().require(tensor.buffer >= 0 && size_t(tensor.buffer) < buffers.size() && buffers[tensor.buffer].state == state, what);
@@ -46,7 +47,9 @@ template <TPosition from, TPosition to, int32_t depth> class TQueBind {
 
  public:
   template <class T> LocalTensor<T> AllocTensor(ROPEWAY_AT) {
-    for (size_t i = 0; i < buffers.size(); i++) {
+    for (size_t tried = 0; tried < buffers.size(); tried++) {
+      size_t i = next;
+      next = (next + 1) % buffers.size();
       Buffer &buffer = buffers[i];
       if (buffer.state != FREE) continue;
       buffer.state = ALLOCATED;

@@ -49,7 +49,7 @@ template <class T> bool compares(T a, T b, AscendC::CMPMODE mode) {
 template <class T> void whole_repeats(Core &core, uint64_t count) { core.require(count * sizeof(T) % 256 == 0, "Compare of a count that is not whole repeats of 256 bytes"); }
 
 template <class T, class Other> void compare(const char *name, At at, const Place &to, const Place &a, Other other, AscendC::CMPMODE mode, uint64_t count) {
-  core().issue(PIPE_V, name, at, [=, &core = core()] {
+  core().issue(PIPE_V, name, at, Work::vector(count, sizeof(T)), [=, &core = core()] {
     whole_repeats<T>(core, count);
     aligned(to, 32, "the destination"), aligned(a, 32, "a source");
     const T *left = reinterpret_cast<const T *>(core.read(a, 0, count * sizeof(T)));
@@ -64,7 +64,7 @@ template <class T, class Other> void compare(const char *name, At at, const Plac
 
 template <class T, class Other>
 void select(At at, const Place &to, const Place &mask, const Place &a, Other other, AscendC::SELMODE mode, uint64_t count) {
-  core().issue(PIPE_V, "Select", at, [=, &core = core()] {
+  core().issue(PIPE_V, "Select", at, Work::vector(count, sizeof(T)), [=, &core = core()] {
     core.require(mode != AscendC::SELMODE::VSEL_CMPMASK_SPR, "Select in mode 0 is not modelled");
     aligned(to, 32, "the destination"), aligned(mask, 32, "the mask"), aligned(a, 32, "a source");
     const uint8_t *bits = core.read(mask, 0, (count + 7) / 8);
@@ -114,7 +114,10 @@ enum class Reduction { Sum, Max, Min };
 // All of a tensor to one element (and, of an extreme, its index); `shared` must hold a result, or a value and an index, of each repeat.
 template <class T> void reduce(const char *name, At at, Place to, Place from, Place shared, uint64_t count, Reduction kind, bool index) {
   static_assert(is_float<T>, "the vector unit reduces half and float");
-  core().issue(PIPE_V, name, at, [=, &core = core()] {
+  // The results of the repeats are reduced in their turn.
+  uint64_t repeats = 0;
+  for (uint64_t left = count, of_a_repeat = 256 / sizeof(T); left > 1; left = (left + of_a_repeat - 1) / of_a_repeat) repeats += (left + of_a_repeat - 1) / of_a_repeat;
+  core().issue(PIPE_V, name, at, Work::repeats(repeats), [=, &core = core()] {
     constexpr uint64_t REPEAT = 256 / sizeof(T);
     aligned(from, 32, "the source"), aligned(shared, 32, "the shared buffer"), aligned(to, sizeof(T) * (kind == Reduction::Sum ? 1 : 2), "the destination");
     if (!count) return;
@@ -145,7 +148,7 @@ template <class T> void reduce(const char *name, At at, Place to, Place from, Pl
 template <class T> void reduce_repeats(const char *name, At at, Place to, Place from, uint64_t mask, uint64_t repeats, uint64_t to_stride, uint64_t block_stride,
                                        uint64_t repeat_stride, Reduction kind, bool index) {
   static_assert(is_float<T>, "the vector unit reduces half and float");
-  core().issue(PIPE_V, name, at, [=, &core = core()] {
+  core().issue(PIPE_V, name, at, Work::repeats(repeats), [=, &core = core()] {
     constexpr uint64_t OF_A_BLOCK = 32 / sizeof(T);
     aligned(from, 32, "the source"), aligned(to, sizeof(T) * (index ? 2 : 1), "the destination");
     core.require(repeats <= 255, "more than 255 repeats");
@@ -176,7 +179,7 @@ namespace AscendC {
 
 template <class To, class From> void Cast(const LocalTensor<To> &dst, const LocalTensor<From> &src, const RoundMode &mode, uint32_t count, ROPEWAY_AT) {
   static_assert(ropeway::converts<To, From>(), "the vector unit does not convert between these types in one step");
-  ropeway::core().issue(PIPE_V, "Cast", at, [=, to = ropeway::operand(dst), from = ropeway::operand(src), &core = ropeway::core()] {
+  ropeway::core().issue(PIPE_V, "Cast", at, ropeway::Work::vector(count, std::max(sizeof(To), sizeof(From))), [=, to = ropeway::operand(dst), from = ropeway::operand(src), &core = ropeway::core()] {
     ropeway::over<To, From>(core, {uint64_t(count)}, to, {from}, [&](To *to, const From *a, const From *, uint64_t n) {
       // In place, a narrower result may overtake what is still to be read.
       std::vector<From> values(a, a + n);
@@ -206,7 +209,7 @@ template <class T, class U> void Select(const LocalTensor<T> &dst, const LocalTe
 // dst[i] = the element of src that lies base + offsets[i] bytes on.
 template <class T> void Gather(const LocalTensor<T> &dst, const LocalTensor<T> &src, const LocalTensor<uint32_t> &offsets, uint32_t base, uint32_t count, ROPEWAY_AT) {
   static_assert(sizeof(T) == 2 || sizeof(T) == 4, "the vector unit gathers 16 and 32 bits");
-  ropeway::core().issue(PIPE_V, "Gather", at, [=, to = ropeway::operand(dst), from = ropeway::operand(src), &core = ropeway::core()] {
+  ropeway::core().issue(PIPE_V, "Gather", at, ropeway::Work::gather(count), [=, to = ropeway::operand(dst), from = ropeway::operand(src), &core = ropeway::core()] {
     ropeway::over<T, uint32_t>(core, {count}, to, {ropeway::operand(offsets)}, [&](T *to, const uint32_t *offset, const uint32_t *, uint64_t n) {
       for (uint64_t i = 0; i < n; i++) {
         core.require((base + offset[i]) % sizeof(T) == 0, "misaligned: an offset of Gather that is not whole elements");
@@ -222,7 +225,7 @@ struct BrcbRepeatParams {
 };
 template <class T> void Brcb(const LocalTensor<T> &dst, const LocalTensor<T> &src, uint8_t repeats, const BrcbRepeatParams &p, ROPEWAY_AT) {
   static_assert(sizeof(T) == 2 || sizeof(T) == 4, "the vector unit spreads 16 and 32 bits");
-  ropeway::core().issue(PIPE_V, "Brcb", at, [=, to = ropeway::operand(dst), from = ropeway::operand(src), &core = ropeway::core()] {
+  ropeway::core().issue(PIPE_V, "Brcb", at, ropeway::Work::repeats(repeats), [=, to = ropeway::operand(dst), from = ropeway::operand(src), &core = ropeway::core()] {
     ropeway::aligned(to.place, 32, "the destination"), ropeway::aligned(from.place, 32, "the source");
     for (uint64_t i = 0; i < uint64_t(repeats) * 8; i++) {
       T value;
@@ -273,7 +276,7 @@ void GatherMask(const LocalTensor<T> &dst, const LocalTensor<T> &src0, const Loc
   static_assert((sizeof(T) == 2 || sizeof(T) == 4) && sizeof(U) == sizeof(T) && std::is_unsigned<U>::value, "the pattern is whole numbers without a sign, as wide as the elements");
   auto kept = std::make_shared<uint64_t>(0);
   auto done = std::make_shared<bool>(false);
-  ropeway::core().issue(PIPE_V, "GatherMask", at, [=, to = dst.place, from = src0.place, bits = pattern.place, &core = ropeway::core()] {
+  ropeway::core().issue(PIPE_V, "GatherMask", at, ropeway::Work::vector(mask, sizeof(T)), [=, to = dst.place, from = src0.place, bits = pattern.place, &core = ropeway::core()] {
     core.require(reduce_mode && p.repeatTimes == 1 && p.src0BlockStride == 1, "GatherMask other than of one repeat in counter mode is not modelled");
     ropeway::aligned(to, 32, "the destination"), ropeway::aligned(from, 32, "the source"), ropeway::aligned(bits, 32, "the pattern");
     *done = true;

@@ -66,12 +66,12 @@ template <class T> class LocalTensor {
   TPosition GetPosition() const { return position; }
 
   T GetValue(uint32_t index, ROPEWAY_AT) const {
-    T value;
-    ropeway::core().scalar("GetValue", at, [&] { std::memcpy(&value, ropeway::core().read(place, uint64_t(index) * sizeof(T), sizeof(T)), sizeof(T)); });
+    T value{};
+    ropeway::core().scalar_access("GetValue", at, place, false, [&] { std::memcpy(&value, ropeway::core().read(place, uint64_t(index) * sizeof(T), sizeof(T)), sizeof(T)); });
     return value;
   }
   void SetValue(uint32_t index, T value, ROPEWAY_AT) const {
-    ropeway::core().scalar("SetValue", at, [&] { std::memcpy(ropeway::core().write(place, uint64_t(index) * sizeof(T), sizeof(T)), &value, sizeof(T)); });
+    ropeway::core().scalar_access("SetValue", at, place, true, [&] { std::memcpy(ropeway::core().write(place, uint64_t(index) * sizeof(T), sizeof(T)), &value, sizeof(T)); });
   }
 };
 
@@ -94,12 +94,12 @@ template <class T> class GlobalTensor {
   uint64_t GetSize() const { return (place.limit - place.address) / sizeof(T); }
 
   T GetValue(uint64_t index, ROPEWAY_AT) const {
-    T value;
-    ropeway::core().scalar("GetValue", at, [&] { std::memcpy(&value, ropeway::core().read(place, index * sizeof(T), sizeof(T)), sizeof(T)); });
+    T value{};
+    ropeway::core().scalar_access("GetValue", at, place, false, [&] { std::memcpy(&value, ropeway::core().read(place, index * sizeof(T), sizeof(T)), sizeof(T)); });
     return value;
   }
   void SetValue(uint64_t index, T value, ROPEWAY_AT) const {
-    ropeway::core().scalar("SetValue", at, [&] { std::memcpy(ropeway::core().write(place, index * sizeof(T), sizeof(T)), &value, sizeof(T)); });
+    ropeway::core().scalar_access("SetValue", at, place, true, [&] { std::memcpy(ropeway::core().write(place, index * sizeof(T), sizeof(T)), &value, sizeof(T)); });
   }
 };
 

@@ -57,15 +57,20 @@ template <class D, class S, class Compute> void over(Core &core, const Span &spa
     for (uint64_t e = 0; e < span.mask; e += OF_A_BLOCK) piece(repeat, e / OF_A_BLOCK, std::min(OF_A_BLOCK, span.mask - e));
 }
 
+// For the cost: repeats of a span, its elements as wide as the widest type that takes part.
+inline Work work_of(const char *name, const Span &span, uint64_t element_bytes) {
+  return span.repeats ? Work::repeats(span.repeats, Work::slow(name)) : Work::vector(span.count, element_bytes, Work::slow(name));
+}
+
 template <class T, class Compute> void binary(const char *name, At at, const Span &span, Operand to, Operand a, Operand b, Compute compute) {
-  core().issue(PIPE_V, name, at, [=, &core = core()] {
+  core().issue(PIPE_V, name, at, work_of(name, span, sizeof(T)), [=, &core = core()] {
     over<T, T>(core, span, to, {a, b}, [&](T *to, const T *a, const T *b, uint64_t count) {
       for (uint64_t i = 0; i < count; i++) to[i] = T(compute(a[i], b[i]));
     });
   });
 }
 template <class T, class Compute> void unary(const char *name, At at, const Span &span, Operand to, Operand a, Compute compute) {
-  core().issue(PIPE_V, name, at, [=, &core = core()] {
+  core().issue(PIPE_V, name, at, work_of(name, span, sizeof(T)), [=, &core = core()] {
     over<T, T>(core, span, to, {a}, [&](T *to, const T *a, const T *, uint64_t count) {
       for (uint64_t i = 0; i < count; i++) to[i] = T(compute(a[i]));
     });
@@ -143,14 +148,14 @@ template <class T> void Axpy(const LocalTensor<T> &dst, const LocalTensor<T> &sr
 }
 
 template <class T> void Duplicate(const LocalTensor<T> &dst, const T &scalar, int32_t count, ROPEWAY_AT) {
-  ropeway::core().issue(PIPE_V, "Duplicate", at, [=, to = ropeway::operand(dst), &core = ropeway::core()] {
+  ropeway::core().issue(PIPE_V, "Duplicate", at, ropeway::Work::vector(count, sizeof(T)), [=, to = ropeway::operand(dst), &core = ropeway::core()] {
     ropeway::over<T, T>(core, {uint64_t(count)}, to, {}, [&](T *to, const T *, const T *, uint64_t n) { std::fill(to, to + n, scalar); });
   });
 }
 
 // first, first + step, first + 2 step, ...
 template <class T> void CreateVecIndex(const LocalTensor<T> &dst, const T &first, uint32_t count, ROPEWAY_AT) {
-  ropeway::core().issue(PIPE_V, "CreateVecIndex", at, [=, to = ropeway::operand(dst), &core = ropeway::core()] {
+  ropeway::core().issue(PIPE_V, "CreateVecIndex", at, ropeway::Work::vector(count, sizeof(T)), [=, to = ropeway::operand(dst), &core = ropeway::core()] {
     ropeway::over<T, T>(core, {uint64_t(count)}, to, {}, [&](T *to, const T *, const T *, uint64_t n) {
       for (uint64_t i = 0; i < n; i++) to[i] = T(first + T(float(i)));
     });

@@ -12,6 +12,7 @@ macro_rules! headers {
 headers![
     "copy.h",
     "core.h",
+    "cost.h",
     "cube.h",
     "kernel_operator.h",
     "launch.h",

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <limits>
+#include <memory>
 
 enum { CAUSAL = 1, SOFTCAP = 2, MASK = 4, ALIBI = 8, SINKS = 16, LSE = 32 };
 

@@ -98,7 +98,7 @@ class Library {
 
   template <class... Arguments> int run(Device &device, const char *kernel, uint32_t blocks, uint64_t seed, Arguments... arguments) const {
     std::vector<uint8_t> bytes;
-    auto add = [&](auto argument) {
+    [[maybe_unused]] auto add = [&](auto argument) {
       bytes.resize((bytes.size() + sizeof argument - 1) / sizeof argument * sizeof argument + sizeof argument);
       std::memcpy(bytes.data() + bytes.size() - sizeof argument, &argument, sizeof argument);
     };

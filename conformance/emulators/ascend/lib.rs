@@ -6,9 +6,12 @@
 //!
 //! * [`runtime`]: `libacl_rt.so`: devices, memory, streams, events, launches, capture
 //! * [`compiler`]: `libacl_rtc.so`: AscendC source to a shared object, by g++ and a clean-room subset of AscendC
+//! * [`estimate`]: the cycles of a launch, from published figures
 //! * [`install`]: the library files of a version of CANN, without the symbols that it lacks
 #![deny(unsafe_code)]
 
 pub mod compiler;
+#[allow(unsafe_code, reason = "fills device memory")]
+pub mod estimate;
 pub mod install;
 pub mod runtime;

@@ -1,8 +1,9 @@
-//! `ropeway-ascend-emulator`: installs the emulated CANN where a program looks for the real one.
+//! `ropeway-ascend-emulator`: installs the emulated CANN where a program looks for the real one; estimates the cycles of kernels.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use ropeway_emulated_cann::estimate;
 use ropeway_emulated_cann::install::install;
 use ropeway_emulated_cann::runtime::settings::Profile;
 
@@ -14,6 +15,21 @@ program.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("estimate", words)) = arguments
+        .split_first()
+        .map(|(first, rest)| (first.as_str(), rest))
+    {
+        return match estimate::estimate(words) {
+            Ok(text) => {
+                print!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(why) => {
+                eprintln!("error: {why}\n\n{}", estimate::USAGE);
+                ExitCode::FAILURE
+            }
+        };
+    }
     match run(&arguments) {
         Ok(Some(written)) => {
             for path in written {
@@ -22,7 +38,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(None) => {
-            eprintln!("{USAGE}");
+            eprintln!("{USAGE}\n\n{}", estimate::USAGE);
             ExitCode::from(2)
         }
         Err(why) => {

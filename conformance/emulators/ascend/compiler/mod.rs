@@ -84,6 +84,11 @@ impl Program {
         }
     }
 
+    /// What the last compilation made, if it succeeded.
+    pub fn binary(&self) -> Option<Vec<u8>> {
+        lock(&self.outcome).binary.clone()
+    }
+
     fn build(&self, options: &[&str]) -> Result<(Vec<u8>, String)> {
         let defines = check_options(options).map_err(|why| status::COMPILE_FAILED.because(why))?;
         let folder = tempfile::Builder::new().prefix("ropeway-aclrtc-").tempdir();

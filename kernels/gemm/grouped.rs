@@ -70,11 +70,11 @@ pub(crate) fn candidates(
 ) -> Result<Vec<&'static Kernel>> {
     let [a, b, d] = dtypes;
     supported_dtypes(a, b, d)?;
-    if info.languages.contains(&Language::AscendC) {
-        return available(&[&GROUPED_CUBE], info);
-    }
     if info.languages.contains(&Language::CudaC) {
         return available(&cuda::grouped_candidates(dtypes), info);
+    }
+    if info.languages.contains(&Language::AscendC) {
+        return available(&[&GROUPED_CUBE], info);
     }
     if DType::GGML_BLOCKS.contains(&b) {
         return blocks::grouped_candidates(k, info);

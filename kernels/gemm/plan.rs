@@ -53,11 +53,11 @@ pub(super) use super::grouped::{
 
 pub(super) fn gemm_candidates(op: &Gemm, info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
     supported_dtypes(op.a.dtype, op.b_dtype(), op.d.dtype)?;
-    if info.languages.contains(&Language::AscendC) {
-        return available(&[&CUBE], info);
-    }
     if info.languages.contains(&Language::CudaC) {
         return available(&cuda::gemm_candidates(&Problem::new(op), info), info);
+    }
+    if info.languages.contains(&Language::AscendC) {
+        return available(&[&CUBE], info);
     }
     if op.b_format.is_some() {
         return blocks::gemm_candidates(&Problem::new(op), info);

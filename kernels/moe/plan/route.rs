@@ -44,7 +44,7 @@ pub(super) fn route_kernels(
         kernels.insert(1, &MOE_ROUTE_LANES);
     }
     if routing.topk <= VECTOR_TOPK {
-        kernels.push(&MOE_ROUTE_VECTOR);
+        kernels.insert(1, &MOE_ROUTE_VECTOR);
     }
     fitting(op, info, experts, &kernels)
 }

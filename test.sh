@@ -526,6 +526,9 @@ if command -v g++ >/dev/null; then
         beside "check on the emulated CANN 9.0, $cases" on_emulated_cann 9.0 "$TARGET/release/ropeway" check --device ascend "$cases"
     done
     together
+    if [ -n "${ROPEWAY_MINILM:-}" ]; then
+        step "MiniLM on the emulated CANN" on_emulated_cann 9.0 "$TARGET/release/examples/minilm" --device ascend "A short sentence"
+    fi
     for version in 8.5 9.1; do
         step "device tests on the emulated CANN $version" on_emulated_cann $version "$TARGET/release/ropeway" check --device ascend device
     done

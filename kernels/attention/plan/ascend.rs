@@ -132,7 +132,7 @@ fn matrix(
     let elements = shape.iter().fold(1, |all: u64, &extent| {
         all.saturating_mul(bound(plan, extent))
     });
-    let size = problem.dtype.size().unwrap_or(4) as u64;
+    let size = problem.dtype.size().unwrap_or(4);
     let range = plan.take_workspace(elements.saturating_mul(size));
     let copy = Arg::Workspace {
         range,

@@ -121,6 +121,9 @@ class Core {
 
   // S waits; its pipes run.
   void wait_until(const std::function<bool()> &holds, const std::string &what);
+  // How far its pipes have come in modelled time.
+  Cycles modelled() const { return *std::max_element(timing.free, timing.free + PIPES); }
+
   bool step();
   void finish();
   std::string held_up() const;

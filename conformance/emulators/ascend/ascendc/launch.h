@@ -164,7 +164,11 @@ inline int Launch::run() {
         fault = std::make_unique<Fault>(Fault{text}), faulted_on_cube = live.front()->cube;
         break;
       }
-      resume(*able[random.below(able.size())]);
+      Core *next_core = able[random.below(able.size())];
+      // Those that are behind in modelled time first, so that none finds in level 2 cache what it would have had to wait for.
+      if (cost.only)
+        next_core = *std::min_element(able.begin(), able.end(), [](Core *a, Core *b) { return a->modelled() < b->modelled(); });
+      resume(*next_core);
       forget_done();
     }
     if (!fault) check_cross_flags();

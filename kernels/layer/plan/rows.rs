@@ -348,9 +348,7 @@ fn exchanges(planner: &mut Planner, x: Bound, d: Bound, k: u64, descending: u64)
         while length > run {
             let whole = length.div_ceil(run) - 1;
             let to_n = whole * k + k.min(length - whole * run);
-            let to = spare
-                .take()
-                .unwrap_or_else(|| Lists::take(planner, to_n));
+            let to = spare.take().unwrap_or_else(|| Lists::take(planner, to_n));
             runs(planner, from.as_ref(), Some(&to), length, k, to_n, true);
             spare = from.replace(to);
             length = to_n;

@@ -9,6 +9,7 @@ use ropeway_core::{DType, ErrorKind};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::described::npu;
 use crate::signatures::{Tensors, parse, refused, with};
 use DType::{BF16, F8E4M3, F16, F32, I32};
 use ErrorKind::InvalidArgument;
@@ -492,4 +493,35 @@ fn plans_say_what_may_be_in_place() {
         let plan = op.plan(&PlanRequest::new(&info)).expect("a plan");
         assert_eq!(plan.in_place, expected, "{}", kind.name());
     }
+}
+
+/// The launches of an order on an NPU: runs alone, rounds of what few each run keeps, or merges in the workspace.
+#[test]
+fn npus_order_long_rows_in_rounds_or_by_merging() {
+    let plan = |columns: &[u64], k: u64| {
+        let x: Tensors<'_> = vec![("x", F32, columns)];
+        parse(&ArgsortKind, &x, json!({"k": k}))
+            .expect("sound")
+            .plan(&PlanRequest::new(&npu()))
+    };
+    let launches = |n, k| {
+        let plan = plan(&[3, n], k).expect("a plan");
+        let exchanges = |entry: &&str| *entry == "argsort_exchange";
+        let entries: Vec<_> = plan.launches.iter().map(|launch| launch.entry).collect();
+        (
+            entries.len(),
+            entries.iter().filter(|e| exchanges(e)).count(),
+        )
+    };
+    assert_eq!(launches(1024, 1024), (1, 0));
+    // 128,256 columns are 126 runs, then 5, then one.
+    assert_eq!(launches(128_256, 40), (3, 0));
+    // Two, four, eight runs to merge at the last: mirrored, and at each distance down to a run.
+    assert_eq!(launches(1025, 1025), (3, 1));
+    assert_eq!(launches(5000, 5000), (1 + 3 + 6, 1 + 2 + 3));
+    refused(
+        plan(&[(1 << 23) + 1], 1),
+        ErrorKind::Unsupported,
+        &["8388609 columns"],
+    );
 }

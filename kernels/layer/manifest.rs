@@ -360,8 +360,8 @@ pub(super) fn is_native(info: &DeviceInfo) -> bool {
     info.languages.first() == Some(&Language::Native)
 }
 
-/// The blocks that a launch in AscendC keeps all vector cores busy with, two to a cube core; none on devices that take other languages.
-pub(super) fn vector_cores(info: &DeviceInfo) -> Option<u64> {
-    let is_ascend = info.languages.contains(&Language::AscendC);
-    is_ascend.then(|| 2 * u64::from(info.compute_units.max(1)))
+/// The blocks that a launch of this kernel keeps all vector cores busy with, two to a cube core; none where it is not AscendC that the device takes.
+pub(super) fn vector_cores(kernel: &'static Kernel, info: &DeviceInfo) -> Option<u64> {
+    let language = kernel.source_for(info).ok()?.language;
+    (language == Language::AscendC).then(|| 2 * u64::from(info.compute_units.max(1)))
 }

@@ -171,8 +171,8 @@ impl Planner {
             plan,
             space,
             varies,
+            cores: vector_cores(kernel, request.info),
             key: ModuleKey { kernel, config },
-            cores: vector_cores(request.info),
         })
     }
 

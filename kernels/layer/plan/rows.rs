@@ -208,6 +208,10 @@ pub(in crate::layer) fn argsort(op: &Argsort, request: &PlanRequest<'_>) -> Resu
     if k == 0 {
         return Ok(planner.plan);
     }
+    if planner.cores.is_some() {
+        exchanges(&mut planner, x, d, k, descending)?;
+        return Ok(planner.plan);
+    }
     if is_native(request.info) {
         let mut args = vec![x.arg(), d.arg()];
         args.extend(x.extents());
@@ -215,10 +219,6 @@ pub(in crate::layer) fn argsort(op: &Argsort, request: &PlanRequest<'_>) -> Resu
         args.extend(d.strides());
         args.extend([u32(k), u32(descending)]);
         planner.launch("argsort", 1.into(), args);
-        return Ok(planner.plan);
-    }
-    if planner.cores.is_some() {
-        exchanges(&mut planner, x, d, k, descending)?;
         return Ok(planner.plan);
     }
     let run = planner.key.config.value("RUN") as u64;

@@ -20,6 +20,7 @@ const SINCE_8_5: &[&str] = &[
     "aclrtBinaryLoadFromData",
     "aclrtLaunchKernelWithHostArgs",
     "aclrtGetDeviceInfo",
+    "aclFinalizeReference",
 ];
 /// Functions that came with 9.1.
 const SINCE_9_1: &[&str] = &["aclrtLaunchKernelWithArgsArray"];

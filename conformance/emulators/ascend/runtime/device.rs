@@ -194,7 +194,7 @@ pub fn current() -> Result<Arc<Context>> {
     let current = CURRENT.with(|current| current.borrow().clone());
     match current.upgrade() {
         Some(context) if context.destroyed.load(Ordering::Acquire) => Err(status::CONTEXT_NULL
-            .breach("the thread's context was destroyed when its device was reset")),
+            .breach("the thread's context was destroyed, by itself or with its device")),
         Some(context) => Ok(context),
         None => Err(status::CONTEXT_NULL.breach(
             "no aclrtSetDevice, aclrtCreateContext or aclrtSetCurrentContext on this thread",
@@ -220,8 +220,8 @@ pub struct Emulator {
     pub memory: Memory,
     /// Work that the host knows to be done.
     pub known: Mutex<Clock>,
-    /// Whether `aclInit` was called.
-    pub initialised: AtomicBool,
+    /// How often `aclInit` was called since it was taken back; 0 where it was not.
+    pub initialised: AtomicU64,
     /// The devices.
     pub devices: Vec<Device>,
     /// Contexts by their handles, and so on.
@@ -255,7 +255,7 @@ pub fn emulator() -> &'static Emulator {
             breaches: Breaches::new(settings.report.clone(), settings.fail_unread),
             memory: Memory::default(),
             known: Mutex::default(),
-            initialised: AtomicBool::new(false),
+            initialised: AtomicU64::new(0),
             devices: (0..settings.devices).map(|_| Device::default()).collect(),
             contexts: Table::new("context"),
             streams: Table::new("stream"),
@@ -332,6 +332,21 @@ impl Emulator {
         Ok(())
     }
 
+    /// Takes away a context that `aclrtCreateContext` made, with its streams.
+    ///
+    /// # Errors
+    /// 107017 for what is no context, 107000 for the one that `aclrtSetDevice` makes.
+    pub fn destroy_context(&self, handle: usize) -> Result<()> {
+        let context = self.contexts.get(handle)?;
+        let primary = lock(&context.device().primary).0.clone();
+        if primary.is_some_and(|primary| Arc::ptr_eq(&primary, &context)) {
+            let why = "the context is aclrtSetDevice's, which aclrtResetDevice takes away";
+            return Err(status::PARAMETER.breach(why));
+        }
+        context.destroy();
+        Ok(())
+    }
+
     /// Takes away all that a device holds.
     fn release(&self, number: u32) {
         for context in self.contexts.all() {
@@ -349,7 +364,7 @@ impl Emulator {
             *lock(&device.primary) = (None, 0);
             self.release(number as u32);
         }
-        self.initialised.store(false, Ordering::Release);
+        self.initialised.store(0, Ordering::Release);
     }
 
     /// What lives, a line for each kind.

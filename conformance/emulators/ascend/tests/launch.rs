@@ -322,6 +322,19 @@ fn unloading_under_a_launch_is_reported() {
 }
 
 #[test]
+fn an_unloaded_binary_has_no_kernels() {
+    let loaded = loaded("9.0", 1);
+    loaded.cann.ok("aclrtBinaryUnLoad", &[loaded.handle]);
+    assert_eq!(loaded.launch(1, &mut loaded.arguments(2.0)), 107017);
+    loaded.cann.breached("or no longer");
+    let mut function = 0u64;
+    let arguments = [loaded.handle, text(c"scale"), out(&mut function)];
+    loaded
+        .cann
+        .breach(107017, "or no longer", "aclrtBinaryGetFunction", &arguments);
+}
+
+#[test]
 fn launches_are_captured() {
     let loaded = loaded("9.0", 1);
     let cann = &loaded.cann;

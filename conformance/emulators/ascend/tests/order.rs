@@ -21,6 +21,58 @@ fn nothing_works_before_init_but_counting() {
 }
 
 #[test]
+fn initialisations_are_counted() {
+    let cann = Cann::open("9.0");
+    cann.breach(
+        100001,
+        "aclInit was not called",
+        "aclFinalizeReference",
+        &[0],
+    );
+    cann.ok("aclInit", &[0]);
+    cann.fails(100002, "aclInit", &[0]);
+    let mut left = 9u64;
+    cann.ok("aclFinalizeReference", &[out(&mut left)]);
+    assert_eq!(left, 1);
+    cann.ok("aclrtSetDevice", &[0]);
+    let device = cann.malloc(64);
+    cann.ok("aclrtFree", &[device]);
+    cann.ok("aclFinalizeReference", &[0]);
+    cann.breach(100001, "aclInit was not called", "aclrtSetDevice", &[0]);
+    // aclFinalize takes all back at once.
+    cann.ok("aclInit", &[0]);
+    cann.fails(100002, "aclInit", &[0]);
+    cann.ok("aclFinalize", &[]);
+    cann.breach(100001, "aclInit was not called", "aclrtSetDevice", &[0]);
+}
+
+#[test]
+fn contexts_are_destroyed_with_their_streams() {
+    let cann = Cann::ready();
+    let primary = cann.make("aclrtGetCurrentContext", &[]);
+    cann.breach(
+        107000,
+        "aclrtResetDevice",
+        "aclrtDestroyContext",
+        &[primary],
+    );
+    let second = cann.make("aclrtCreateContext", &[0]);
+    let stream = cann.stream();
+    cann.ok("aclrtDestroyContext", &[second]);
+    let mut place = 0u64;
+    cann.breach(
+        107002,
+        "on this thread",
+        "aclrtMalloc",
+        &[out(&mut place), 64, 0],
+    );
+    cann.breach(107017, "or no longer", "aclrtDestroyContext", &[second]);
+    cann.ok("aclrtSetCurrentContext", &[primary]);
+    cann.breach(107017, "or no longer", "aclrtSynchronizeStream", &[stream]);
+    cann.malloc(64);
+}
+
+#[test]
 fn each_thread_needs_a_context_of_its_own() {
     let cann = Cann::ready();
     let mut place = 0u64;

@@ -15,6 +15,7 @@ fn each_version_has_its_symbols() {
         ("aclrtBinaryLoadFromData", "8.5"),
         ("aclrtLaunchKernelWithHostArgs", "8.5"),
         ("aclrtGetDeviceInfo", "8.5"),
+        ("aclFinalizeReference", "8.5"),
         ("aclrtLaunchKernelWithArgsArray", "9.1"),
         // The other library's.
         ("aclrtcCreateProg", "never"),

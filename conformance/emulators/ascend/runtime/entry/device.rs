@@ -28,7 +28,7 @@ super::exported! {
                 return Err(status::INVALID_PARAMETER.because(format!("no configuration {path}")));
             }
         }
-        if emulator.initialised.swap(true, Ordering::AcqRel) {
+        if emulator.initialised.fetch_add(1, Ordering::AcqRel) > 0 {
             return Err(status::REPEATED_INITIALISATION.because("aclInit was called before"));
         }
         Ok(())
@@ -36,6 +36,20 @@ super::exported! {
 
     fn aclFinalize() |emulator| {
         emulator.finalise();
+        Ok(())
+    }
+
+    // Each aclInit counts, also one that is told that it came late.
+    fn aclFinalizeReference(count: Out<u64>) |emulator| {
+        let left = emulator.initialised.load(Ordering::Acquire) - 1;
+        if left == 0 {
+            emulator.finalise();
+        } else {
+            emulator.initialised.store(left, Ordering::Release);
+        }
+        if count.check("refCount").is_ok() {
+            count.put("refCount", left)?;
+        }
         Ok(())
     }
 
@@ -82,6 +96,10 @@ super::exported! {
         let made = emulator.create_context(device);
         set_current(&made);
         context.put("context", made.handle)
+    }
+
+    fn aclrtDestroyContext(context: usize) |emulator| {
+        emulator.destroy_context(context)
     }
 
     fn aclrtSetCurrentContext(context: usize) |emulator| {

@@ -56,7 +56,7 @@ pub(crate) fn call(name: &str, body: impl FnOnce(&'static Emulator) -> Result<()
             return Err(status.because("on demand"));
         }
         let compiler = name.starts_with("aclrtc");
-        let ready = emulator.initialised.load(Ordering::Acquire);
+        let ready = emulator.initialised.load(Ordering::Acquire) > 0;
         if !ready && !compiler && !BEFORE_INIT.contains(&name) {
             return Err(status::UNINITIALISED.breach("aclInit was not called"));
         }

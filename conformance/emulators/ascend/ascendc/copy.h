@@ -62,7 +62,7 @@ inline pipe_t copier(Memory to, Memory from) {
   if ((from == UB || from == L1) && to == GM) return PIPE_MTE3;
   if (from == UB && to == UB) return PIPE_V;
   if (from == L1 && to == BT) return PIPE_MTE1;
-  core().fault(std::string("there is no way from ") + MEMORY_NAMES[from] + " to " + MEMORY_NAMES[to]);
+  no_way(to, from);
 }
 
 // For the cost: `rows` are those in global memory, or the blocks that are copied within the core.

@@ -1,17 +1,36 @@
-// One core: the kernel's own thread of control (the S pipe), the queues of the other pipes, and the order in which their instructions take effect.
-//
-// An instruction takes effect at once when its turn comes; a seed decides when. The order obeys what the chip promises and nothing else: pipes are
-// queues, a WaitFlag holds its pipe until the SetFlag, S waits where it must. So a kernel with a wait missing goes wrong for some seeds, and each
-// access is checked against the clocks (machine.h), so that it is reported for every seed.
+// One core as instructions see it: they are issued to its pipes, and take effect later, when they read and write through it. What the core is made of stands in
+// engine.h; kernels are compiled without that, which is machine.cpp's, an object of its own: there are hundreds of kernels, and their compilation is
+// most of what a run of the tests takes. For the same reason this includes nothing of the standard library that takes long to read.
 #pragma once
-#include <ucontext.h>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
-#include <deque>
-#include <functional>
-
-#include "cost.h"
+enum pipe_t : int { PIPE_S, PIPE_V, PIPE_M, PIPE_MTE1, PIPE_MTE2, PIPE_MTE3, PIPE_FIX, PIPE_ALL };
+enum KernelMetaType { KERNEL_TYPE_AIV_ONLY, KERNEL_TYPE_AIC_ONLY, KERNEL_TYPE_MIX_AIC_1_1, KERNEL_TYPE_MIX_AIC_1_2, KERNEL_TYPE_NOT_SAID };
 
 namespace ropeway {
+
+enum Memory : uint8_t { GM, L1, L0A, L0B, L0C, UB, BT, MEMORIES };
+
+// Where in the kernel's source an instruction stands; filled in as a default argument at the call.
+struct At {
+  int line;
+  const char *file = "";
+};
+
+// Where a tensor lies: `limit` is the first address that no longer belongs to its buffer.
+struct Place {
+  Memory memory = GM;
+  uint64_t address = 0, limit = 0;
+};
+
+// What the copy units do with what is in global memory already. Writes of one kind give the same whatever their order; of two kinds they do not.
+enum class Atomic : uint8_t { None, Add, Max };
 
 // The pairs of pipes between which the chip has flags: source, then the pipe that waits.
 #define ROPEWAY_EVENTS(EVENT)                                                                                                                 \
@@ -27,127 +46,103 @@ enum Event : uint8_t {
 #undef ROPEWAY_EVENT
       EVENTS
 };
-constexpr struct {
-  const char *name;
-  pipe_t from, to;
-} EVENT_PIPES[] = {
-#define ROPEWAY_EVENT(from, to) {#from "_" #to, PIPE_##from, PIPE_##to},
-    ROPEWAY_EVENTS(ROPEWAY_EVENT)
-#undef ROPEWAY_EVENT
-};
 constexpr int FLAGS_OF_AN_EVENT = 8;
 
-struct Flag {
-  bool set = false;
-  int set_line = 0;
-  Clock clock;
-  uint32_t last_wait = 0;  // the number, on the waiting pipe, of the WaitFlag that last cleared it
+// Rows in global memory that an instruction reads or writes.
+struct Rows {
+  uint64_t address = 0, count = 0, bytes = 0, stride = 0;
 };
 
-// Where a tensor lies: `limit` is the first address that no longer belongs to its buffer.
-struct Place {
-  Memory memory = GM;
-  uint64_t address = 0, limit = 0;
+// What an instruction has to do, for the estimate of its cycles (cost.h).
+struct Work {
+  enum Kind : uint8_t { UNPRICED, SYNC, READ, WRITE, TO_L0A, TO_L0B, TO_BT, CUBE, FIXPIPE, VECTOR, SLOW_VECTOR, GATHER };
+  Kind kind = UNPRICED;
+  double amount = 0;  // bytes; of CUBE cycles, of FIXPIPE and GATHER elements, of VECTOR repeats
+  Rows rows{};
+  double macs = 0;
+
+  static Work sync() { return {SYNC}; }
+  static Work read(const Rows &rows) { return {READ, double(rows.count) * double(rows.bytes), rows}; }
+  static Work write(const Rows &rows) { return {WRITE, double(rows.count) * double(rows.bytes), rows}; }
+  // Repeats of 256 bytes, of elements of the widest type that takes part.
+  static Work vector(uint64_t count, uint64_t element_bytes, bool slow = false) {
+    return {slow ? SLOW_VECTOR : VECTOR, double((count * element_bytes + 255) / 256)};
+  }
+  static Work repeats(uint64_t repeats, bool slow = false) { return {slow ? SLOW_VECTOR : VECTOR, double(repeats)}; }
+  static Work gather(uint64_t count) { return {GATHER, double(count)}; }
+  static Work mmad(uint64_t m, uint64_t n, uint64_t k, uint64_t element_bytes);
+  static bool slow(const char *name);
 };
 
-struct Instruction {
-  const char *name;
-  At at;
-  Clock::Count issued;                           // what S knew
-  std::shared_ptr<const std::map<int, Clock::Count>> issued_others;
-  Cycles issued_at;                              // in modelled time
-  Work work;
-  std::function<void()> effect;
-  std::function<bool()> ready;  // empty: at once
-  bool interlocked = false;
-};
-
-struct Launch;
-
-class Core {
-  std::vector<uint8_t> memories[MEMORIES];
-  Shadow shadows[MEMORIES];
-  Timing timing;
-  std::deque<Instruction> queues[PIPES];
-  Clock clocks[PIPES];
-  uint32_t counts[PIPES] = {};
-  Flag flags[EVENTS][FLAGS_OF_AN_EVENT];
-  int order[PIPES] = {1, 2, 3, 4, 5, 6, 0};
-  // The instruction that is taking effect.
-  const char *instruction = "the kernel";
-  At at{0};
-  pipe_t pipe = PIPE_S;
-  bool interlocked = false;
+// What an instruction does: a closure that is called once at most.
+class Effect {
+  void *closure = nullptr;
+  void (*call)(void *) = nullptr, (*drop)(void *) = nullptr;
 
  public:
-  Launch &launch;
-  const int number, block, sub_block;
-  const bool cube;
-  Atomic atomic = Atomic::None;  // of the instructions issued from now on
-  bool done = false, stuck = false;
-  ucontext_t context;
-  std::string waits_for;
-
-  Core(Launch &launch, int number, int block, int sub_block, bool cube)
-      : launch(launch), number(number), block(block), sub_block(sub_block), cube(cube) {}
-
-  [[noreturn]] void fault(const std::string &what) const {
-    throw Fault{what + "; in " + instruction + " at line " + std::to_string(at.line) + " (pipe " + PIPE_NAMES[pipe] + "), block " +
-                std::to_string(block) + (cube ? ", cube core" : ", vector core") + (sub_block ? " 1" : "")};
+  template <class F, class = std::enable_if_t<!std::is_same<std::decay_t<F>, Effect>::value>>
+  Effect(F given) : closure(new F(std::move(given))), call([](void *self) { (*static_cast<F *>(self))(); }), drop([](void *self) { delete static_cast<F *>(self); }) {}
+  Effect(Effect &&from) noexcept : closure(from.closure), call(from.call), drop(from.drop) { from.closure = nullptr; }
+  Effect &operator=(Effect &&from) noexcept {
+    std::swap(closure, from.closure), std::swap(call, from.call), std::swap(drop, from.drop);
+    return *this;
   }
+  ~Effect() {
+    if (closure) drop(closure);
+  }
+  void operator()() const { call(closure); }
+};
+
+// A flag of a queue's own, between two pipes: it has no number, and is set once. 0 is none.
+using Token = uint32_t;
+
+class Core {
+ public:
+  const int block, sub_block;
+  const bool cube;
+  const uint32_t num_blocks;
+  const int vectors;             // to a cube core, in a kernel of a mixed type; else none
+  Atomic atomic = Atomic::None;  // of the instructions issued from now on
+
+  [[noreturn]] virtual void fault(const char *what) const = 0;
   void require(bool holds, const char *what) const {
     if (!holds) fault(what);
   }
 
   // Queues an instruction; `effect` runs when its turn comes, and reads and writes through this core.
-  void issue(pipe_t on, const char *name, At at, const Work &work, std::function<void()> effect, bool interlocked = false, std::function<bool()> ready = {});
-  void issue(pipe_t on, const char *name, At at, std::function<void()> effect) { issue(on, name, at, Work(), std::move(effect)); }
-  // What S does itself, at once.
-  void scalar(const char *name, At at, Cycles cycles, const std::function<void()> &effect);
-  // The same, an access to one element: nothing is read or written where only the cost counts, unless it is read in global memory.
-  void scalar_access(const char *name, At at, const Place &place, bool write, const std::function<void()> &effect);
+  virtual void issue(pipe_t on, const char *name, At at, const Work &work, Effect effect, bool interlocked = false) = 0;
+  // What S does itself, at once: one element.
+  virtual void get_value(At at, const Place &place, uint64_t offset, void *value, uint64_t bytes) = 0;
+  virtual void set_value(At at, const Place &place, uint64_t offset, const void *value, uint64_t bytes) = 0;
 
-  const uint8_t *read(const Place &place, uint64_t offset, uint64_t bytes) { return access(place, offset, bytes, false, Atomic::None); }
-  uint8_t *write(const Place &place, uint64_t offset, uint64_t bytes, Atomic atomic = Atomic::None) { return access(place, offset, bytes, true, atomic); }
+  virtual const uint8_t *read(const Place &place, uint64_t offset, uint64_t bytes) = 0;
+  virtual uint8_t *write(const Place &place, uint64_t offset, uint64_t bytes, Atomic atomic = Atomic::None) = 0;
 
-  void set_flag(Event event, int id, At at);
-  void wait_flag(Event event, int id, At at);
-  // A flag of a queue's own, between two pipes: it has no number, and is set once.
-  std::shared_ptr<Flag> set_token(pipe_t from, const char *name, At at);
-  void wait_token(pipe_t to, std::shared_ptr<Flag> flag, const char *name, At at);
-  void barrier(pipe_t on, At at);
-  void cross_set(int mode, pipe_t on, int id, At at);
-  void cross_wait(int id, At at);
+  virtual void set_flag(Event event, int id, At at) = 0;
+  virtual void wait_flag(Event event, int id, At at) = 0;
+  virtual Token set_token(pipe_t from, const char *name, At at) = 0;
+  virtual void wait_token(pipe_t to, Token token, const char *name, At at) = 0;
+  virtual void barrier(pipe_t on, At at) = 0;
+  virtual void cross_set(int mode, pipe_t on, int id, At at) = 0;
+  virtual void cross_wait(int id, At at) = 0;
+  // S waits for what an instruction of a pipe gives it back.
+  virtual void wait_for(pipe_t on, const bool &given, const char *what) = 0;
 
-  // S waits; its pipes run.
-  void wait_until(const std::function<bool()> &holds, const std::string &what);
-  // How far its pipes have come in modelled time.
-  Cycles modelled() const { return *std::max_element(timing.free, timing.free + PIPES); }
-
-  bool step();
-  void finish();
-  std::string held_up() const;
-
- private:
-  uint8_t *access(const Place &place, uint64_t offset, uint64_t bytes, bool write, Atomic atomic);
-  void breathe();
-  void raise(Flag &flag, pipe_t from, pipe_t to);
-  void lower(Flag &flag, pipe_t to);
-  void execute(pipe_t on);
-  void begin_modelled(pipe_t on, const Instruction &next);
-  void spend(Cycles cycles);
-  struct Named;
-  Flag &flag(Event event, int id) {
-    require(id >= 0 && id < FLAGS_OF_AN_EVENT, "the event id is not one of 0 to 7");
-    return flags[event][id];
-  }
+ protected:
+  Core(int block, int sub_block, bool cube, uint32_t num_blocks, int vectors) : block(block), sub_block(sub_block), cube(cube), num_blocks(num_blocks), vectors(vectors) {}
+  ~Core() = default;
 };
 
 // The core whose kernel is running on this thread.
-inline Core *&running() {
-  static thread_local Core *core = nullptr;
-  return core;
-}
-inline Core &core() { return *running(); }
+Core &core();
+
+// Faults that name what they met.
+[[noreturn]] void unfit(int64_t given, int64_t low, int64_t high);
+[[noreturn]] void no_way(Memory to, Memory from);
+[[noreturn]] void memory_full(Memory memory, uint64_t used);
+[[noreturn]] void no_buffer(At at);
+void aligned(const Place &place, uint64_t bytes, const char *what);
+void in(const Place &place, Memory memory, const char *what);
+uint64_t bytes_of(Memory memory);
 
 }  // namespace ropeway

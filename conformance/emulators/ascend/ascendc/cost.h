@@ -74,41 +74,6 @@ inline Figures figures_of(const char *name) {
   return figures;
 }
 
-// Rows in global memory that an instruction reads or writes.
-struct Rows {
-  uint64_t address = 0, count = 0, bytes = 0, stride = 0;
-};
-
-// What an instruction has to do.
-struct Work {
-  enum Kind : uint8_t { UNPRICED, SYNC, READ, WRITE, TO_L0A, TO_L0B, TO_BT, CUBE, FIXPIPE, VECTOR, SLOW_VECTOR, GATHER };
-  Kind kind = UNPRICED;
-  double amount = 0;  // bytes; of CUBE cycles, of FIXPIPE and GATHER elements, of VECTOR repeats
-  Rows rows{};
-  double macs = 0;
-
-  static Work sync() { return {SYNC}; }
-  static Work read(const Rows &rows) { return {READ, double(rows.count) * double(rows.bytes), rows}; }
-  static Work write(const Rows &rows) { return {WRITE, double(rows.count) * double(rows.bytes), rows}; }
-  // Repeats of 256 bytes, of elements of the widest type that takes part.
-  static Work vector(uint64_t count, uint64_t element_bytes, bool slow = false) {
-    return {slow ? SLOW_VECTOR : VECTOR, double((count * element_bytes + 255) / 256)};
-  }
-  static Work repeats(uint64_t repeats, bool slow = false) { return {slow ? SLOW_VECTOR : VECTOR, double(repeats)}; }
-  static Work gather(uint64_t count) { return {GATHER, double(count)}; }
-  template <class T> static Work mmad(uint64_t m, uint64_t n, uint64_t k) {
-    uint64_t deep = sizeof(T) == 1 ? 32 : sizeof(T) == 2 ? 16 : 4;
-    Work work{CUBE, double((m + 15) / 16 * ((n + 15) / 16) * ((k + deep - 1) / deep))};
-    work.macs = double(m) * double(n) * double(k);
-    return work;
-  }
-  static bool slow(const char *name) {
-    for (const char *known : {"Exp", "Ln", "Sqrt", "Rsqrt", "Div", "Reciprocal", "Sin", "Cos", "Tanh", "Power"})
-      if (!std::strcmp(known, name)) return true;
-    return false;
-  }
-};
-
 // The lines of 512 bytes of global memory that a launch touched: those that were not touched before come from HBM.
 class Footprint {
   std::unordered_map<uint64_t, uint64_t> words;

@@ -137,23 +137,9 @@ template <class T, class Sum> std::vector<Sum> unpack(const uint8_t *fractals, u
   return plain;
 }
 
-// sums[m][n] += a[m][k] b[n][k], as the head of this file says.
+// sums[m][n] += a[m][k] b[n][k], as the head of this file says. For double and float, int32_t and int32_t: machine.cpp.
 template <class Product, class Sum>
-__attribute__((optimize("O3"))) void multiply(const std::vector<Product> &a, const std::vector<Product> &b, uint64_t m, uint64_t n, uint64_t k, uint64_t k0, std::vector<Sum> &sums) {
-  std::vector<Product> turned(b.size()), line(n);
-  for (uint64_t j = 0; j < n; j++)
-    for (uint64_t e = 0; e < k; e++) turned[e * n + j] = b[j * k + e];
-  for (uint64_t i = 0; i < m; i++)
-    for (uint64_t first = 0; first < k; first += k0) {
-      std::fill(line.begin(), line.end(), Product(0));
-      for (uint64_t e = first; e < std::min(k, first + k0); e++) {
-        const Product factor = a[i * k + e], *__restrict row = &turned[e * n];
-        Product *__restrict to = line.data();
-        for (uint64_t j = 0; j < n; j++) to[j] += factor * row[j];
-      }
-      for (uint64_t j = 0; j < n; j++) sums[i * n + j] += Sum(line[j]);
-    }
-}
+void multiply(const std::vector<Product> &a, const std::vector<Product> &b, uint64_t m, uint64_t n, uint64_t k, uint64_t k0, std::vector<Sum> &sums);
 
 template <class C, class T>
 void mmad(const AscendC::LocalTensor<C> &dst, const AscendC::LocalTensor<T> &a, const AscendC::LocalTensor<T> &b, const AscendC::LocalTensor<C> *bias_given,
@@ -166,7 +152,7 @@ void mmad(const AscendC::LocalTensor<C> &dst, const AscendC::LocalTensor<T> &a, 
   AscendC::LocalTensor<C> bias = with_bias ? *bias_given : AscendC::LocalTensor<C>();
   // From this size on the cube unit itself waits for the sums of the Mmad before; below, a PipeBarrier must.
   bool interlocked = (p.m / 16) * (p.n / 16) >= 10;
-  core().issue(PIPE_M, "Mmad", at, Work::mmad<T>(p.m, p.n, p.k), [=, &core = core()] {
+  core().issue(PIPE_M, "Mmad", at, Work::mmad(p.m, p.n, p.k, sizeof(T)), [=, &core = core()] {
     in(dst, L0C, "the result"), in(a, L0A, "the left matrix"), in(b, L0B, "the right matrix");
     aligned(dst.place, 1024, "the result"), aligned(a.place, 512, "the left matrix"), aligned(b.place, 512, "the right matrix");
     core.require(p.unitFlag == 0 && !p.kDirectionAlign && !p.cmatrixSource, "unitFlag, kDirectionAlign and cmatrixSource are not modelled");

@@ -3,22 +3,14 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <set>
 
-#include "core.h"
-
-extern "C" {
-struct ropeway_host {
-  void *context;
-  // The host address that backs a range of device memory, or null if the range is not wholly inside one live allocation.
-  uint8_t *(*translate)(void *context, uint64_t device_address, uint64_t bytes, int write);
-  void (*report)(void *context, const char *text);
-  uint64_t seed;
-};
-}
-
-enum KernelMetaType { KERNEL_TYPE_AIV_ONLY, KERNEL_TYPE_AIC_ONLY, KERNEL_TYPE_MIX_AIC_1_1, KERNEL_TYPE_MIX_AIC_1_2, KERNEL_TYPE_NOT_SAID };
+#include "engine.h"
+#include "ropeway_runtime.h"
 
 namespace ropeway {
 
@@ -29,6 +21,50 @@ constexpr size_t CROSS_COUNT = 15;
 struct CrossFlag {
   std::deque<Clock> arrived[CROSS_MODES];  // set by this core, waiting for the others of its group
   std::deque<Clock> granted;
+};
+
+// The flags and barriers of a kernel, by where they stand: for tests that leave out each in its turn.
+//
+// ROPEWAY_EMULATED_CANN_DROP lists those that are left out: LINE or FILE:LINE, with anything between them; @PATH finds the list in a file, anew for each launch.
+// ROPEWAY_EMULATED_CANN_LINES=PATH names a file to which a launch appends FILE:LINE of each that it came to.
+class Marks {
+  std::set<std::pair<std::string, int>> left_out;  // without a file: of any
+  const char *const path = std::getenv("ROPEWAY_EMULATED_CANN_LINES");
+  std::set<std::pair<const char *, int>> met;
+
+  static std::string name_of(const char *file) {
+    const char *last = std::strrchr(file, '/');
+    return last ? last + 1 : file;
+  }
+
+ public:
+  Marks() {
+    const char *given = std::getenv("ROPEWAY_EMULATED_CANN_DROP");
+    if (!given) return;
+    std::string list = given;
+    if (list[0] == '@') {
+      std::ifstream file(list.substr(1));
+      list.assign(std::istreambuf_iterator<char>(file), {});
+    }
+    auto in_name = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '.' || c == ':'; };
+    for (size_t at = 0; at < list.size(); at++) {
+      size_t end = at;
+      while (end < list.size() && in_name(list[end])) end++;
+      std::string word = list.substr(at, end - at);
+      size_t colon = word.find(':');
+      if (!word.empty()) left_out.insert({colon == word.npos ? "" : word.substr(0, colon), std::atoi(word.c_str() + (colon == word.npos ? 0 : colon + 1))});
+      at = end;
+    }
+  }
+  bool dropped(At at) {
+    if (path) met.insert({at.file, at.line});
+    return !left_out.empty() && (left_out.count({"", at.line}) || left_out.count({name_of(at.file), at.line}));
+  }
+  void tell() const {
+    if (!path) return;
+    std::ofstream file(path, std::ios::app);
+    for (auto &[name, line] : met) file << name_of(name) << ':' << line << '\n';
+  }
 };
 
 struct Launch {
@@ -44,9 +80,9 @@ struct Launch {
   const uint64_t eagerness;
   // For tests of the tests: without hazards, a missing wait shows only where it changes a result; flags and barriers of some lines are dropped.
   const bool hazards;
-  const std::set<int> dropped_lines;
+  Marks marks;
   Shadow global;
-  std::vector<std::unique_ptr<Core>> live;
+  std::vector<std::unique_ptr<Engine>> live;
   std::map<int, std::array<CrossFlag, CROSS_FLAGS>> cross;  // by core number
   ucontext_t scheduler;
   bool abandoned = false;
@@ -55,8 +91,7 @@ struct Launch {
 
   Launch(const ropeway_host &host, const char *kernel, void (*thunk)(const void *), const void *arguments, uint32_t num_blocks, KernelMetaType type)
       : host(host), kernel(kernel), thunk(thunk), arguments(arguments), num_blocks(num_blocks), type(type), random(host.seed),
-        eagerness(cost.only ? 3 : random.below(4)), hazards(!std::getenv("ROPEWAY_EMULATED_CANN_NO_HAZARDS")),
-        dropped_lines(lines_of(std::getenv("ROPEWAY_EMULATED_CANN_DROP"))) {}
+        eagerness(cost.only ? 3 : random.below(4)), hazards(!std::getenv("ROPEWAY_EMULATED_CANN_NO_HAZARDS")) {}
 
   bool mixed() const { return type == KERNEL_TYPE_MIX_AIC_1_1 || type == KERNEL_TYPE_MIX_AIC_1_2; }
   int vectors() const { return type == KERNEL_TYPE_MIX_AIC_1_2 ? 2 : 1; }
@@ -71,12 +106,12 @@ struct Launch {
   }
 
   int run();
-  void yield(Core &from) {
+  void yield(Engine &from) {
     swapcontext(&from.context, &scheduler);
     if (abandoned) throw Abandoned{};
   }
   // A cross-core flag set by a core, with what was known there. It is granted once the whole group has set it.
-  void cross_set(Core &setter, int mode, int id, const Clock &clock);
+  void cross_set(Engine &setter, int mode, int id, const Clock &clock);
 
  private:
   struct Stack {
@@ -88,29 +123,23 @@ struct Launch {
   };
   std::map<int, std::unique_ptr<Stack>> stacks;  // by core number
 
-  // Numbers with anything between them.
-  static std::set<int> lines_of(const char *text) {
-    std::set<int> lines;
-    while (text && *text) {
-      char *end;
-      long line = std::strtol(text, &end, 10);
-      if (end != text) lines.insert(int(line));
-      text = *end ? end + 1 : end;
-    }
-    return lines;
-  }
-
   void start(uint32_t block, int sub, bool cube);
-  void resume(Core &core);
+  void resume(Engine &core);
   void forget_done();
   void check_cross_flags();
   static void enter(unsigned high, unsigned low);
 };
 
+// The core whose kernel is running on this thread.
+inline thread_local Engine *running = nullptr;
+
+inline Engine::Engine(Launch &launch, int number, int block, int sub_block, bool cube)
+    : Core(block, sub_block, cube, launch.num_blocks, launch.mixed() ? launch.vectors() : 0), launch(launch), number(number) {}
+
 inline void Launch::start(uint32_t block, int sub, bool cube) {
   int number = int(block) * cores_of_a_block() + (mixed() && !cube ? 1 + sub : 0);
-  live.push_back(std::make_unique<Core>(*this, number, block, sub, cube));
-  Core &core = *live.back();
+  live.push_back(std::make_unique<Engine>(*this, number, block, sub, cube));
+  Engine &core = *live.back();
   auto &stack = stacks[number] = std::make_unique<Stack>();
   if (stack->memory == MAP_FAILED) throw Fault{"the emulator has no memory for a core's stack"};
   getcontext(&core.context);
@@ -122,7 +151,7 @@ inline void Launch::start(uint32_t block, int sub, bool cube) {
 }
 
 inline void Launch::enter(unsigned high, unsigned low) {
-  Core &core = *reinterpret_cast<Core *>(uint64_t(high) << 32 | low);
+  Engine &core = *reinterpret_cast<Engine *>(uint64_t(high) << 32 | low);
   Launch &launch = core.launch;
   try {
     if (!launch.abandoned) {
@@ -138,10 +167,10 @@ inline void Launch::enter(unsigned high, unsigned low) {
   core.done = true;
 }
 
-inline void Launch::resume(Core &core) {
-  running() = &core;
+inline void Launch::resume(Engine &core) {
+  running = &core;
   swapcontext(&scheduler, &core.context);
-  running() = nullptr;
+  running = nullptr;
 }
 
 inline void Launch::forget_done() {
@@ -155,7 +184,7 @@ inline int Launch::run() {
   try {
     while (!fault && (next < num_blocks || !live.empty())) {
       while (next < num_blocks && live.size() + cores_of_a_block() <= blocks_at_once() * cores_of_a_block()) begin(next++);
-      std::vector<Core *> able;
+      std::vector<Engine *> able;
       for (auto &core : live)
         if (!core->stuck) able.push_back(core.get());
       if (able.empty()) {
@@ -164,10 +193,10 @@ inline int Launch::run() {
         fault = std::make_unique<Fault>(Fault{text}), faulted_on_cube = live.front()->cube;
         break;
       }
-      Core *next_core = able[random.below(able.size())];
+      Engine *next_core = able[random.below(able.size())];
       // Those that are behind in modelled time first, so that none finds in level 2 cache what it would have had to wait for.
       if (cost.only)
-        next_core = *std::min_element(able.begin(), able.end(), [](Core *a, Core *b) { return a->modelled() < b->modelled(); });
+        next_core = *std::min_element(able.begin(), able.end(), [](Engine *a, Engine *b) { return a->modelled() < b->modelled(); });
       resume(*next_core);
       forget_done();
     }
@@ -179,13 +208,14 @@ inline int Launch::run() {
   for (auto &core : live)
     if (!core->done) resume(*core);
   forget_done();
+  marks.tell();
   if (!fault && cost.on) cost.write(kernel, blocks_at_once());
   if (!fault) return 0;
   host.report(host.context, (std::string(kernel) + ": " + fault->text).c_str());
   return faulted_on_cube ? 507015 : 507035;
 }
 
-inline void Launch::cross_set(Core &setter, int mode, int id, const Clock &clock) {
+inline void Launch::cross_set(Engine &setter, int mode, int id, const Clock &clock) {
   setter.require(mixed(), "cross-core flags need a kernel of a mixed type");
   setter.require(mode >= 0 && mode < CROSS_MODES, "the mode of a cross-core flag is 0, 1 or 2");
   setter.require(id >= 0 && id < CROSS_FLAGS, "the number of a cross-core flag is 0 to 15");

@@ -14,25 +14,19 @@
 #include <string>
 #include <vector>
 
-enum pipe_t : int { PIPE_S, PIPE_V, PIPE_M, PIPE_MTE1, PIPE_MTE2, PIPE_MTE3, PIPE_FIX, PIPE_ALL };
+#include "core.h"
 
 namespace ropeway {
 
 constexpr int PIPES = PIPE_ALL;
 constexpr const char *PIPE_NAMES[] = {"S", "V", "M", "MTE1", "MTE2", "MTE3", "FIX", "ALL"};
 
-enum Memory : uint8_t { GM, L1, L0A, L0B, L0C, UB, BT, MEMORIES };
 constexpr const char *MEMORY_NAMES[] = {"global memory", "L1", "L0A", "L0B", "L0C", "UB", "BT"};
 constexpr uint64_t MEMORY_BYTES[] = {0, 512 << 10, 64 << 10, 64 << 10, 128 << 10, 192 << 10, 1 << 10};
 
 // An Ascend 910B3: 20 AI cores, each a cube core (AIC) with two vector cores (AIV).
 constexpr int AI_CORES = 20;
 constexpr int VECTORS_OF_A_CORE = 2;
-
-// Where in the kernel's source an instruction stands; filled in as a default argument at the call.
-struct At {
-  int line;
-};
 
 // Ends the launch.
 struct Fault {
@@ -86,9 +80,6 @@ struct Clock {
     return found != others->end() && found->second[pipe] >= sequence;
   }
 };
-
-// What the copy units do with what is in global memory already. Writes of one kind give the same whatever their order; of two kinds they do not.
-enum class Atomic : uint8_t { None, Add, Max };
 
 // One instruction's access to some bytes of a cell.
 struct Access {

@@ -1,7 +1,5 @@
 // TPipe gives out the core's memories; TQue passes buffers from the pipe that fills them to the pipe that reads them, and back; TBuf is memory alone.
 #pragma once
-#include <exception>
-
 #include "sync.h"
 
 namespace AscendC {
@@ -34,10 +32,10 @@ template <TPosition from, TPosition to, int32_t depth> class TQueBind {
   struct Buffer {
     ropeway::Place place;
     State state = FREE;
-    std::shared_ptr<ropeway::Flag> filled, freed;
+    ropeway::Token filled = 0, freed = 0;
   };
   std::vector<Buffer> buffers;
-  std::deque<int> queued;
+  std::vector<int> queued;
   size_t next = 0;  // buffers are given out in turn, so that the one before may still be read
 
   template <class T> Buffer &buffer_of(const LocalTensor<T> &tensor, State state, const char *what) {
@@ -53,10 +51,10 @@ template <TPosition from, TPosition to, int32_t depth> class TQueBind {
       Buffer &buffer = buffers[i];
       if (buffer.state != FREE) continue;
       buffer.state = ALLOCATED;
-      if (buffer.freed) ropeway::core().wait_token(FILLER, std::move(buffer.freed), "AllocTensor", at);
+      if (buffer.freed) ropeway::core().wait_token(FILLER, std::exchange(buffer.freed, 0), "AllocTensor", at);
       return {buffer.place, from, int(i)};
     }
-    ropeway::core().fault("AllocTensor at line " + std::to_string(at.line) + ": each buffer of the queue is in use");
+    ropeway::no_buffer(at);
   }
   template <class T> bool EnQue(const LocalTensor<T> &tensor, ROPEWAY_AT) {
     Buffer &buffer = buffer_of(tensor, ALLOCATED, "EnQue of a tensor that AllocTensor of this queue did not give");
@@ -69,9 +67,9 @@ template <TPosition from, TPosition to, int32_t depth> class TQueBind {
   template <class T> LocalTensor<T> DeQue(ROPEWAY_AT) {
     ropeway::core().require(!queued.empty(), "DeQue from an empty queue");
     int index = queued.front();
-    queued.pop_front();
+    queued.erase(queued.begin());
     buffers[index].state = TAKEN;
-    ropeway::core().wait_token(READER, std::move(buffers[index].filled), "DeQue", at);
+    ropeway::core().wait_token(READER, std::exchange(buffers[index].filled, 0), "DeQue", at);
     return {buffers[index].place, to, index};
   }
   template <class T> void FreeTensor(const LocalTensor<T> &tensor, ROPEWAY_AT) {
@@ -109,9 +107,7 @@ class TPipe {
     bytes = (bytes + 31) / 32 * 32;
     uint64_t start = used[memory];
     used[memory] += bytes;
-    if (used[memory] > ropeway::MEMORY_BYTES[memory])
-      ropeway::core().fault(std::string("InitBuffer: ") + ropeway::MEMORY_NAMES[memory] + " is full: " + std::to_string(used[memory]) + " bytes of " +
-                            std::to_string(ropeway::MEMORY_BYTES[memory]));
+    if (used[memory] > ropeway::bytes_of(memory)) ropeway::memory_full(memory, used[memory]);
     return {memory, start, start + bytes};
   }
 

@@ -26,10 +26,26 @@ template <class To, class From> constexpr bool converts() {
   return std::is_same<From, int64_t>::value && std::is_same<To, int32_t>::value;
 }
 
+// A whole number of up to 64 bits as a float: the nearest, moved by one where the mode asks for the other side.
+inline float whole_to_float(int64_t value, AscendC::RoundMode mode) {
+  using AscendC::RoundMode;
+  float nearest = float(value);
+  // Beyond 2^63 there is none but the nearest; where a float is not exact, it is whole.
+  if (mode == RoundMode::CAST_NONE || mode == RoundMode::CAST_RINT || nearest >= 0x1p63f || int64_t(nearest) == value) return nearest;
+  float lower = int64_t(nearest) > value ? std::nextafter(nearest, -INFINITY) : nearest, upper = int64_t(nearest) > value ? nearest : std::nextafter(nearest, INFINITY);
+  switch (mode) {
+    case RoundMode::CAST_FLOOR: return lower;
+    case RoundMode::CAST_CEIL: return upper;
+    case RoundMode::CAST_TRUNC: return value > 0 ? lower : upper;
+    case RoundMode::CAST_ODD: return bits_as<uint32_t>(lower) & 1 ? lower : upper;
+    default: return value - int64_t(lower) == int64_t(upper) - value ? (value > 0 ? upper : lower) : nearest;
+  }
+}
+
 template <class To, class From> To convert(From value, AscendC::RoundMode mode) {
   if constexpr (std::is_same<To, half>::value || is_bfloat<To>) return round_float<To>(float(value), mode);
   else if constexpr (std::is_same<To, float>::value && is_any_float<From>) return std::is_same<From, float>::value ? float(round_whole(value, mode)) : float(value);
-  else if constexpr (std::is_same<To, float>::value) return float(value);
+  else if constexpr (std::is_same<To, float>::value) return whole_to_float(value, mode);
   else if constexpr (is_any_float<From>) return saturate<To>(round_whole(float(value), mode));
   else return saturate<To>(double(value));
 }
@@ -51,6 +67,7 @@ template <class T> void whole_repeats(Core &core, uint64_t count) { core.require
 template <class T, class Other> void compare(const char *name, At at, const Place &to, const Place &a, Other other, AscendC::CMPMODE mode, uint64_t count) {
   core().issue(PIPE_V, name, at, Work::vector(count, sizeof(T)), [=, &core = core()] {
     whole_repeats<T>(core, count);
+    core.require(is_float<T> || mode == AscendC::CMPMODE::EQ, "32-bit whole numbers are compared for equality only");
     aligned(to, 32, "the destination"), aligned(a, 32, "a source");
     const T *left = reinterpret_cast<const T *>(core.read(a, 0, count * sizeof(T)));
     auto right = other(core);
@@ -274,23 +291,23 @@ template <class T, class U>
 void GatherMask(const LocalTensor<T> &dst, const LocalTensor<T> &src0, const LocalTensor<U> &pattern, bool reduce_mode, uint32_t mask, const GatherMaskParams &p,
                 uint64_t &count, ROPEWAY_AT) {
   static_assert((sizeof(T) == 2 || sizeof(T) == 4) && sizeof(U) == sizeof(T) && std::is_unsigned<U>::value, "the pattern is whole numbers without a sign, as wide as the elements");
-  auto kept = std::make_shared<uint64_t>(0);
-  auto done = std::make_shared<bool>(false);
-  ropeway::core().issue(PIPE_V, "GatherMask", at, ropeway::Work::vector(mask, sizeof(T)), [=, to = dst.place, from = src0.place, bits = pattern.place, &core = ropeway::core()] {
+  uint64_t kept = 0;
+  bool done = false;
+  ropeway::core().issue(PIPE_V, "GatherMask", at, ropeway::Work::vector(mask, sizeof(T)), [=, &kept, &done, to = dst.place, from = src0.place, bits = pattern.place, &core = ropeway::core()] {
     core.require(reduce_mode && p.repeatTimes == 1 && p.src0BlockStride == 1, "GatherMask other than of one repeat in counter mode is not modelled");
     ropeway::aligned(to, 32, "the destination"), ropeway::aligned(from, 32, "the source"), ropeway::aligned(bits, 32, "the pattern");
-    *done = true;
+    done = true;
     if (!mask) return;
     const uint8_t *chosen = core.read(bits, 0, (mask + 7) / 8);
     const T *values = reinterpret_cast<const T *>(core.read(from, 0, mask * sizeof(T)));
     std::vector<T> close;
     for (uint32_t i = 0; i < mask; i++)
       if (chosen[i / 8] >> i % 8 & 1) close.push_back(values[i]);
-    *kept = close.size();
-    if (*kept) std::memcpy(core.write(to, 0, *kept * sizeof(T)), close.data(), *kept * sizeof(T));
+    kept = close.size();
+    if (kept) std::memcpy(core.write(to, 0, kept * sizeof(T)), close.data(), kept * sizeof(T));
   });
-  ropeway::core().wait_until([=] { return *done; }, "the number of elements that GatherMask keeps");
-  count = *kept;
+  ropeway::core().wait_for(PIPE_V, done, "the number of elements that GatherMask keeps");
+  count = kept;
 }
 
 }  // namespace AscendC

@@ -45,11 +45,11 @@ template <uint8_t mode = 0, pipe_t pipe = PIPE_S> void CrossCoreWaitFlag(uint16_
 // Vector cores of a mixed kernel count through all AI cores.
 inline int64_t GetBlockIdx() {
   ropeway::Core &core = ropeway::core();
-  return core.launch.mixed() && !core.cube ? int64_t(core.block) * core.launch.vectors() + core.sub_block : core.block;
+  return core.vectors && !core.cube ? int64_t(core.block) * core.vectors + core.sub_block : core.block;
 }
-inline int64_t GetBlockNum() { return ropeway::core().launch.num_blocks; }
+inline int64_t GetBlockNum() { return ropeway::core().num_blocks; }
 inline int64_t GetSubBlockIdx() { return ropeway::core().sub_block; }
-inline int64_t GetSubBlockNum() { return ropeway::core().launch.mixed() ? ropeway::core().launch.vectors() : 1; }
+inline int64_t GetSubBlockNum() { return ropeway::core().vectors ? ropeway::core().vectors : 1; }
 // Vector cores to a cube core.
 inline int64_t GetTaskRation() { return GetSubBlockNum(); }
 

@@ -1,13 +1,13 @@
 // Tensors: an element type and a place in a memory. Nothing here reads memory but GetValue and SetValue, which the scalar unit does.
 #pragma once
 #include "numbers.h"
-#include "pipes.h"
+#include "core.h"
 
 #define __global__
 #define __aicore__
 #define __gm__
 #define GM_ADDR __gm__ uint8_t *
-#define ROPEWAY_AT ropeway::At at = {__builtin_LINE()}
+#define ROPEWAY_AT ropeway::At at = {__builtin_LINE(), __builtin_FILE()}
 
 namespace ropeway {
 
@@ -18,8 +18,7 @@ template <class T, int64_t LOW, int64_t HIGH> class Field {
  public:
   Field() = default;
   template <class I, class = std::enable_if_t<std::is_integral<I>::value>> Field(I given) : value(T(given)) {
-    if (given != I(value) || int64_t(given) < LOW || int64_t(given) > HIGH)
-      core().fault("a parameter of the next instruction is " + std::to_string(given) + ", which is not in " + std::to_string(LOW) + " to " + std::to_string(HIGH));
+    if (given != I(value) || int64_t(given) < LOW || int64_t(given) > HIGH) unfit(int64_t(given), LOW, HIGH);
   }
   operator T() const { return value; }
 };
@@ -67,11 +66,11 @@ template <class T> class LocalTensor {
 
   T GetValue(uint32_t index, ROPEWAY_AT) const {
     T value{};
-    ropeway::core().scalar_access("GetValue", at, place, false, [&] { std::memcpy(&value, ropeway::core().read(place, uint64_t(index) * sizeof(T), sizeof(T)), sizeof(T)); });
+    ropeway::core().get_value(at, place, uint64_t(index) * sizeof(T), &value, sizeof(T));
     return value;
   }
   void SetValue(uint32_t index, T value, ROPEWAY_AT) const {
-    ropeway::core().scalar_access("SetValue", at, place, true, [&] { std::memcpy(ropeway::core().write(place, uint64_t(index) * sizeof(T), sizeof(T)), &value, sizeof(T)); });
+    ropeway::core().set_value(at, place, uint64_t(index) * sizeof(T), &value, sizeof(T));
   }
 };
 
@@ -95,11 +94,11 @@ template <class T> class GlobalTensor {
 
   T GetValue(uint64_t index, ROPEWAY_AT) const {
     T value{};
-    ropeway::core().scalar_access("GetValue", at, place, false, [&] { std::memcpy(&value, ropeway::core().read(place, index * sizeof(T), sizeof(T)), sizeof(T)); });
+    ropeway::core().get_value(at, place, uint64_t(index) * sizeof(T), &value, sizeof(T));
     return value;
   }
   void SetValue(uint64_t index, T value, ROPEWAY_AT) const {
-    ropeway::core().scalar_access("SetValue", at, place, true, [&] { std::memcpy(ropeway::core().write(place, index * sizeof(T), sizeof(T)), &value, sizeof(T)); });
+    ropeway::core().set_value(at, place, uint64_t(index) * sizeof(T), &value, sizeof(T));
   }
 };
 
@@ -107,12 +106,6 @@ template <class T> class GlobalTensor {
 
 namespace ropeway {
 
-inline void aligned(const Place &place, uint64_t bytes, const char *what) {
-  if (place.address % bytes) core().fault(std::string("misaligned: ") + what + " begins at " + std::to_string(place.address) + ", not at a multiple of " + std::to_string(bytes));
-}
-template <class T> void in(const AscendC::LocalTensor<T> &tensor, Memory memory, const char *what) {
-  if (tensor.place.memory != memory)
-    core().fault(std::string(what) + " is in " + MEMORY_NAMES[tensor.place.memory] + ", and must be in " + MEMORY_NAMES[memory]);
-}
+template <class T> void in(const AscendC::LocalTensor<T> &tensor, Memory memory, const char *what) { in(tensor.place, memory, what); }
 
 }  // namespace ropeway

@@ -4,12 +4,14 @@
 //! compiler for NPUs, and what passes here may still be refused by the real one.
 
 pub mod entry;
+pub mod store;
 pub mod subset;
 pub mod trailer;
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use crate::runtime::binary::{self, ARCHITECTURE};
 use crate::runtime::device::emulator;
@@ -95,11 +97,25 @@ impl Program {
         let unwritable =
             |error| status::COMPILER_FAILED.because(format!("no place to compile: {error}"));
         let folder = folder.map_err(unwritable)?;
-        let headers = subset::write(folder.path()).map_err(unwritable)?;
+        let subset = subset::write(folder.path()).map_err(unwritable)?;
         let file = folder.path().join(&self.name);
         std::fs::write(&file, &self.source).map_err(unwritable)?;
         // Only what the preprocessor lets through has kernels; macros are left as they are, so that they can be found.
-        let mut command = gpp(&headers, &defines);
+        let version = compiler_version(folder.path())?;
+        let mut parts: Vec<&[u8]> = vec![
+            b"kernels",
+            &version,
+            &subset.text,
+            self.name.as_bytes(),
+            self.source.as_bytes(),
+        ];
+        parts.extend(defines.iter().map(|define| define.as_bytes()));
+        let stored = store::name(&parts);
+        let profile = emulator().settings.profile.to_string();
+        if let Some(object) = store::get(&stored) {
+            return Ok((binary::pack(&profile, &object), String::new()));
+        }
+        let mut command = gpp(&subset.folder, &defines);
         command
             .args(["-E", "-fdirectives-only", "-x", "c++"])
             .arg(&file);
@@ -115,23 +131,90 @@ impl Program {
         let whole = format!("{}\n{}", self.source, trailer::text(&kernels));
         std::fs::write(&file, whole).map_err(unwritable)?;
         let object = folder.path().join("kernels.so");
-        let mut command = gpp(&headers, &defines);
+        let machine = folder.path().join("machine.o");
+        let code = machine_object(&subset, &version, folder.path())?;
+        std::fs::write(&machine, &*code).map_err(unwritable)?;
+        let mut command = gpp(&subset.folder, &defines);
         command
-            .args(["-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-o"])
+            .args([
+                "-O1",
+                "-shared",
+                "-fPIC",
+                "-fvisibility=hidden",
+                "-Wl,--no-undefined",
+                "-o",
+            ])
             .arg(&object)
             .args(["-x", "c++"])
-            .arg(&file);
+            .arg(&file)
+            .args(["-x", "none"])
+            .arg(&machine);
         let (_, log) = run(command, folder.path())?;
         let object = std::fs::read(&object).map_err(unwritable)?;
-        let profile = emulator().settings.profile.to_string();
+        // What a kept object was warned of would not be said again.
+        if log.is_empty() {
+            store::put(&stored, &object);
+        }
         Ok((binary::pack(&profile, &object), log))
     }
 }
 
+/// What every kernel is linked with, compiled once in a process, or kept from before.
+fn machine_object(subset: &subset::Subset, version: &[u8], folder: &Path) -> Result<Arc<Vec<u8>>> {
+    static COMPILED: Mutex<Option<(String, Arc<Vec<u8>>)>> = Mutex::new(None);
+    let name = store::name(&[b"machine", version, &subset.text]);
+    // Held while it is compiled: whoever comes meanwhile needs the same.
+    let mut compiled = lock(&COMPILED);
+    if let Some((known, code)) = &*compiled
+        && *known == name
+    {
+        return Ok(Arc::clone(code));
+    }
+    let code = match store::get(&name) {
+        Some(code) => code,
+        None => {
+            let object = folder.join("machine.o");
+            let mut command = gpp(&subset.folder, &[]);
+            command
+                .args(["-O3", "-fPIC", "-fvisibility=hidden", "-c", "-o"])
+                .arg(&object)
+                .arg(subset.folder.join("machine.cpp"));
+            run(command, folder)?;
+            let code = std::fs::read(&object)
+                .map_err(|error| status::COMPILER_FAILED.because(format!("{error}")))?;
+            store::put(&name, &code);
+            code
+        }
+    };
+    let code = Arc::new(code);
+    *compiled = Some((name, Arc::clone(&code)));
+    Ok(code)
+}
+
+/// The compiler's name.
+fn compiler() -> OsString {
+    std::env::var_os("ROPEWAY_EMULATED_CANN_CXX").unwrap_or_else(|| "g++".into())
+}
+
+/// Which compiler it is, asked once in a process.
+fn compiler_version(folder: &Path) -> Result<Arc<Vec<u8>>> {
+    static KNOWN: Mutex<Option<(OsString, Arc<Vec<u8>>)>> = Mutex::new(None);
+    let name = compiler();
+    if let Some((known, version)) = &*lock(&KNOWN)
+        && *known == name
+    {
+        return Ok(Arc::clone(version));
+    }
+    let mut command = Command::new(&name);
+    command.arg("--version");
+    let version = Arc::new(run(command, folder)?.0);
+    *lock(&KNOWN) = Some((name, Arc::clone(&version)));
+    Ok(version)
+}
+
 /// What all calls of g++ have in common.
 fn gpp(headers: &Path, defines: &[&str]) -> Command {
-    let compiler = std::env::var_os("ROPEWAY_EMULATED_CANN_CXX").unwrap_or_else(|| "g++".into());
-    let mut command = Command::new(compiler);
+    let mut command = Command::new(compiler());
     command
         .args(["-std=c++17", "-I"])
         .arg(headers)

@@ -1,21 +1,23 @@
-//! The headers of the AscendC subset, which the library carries.
+//! The AscendC subset, which the library carries: headers for kernels, and the machine that they are linked with.
 
 use std::path::{Path, PathBuf};
 
-macro_rules! headers {
+macro_rules! files {
     ($($name:literal),* $(,)?) => {
-        /// The headers by their names.
-        const HEADERS: &[(&str, &str)] = &[$(($name, include_str!(concat!("../ascendc/", $name)))),*];
+        /// The files by their names.
+        const FILES: &[(&str, &str)] = &[$(($name, include_str!(concat!("../ascendc/", $name)))),*];
     };
 }
 
-headers![
+files![
     "copy.h",
     "core.h",
     "cost.h",
     "cube.h",
+    "engine.h",
     "kernel_operator.h",
     "launch.h",
+    "machine.cpp",
     "machine.h",
     "numbers.h",
     "pipes.h",
@@ -27,34 +29,49 @@ headers![
     "vector.h",
 ];
 
-/// Makes the folder of headers: written out of the library, or the one that `ROPEWAY_EMULATED_CANN_SUBSET` names, for who works on them.
+/// The subset as a folder.
+#[derive(Debug)]
+pub struct Subset {
+    /// Where the headers lie, and `machine.cpp`.
+    pub folder: PathBuf,
+    /// All that stands in them.
+    pub text: Vec<u8>,
+}
+
+/// Makes the folder: written out of the library, or the one that `ROPEWAY_EMULATED_CANN_SUBSET` names, for who works on it.
 ///
 /// # Errors
-/// What writing met.
-pub fn write(folder: &Path) -> std::io::Result<PathBuf> {
+/// What reading and writing met.
+pub fn write(parent: &Path) -> std::io::Result<Subset> {
+    let mut text = Vec::new();
     if let Some(named) = std::env::var_os("ROPEWAY_EMULATED_CANN_SUBSET") {
-        return Ok(named.into());
+        let folder = PathBuf::from(named);
+        for (name, _) in FILES {
+            text.extend(std::fs::read(folder.join(name))?);
+        }
+        return Ok(Subset { folder, text });
     }
-    let headers = folder.join("ascendc");
-    std::fs::create_dir(&headers)?;
-    for (name, text) in HEADERS {
-        std::fs::write(headers.join(name), text)?;
+    let folder = parent.join("ascendc");
+    std::fs::create_dir(&folder)?;
+    for (name, content) in FILES {
+        std::fs::write(folder.join(name), content)?;
+        text.extend(content.bytes());
     }
-    Ok(headers)
+    Ok(Subset { folder, text })
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn all_headers_are_carried() {
+    fn all_files_are_carried() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/ascendc");
         let files = std::fs::read_dir(folder).unwrap();
         let mut found: Vec<String> = files
             .map(|file| file.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name.ends_with(".h"))
+            .filter(|name| name.ends_with(".h") || name.ends_with(".cpp"))
             .collect();
         found.sort();
-        let carried: Vec<&str> = super::HEADERS.iter().map(|(name, _)| *name).collect();
+        let carried: Vec<&str> = super::FILES.iter().map(|(name, _)| *name).collect();
         assert_eq!(found, carried);
     }
 }

@@ -86,7 +86,7 @@ class Library {
       kernels += (kernels.empty() ? "" : ", ") + ("ROPEWAY_KERNEL(" + source.substr(at, source.find('(', at) - at) + ")");
     }
     std::ofstream(stem + ".cpp") << source << "\n#include \"ropeway_runtime.h\"\nROPEWAY_KERNELS(" << kernels << ")\n";
-    std::string command = "g++ -std=c++17 -O1 -Wall -shared -fPIC -fvisibility=hidden -I" ASCENDC_FOLDER " " + defines + " " + stem + ".cpp -o " + stem + ".so";
+    std::string command = "g++ -std=c++17 -O1 -Wall -shared -fPIC -fvisibility=hidden -Wl,--no-undefined -I" ASCENDC_FOLDER " " + defines + " " + stem + ".cpp " + std::getenv("ROPEWAY_TEST_FOLDER") + "/machine.o -o " + stem + ".so";
     if (std::system(command.c_str())) {
       CHECK(false, "%s %s does not compile", path.c_str(), defines.c_str());
       return;

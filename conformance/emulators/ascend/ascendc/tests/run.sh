@@ -5,7 +5,8 @@ set -eu
 folder=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-for test in ${*:-check cost lines gemm attention}; do
+g++ -std=c++17 -O3 -Wall -Wextra -fPIC -fvisibility=hidden -c "$folder/machine.cpp" -o "$work/machine.o"
+for test in ${*:-check functions cost lines gemm attention}; do
     g++ -std=c++17 -O1 -Wall -Wextra -DASCENDC_FOLDER="\"$folder\"" -DKERNELS="\"$folder/../../../../kernels\"" \
         "$folder/tests/$test.cpp" -ldl -o "$work/$test"
     ROPEWAY_TEST_FOLDER=$work "$work/$test"

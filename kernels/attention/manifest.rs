@@ -8,7 +8,7 @@ use super::{native, spirv};
 mod ascend;
 mod cuda;
 
-pub(super) use ascend::{ATTENTION_CUBE, ATTENTION_PACK, ATTENTION_VECTOR};
+pub(super) use ascend::{ATTENTION_CUBE, ATTENTION_FUSED, ATTENTION_PACK, ATTENTION_VECTOR};
 pub(super) use cuda::{ATTENTION_MMA, ATTENTION_MMA_FEW, mma_local_memory, mma_rows, mma_threads};
 
 /// The kernels of this folder.
@@ -22,6 +22,7 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &ATTENTION_TILED,
     &ATTENTION_MERGE,
     &ATTENTION_NATIVE,
+    &ATTENTION_FUSED,
     &ATTENTION_CUBE,
     &ATTENTION_VECTOR,
     &ATTENTION_PACK,

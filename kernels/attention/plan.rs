@@ -12,9 +12,9 @@ use ropeway_core::plan::{Arg, Expr, Launch, OperandRule, Plan, StrideRule};
 use ropeway_core::{Error, Result};
 
 use super::manifest::{
-    ATTENTION_CUBE, ATTENTION_DECODE, ATTENTION_KEYS, ATTENTION_MERGE, ATTENTION_MMA,
-    ATTENTION_MMA_FEW, ATTENTION_NATIVE, ATTENTION_PREFILL, ATTENTION_ROWS, ATTENTION_TILED,
-    LANE_ROWS, TILED_GROUP, TILED_ROWS, rows_local_memory,
+    ATTENTION_CUBE, ATTENTION_DECODE, ATTENTION_FUSED, ATTENTION_KEYS, ATTENTION_MERGE,
+    ATTENTION_MMA, ATTENTION_MMA_FEW, ATTENTION_NATIVE, ATTENTION_PREFILL, ATTENTION_ROWS,
+    ATTENTION_TILED, LANE_ROWS, TILED_GROUP, TILED_ROWS, rows_local_memory,
 };
 use super::{Attention, PagedAttention, Softmax, VarlenAttention};
 use operands::{Operands, Sizes, arguments, flags};
@@ -230,7 +230,7 @@ impl Problem {
         if info.kind != DeviceKind::Cpu {
             kernels.sort_by_key(|kernel| kernel.name != ATTENTION_TILED.name);
         }
-        kernels.push(&ATTENTION_CUBE);
+        kernels.extend(ascend::forms(self, info));
         if self.fits_mma() {
             kernels.insert(0, &ATTENTION_MMA);
             if self.few_mma() {
@@ -547,6 +547,10 @@ fn finish(
             1,
             args,
         );
+        return Ok(plan);
+    }
+    if key.kernel.name == ATTENTION_FUSED.name {
+        ascend::append_fused(&mut plan, problem, info, operands, sizes);
         return Ok(plan);
     }
     if key.kernel.name == ATTENTION_CUBE.name {

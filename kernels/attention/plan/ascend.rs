@@ -1,4 +1,5 @@
-//! The launches of `attention.asc`: products on cube cores, the softmax between them on vector cores, over a workspace that stays in level 2 cache.
+//! The launches of `attention.asc`: products on cube cores, the softmax between them on vector cores, over a workspace that stays in level 2 cache;
+//! all in one launch, or in four a pass.
 
 use std::ops::Range;
 
@@ -7,7 +8,7 @@ use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Config, Kernel, ModuleKey};
 use ropeway_core::plan::{Arg, Expr, Extent, Plan, StrideRule};
 
-use super::super::manifest::{ATTENTION_CUBE, ATTENTION_PACK, ATTENTION_VECTOR};
+use super::super::manifest::{ATTENTION_CUBE, ATTENTION_FUSED, ATTENTION_PACK, ATTENTION_VECTOR};
 use super::operands::{Operands, Sizes, flags, int, key_axes, long, query_axes, strides};
 use super::{Problem, launch};
 
@@ -26,13 +27,17 @@ const PASS_BYTES: u64 = 64 << 20;
 /// Passes, at most: beyond, slots leave level 2 cache rather than a plan having thousands of launches.
 const MOST_PASSES: u64 = 256;
 
-/// How the items of a plan go through the workspace.
-struct Passes {
+/// Bytes of the workspace of the one launch, where tiles of fewer rows keep to it: what it holds is written and read once.
+const FUSED_BYTES: u64 = 256 << 20;
+
+/// Segments whose scores, and items whose partial sums, a core of the one launch has at a time; the same in `attention_fused.asc`.
+const TURNS: u64 = 2;
+
+/// How problems fall into items.
+struct Division {
     tile_rows: u64,
     /// Of the keys of an item.
     segments: u64,
-    /// Items of a pass.
-    slots: u64,
     /// Items, at most and by the bound operands.
     most_items: u64,
     items: Expr,
@@ -43,39 +48,98 @@ fn row_bytes(problem: &Problem) -> [u64; 3] {
     [SEGMENT * 4, problem.dv.next_multiple_of(8) * 4, 2 * 4]
 }
 
-fn divide(problem: &Problem, sizes: &Sizes) -> Passes {
-    let segments = problem.keys.div_ceil(SEGMENT);
-    let sequences = problem.sequences;
+/// Rows of an item, as many as the widest sequence has and `limit` leaves room for.
+fn tile_rows(problem: &Problem, limit: u64, bytes: impl Fn(u64) -> u64) -> u64 {
     let rows = match problem.layout {
         0 => problem.rows,
-        _ => problem.rows.div_ceil(sequences.max(1)),
+        _ => problem.rows.div_ceil(problem.sequences.max(1)),
     };
     let [fewest, most] = TILE_ROWS;
-    let bytes: u64 = row_bytes(problem).iter().sum();
-    let slot = |tile_rows: u64| segments.saturating_mul(bytes).saturating_mul(tile_rows);
     let mut tile_rows = rows.next_power_of_two().clamp(fewest, most);
-    while tile_rows > fewest && slot(tile_rows) > PASS_BYTES {
+    while tile_rows > fewest && bytes(tile_rows) > limit {
         tile_rows /= 2;
     }
+    tile_rows
+}
+
+/// Items of so many rows, at most.
+fn most_items(problem: &Problem, tile_rows: u64) -> u64 {
     let tiles = problem.rows.div_ceil(tile_rows);
-    let (most_tiles, rows) = (sizes.q_len.clone() * problem.group(), sequences);
-    let tiles_bound = most_tiles.div_ceil(tile_rows);
-    let (most_works, works) = match problem.layout {
-        0 => (tiles * rows, tiles_bound * sizes.sequences.clone()),
+    let works = match problem.layout {
+        0 => tiles.saturating_mul(problem.sequences),
         // A sequence begins at most one tile more.
-        _ => (tiles + rows, tiles_bound + sizes.sequences.clone()),
+        _ => tiles.saturating_add(problem.sequences),
     };
-    let most_items = most_works * problem.kv_heads;
-    let in_cache = PASS_BYTES / slot(tile_rows).max(1);
-    Passes {
+    works.saturating_mul(problem.kv_heads)
+}
+
+fn segments(problem: &Problem) -> u64 {
+    problem.keys.div_ceil(SEGMENT)
+}
+
+/// Bytes of a slot of a pass.
+fn slot_bytes(problem: &Problem, tile_rows: u64) -> u64 {
+    let bytes: u64 = row_bytes(problem).iter().sum();
+    segments(problem)
+        .saturating_mul(bytes)
+        .saturating_mul(tile_rows)
+}
+
+/// Bytes of the workspace of the one launch.
+fn fused_bytes(problem: &Problem, info: &DeviceInfo, tile_rows: u64) -> u64 {
+    let [scores, partial, state] = row_bytes(problem);
+    let row = segments(problem)
+        .saturating_mul(partial + state)
+        .saturating_add(scores);
+    (TURNS * tile_rows * u64::from(info.compute_units)).saturating_mul(row)
+}
+
+fn division(problem: &Problem, sizes: &Sizes, tile_rows: u64) -> Division {
+    let tiles = (sizes.q_len.clone() * problem.group()).div_ceil(tile_rows);
+    let works = match problem.layout {
+        0 => tiles * sizes.sequences.clone(),
+        _ => tiles + sizes.sequences.clone(),
+    };
+    Division {
         tile_rows,
-        segments,
-        slots: in_cache
-            .max(most_items.div_ceil(MOST_PASSES))
-            .clamp(1, most_items.max(1)),
-        most_items,
+        segments: segments(problem),
+        most_items: most_items(problem, tile_rows),
         items: works * problem.kv_heads,
     }
+}
+
+/// Items of a pass.
+fn slots_of_a_pass(problem: &Problem, division: &Division) -> u64 {
+    let in_cache = PASS_BYTES / slot_bytes(problem, division.tile_rows).max(1);
+    in_cache
+        .max(division.most_items.div_ceil(MOST_PASSES))
+        .clamp(1, division.most_items.max(1))
+}
+
+/// Both forms, the better one first.
+///
+/// The one launch keeps an item on one core, whose cube core multiplies while the vector cores weigh. It is taken unless that leaves cores idle that segments
+/// apart would use: few items of many keys, as in decoding with few key heads. By the estimate of cycles a round of segments over the cores takes a quarter longer in
+/// launches apart; that three launches more take a round is assumed. Beyond `FUSED_BYTES`, passes need less memory.
+pub(super) fn forms(problem: &Problem, info: &DeviceInfo) -> [&'static Kernel; 2] {
+    let rows = fused_rows(problem, info);
+    let cores = u64::from(info.compute_units).max(1);
+    let (items, segments) = (most_items(problem, rows), segments(problem));
+    let together = items.div_ceil(cores).saturating_mul(segments);
+    let apart = items.saturating_mul(segments).div_ceil(cores);
+    let idle = together.saturating_mul(4) > apart.saturating_mul(5).saturating_add(4);
+    if idle || fused_bytes(problem, info, rows) > FUSED_BYTES {
+        [&ATTENTION_CUBE, &ATTENTION_FUSED]
+    } else {
+        [&ATTENTION_FUSED, &ATTENTION_CUBE]
+    }
+}
+
+/// Rows of an item of the one launch.
+fn fused_rows(problem: &Problem, info: &DeviceInfo) -> u64 {
+    tile_rows(problem, FUSED_BYTES, |rows| {
+        fused_bytes(problem, info, rows)
+    })
 }
 
 /// q, k or v as the cube cores get it.
@@ -167,20 +231,25 @@ fn matrix(
     }
 }
 
-/// Adds the launches.
-pub(super) fn append(
+/// What the launches of either form share: q, k and v, packed where they must be, and scores, partial sums and states.
+struct Shared {
+    matrices: [Matrix; 3],
+    workspace: [Range<u64>; 3],
+}
+
+/// `pieces` of `tile_rows` rows each: of scores, and of partial sums and states.
+fn share(
     plan: &mut Plan,
     problem: &Problem,
     info: &DeviceInfo,
     operands: &Operands,
-    sizes: &Sizes,
-) {
-    let passes = divide(problem, sizes);
-    let rows_of_slots = [passes.slots, passes.segments, passes.tile_rows]
-        .into_iter()
-        .fold(1, u64::saturating_mul);
-    let workspace =
-        row_bytes(problem).map(|bytes| plan.take_workspace(rows_of_slots.saturating_mul(bytes)));
+    tile_rows: u64,
+    [scores, sums]: [u64; 2],
+) -> Shared {
+    let [score, partial, state] = row_bytes(problem);
+    let workspace = [(scores, score), (sums, partial), (sums, state)].map(|(pieces, bytes)| {
+        plan.take_workspace(pieces.saturating_mul(tile_rows).saturating_mul(bytes))
+    });
     let [q, k, v] = problem.units;
     let matrices = [
         (operands.q, q, query_axes(problem)),
@@ -188,23 +257,68 @@ pub(super) fn append(
         (operands.v, v, key_axes(problem)),
     ]
     .map(|(operand, unit, axes)| matrix(plan, problem, info, operand, unit, axes));
-    let key = |kernel| {
-        module(kernel, |config| {
-            config
-                .set("LAYOUT", problem.layout)
-                .set_dtype("DTYPE", problem.dtype);
-        })
-    };
+    Shared {
+        matrices,
+        workspace,
+    }
+}
+
+fn module_of(problem: &Problem, kernel: &'static Kernel) -> ModuleKey {
+    module(kernel, |config| {
+        config
+            .set("LAYOUT", problem.layout)
+            .set_dtype("DTYPE", problem.dtype);
+    })
+}
+
+/// Adds the one launch.
+pub(super) fn append_fused(
+    plan: &mut Plan,
+    problem: &Problem,
+    info: &DeviceInfo,
+    operands: &Operands,
+    sizes: &Sizes,
+) {
+    let rows = fused_rows(problem, info);
+    let division = division(problem, sizes, rows);
+    if division.most_items == 0 {
+        return;
+    }
+    let blocks = division.most_items.min(info.compute_units.into());
+    let pieces = [
+        TURNS * blocks,
+        (TURNS * blocks).saturating_mul(division.segments),
+    ];
+    let shared = share(plan, problem, info, operands, rows, pieces);
+    let args = arguments(problem, operands, sizes, &shared, &division, [0, blocks]);
+    let grid = [
+        division.items.min(i64::from(info.compute_units)),
+        1.into(),
+        1.into(),
+    ];
+    let module = module_of(problem, &ATTENTION_FUSED);
+    launch(plan, module, "attention_fused", grid, 1, args);
+}
+
+/// Adds the launches of the passes, four each.
+pub(super) fn append(
+    plan: &mut Plan,
+    problem: &Problem,
+    info: &DeviceInfo,
+    operands: &Operands,
+    sizes: &Sizes,
+) {
+    let rows = tile_rows(problem, PASS_BYTES, |rows| slot_bytes(problem, rows));
+    let division = division(problem, sizes, rows);
+    let slots = slots_of_a_pass(problem, &division);
+    let pieces = slots.saturating_mul(division.segments);
+    let shared = share(plan, problem, info, operands, rows, [pieces; 2]);
     let cores = i64::from(info.compute_units);
-    for first in (0..passes.most_items).step_by(passes.slots as usize) {
-        let items = (passes.items.clone() - first).max(0).min(passes.slots);
-        let pairs = items.clone() * passes.segments;
-        let chunks = passes.tile_rows / CHUNK;
-        let args = || {
-            arguments(
-                problem, operands, sizes, &matrices, &workspace, &passes, first,
-            )
-        };
+    for first in (0..division.most_items).step_by(slots as usize) {
+        let items = (division.items.clone() - first).max(0).min(slots);
+        let pairs = items.clone() * division.segments;
+        let chunks = division.tile_rows / CHUNK;
+        let args = || arguments(problem, operands, sizes, &shared, &division, [first, slots]);
         let steps = [
             (&ATTENTION_CUBE, "attention_scores", pairs.clone(), cores),
             (
@@ -223,11 +337,11 @@ pub(super) fn append(
         ];
         for (kernel, entry, works, most) in steps {
             // Without keys there is the last step only, without columns of v there is no second product.
-            let idle = entry != "attention_finish" && passes.segments == 0
+            let idle = entry != "attention_finish" && division.segments == 0
                 || entry == "attention_values" && problem.dv == 0;
             if !idle {
                 let grid = [works.min(most), 1.into(), 1.into()];
-                launch(plan, key(kernel), entry, grid, 1, args());
+                launch(plan, module_of(problem, kernel), entry, grid, 1, args());
             }
         }
     }
@@ -238,10 +352,12 @@ fn arguments(
     problem: &Problem,
     operands: &Operands,
     sizes: &Sizes,
-    matrices: &[Matrix; 3],
-    workspace: &[Range<u64>; 3],
-    passes: &Passes,
-    first_item: u64,
+    Shared {
+        matrices,
+        workspace,
+    }: &Shared,
+    division: &Division,
+    [first_item, slots]: [u64; 2],
 ) -> Vec<Arg> {
     let optional = |operand: Option<usize>| operand.map_or(Arg::Absent, Arg::operand);
     let stride = |operand: Option<usize>, axis: usize| {
@@ -299,10 +415,10 @@ fn arguments(
         stride(operands.cu_kv, 0),
         stride(operands.sinks, 0),
         stride(operands.alibi_slopes, 0),
-        int(passes.tile_rows),
-        int(passes.segments),
+        int(division.tile_rows),
+        int(division.segments),
         int(first_item),
-        int(passes.slots),
+        int(slots),
         Arg::F32(problem.softmax.scale),
         Arg::F32(problem.softmax.softcap),
         int(problem.softmax.window),

@@ -7,7 +7,8 @@
 #   ./test.sh --offline  installs and fetches nothing
 #
 # What cannot be installed is named, and what needs it is skipped with that reason; everything else still runs.
-# Environment: ROPEWAY_MINILM (directory of model.safetensors and tokenizer.json), CARGO_TARGET_DIR, JOBS.
+# Environment: ROPEWAY_MINILM (directory of model.safetensors and tokenizer.json), CARGO_TARGET_DIR, JOBS; for longer runs OCLGRIND_WORK=20000 and
+# SWIFTSHADER_WORK= (no limit).
 set -uo pipefail
 cd "$(dirname "$0")" || exit 2
 
@@ -30,7 +31,9 @@ NVRTC_PACKAGE=nvidia-cuda-nvrtc-cu12==12.9.86
 LATER_NVRTC_PACKAGE=nvidia-cuda-nvrtc==13.0.88
 NVDISASM_PACKAGE=nvidia-cuda-nvdisasm==13.5.37
 # Operations and bytes of the largest case that oclgrind runs; it needs about a microsecond for each.
-OCLGRIND_WORK=${OCLGRIND_WORK:-20000}
+OCLGRIND_WORK=${OCLGRIND_WORK:-8000}
+# The same of the largest case that SwiftShader runs: without a limit it takes five minutes.
+SWIFTSHADER_WORK=${SWIFTSHADER_WORK-1000000}
 PACKAGES="ocl-icd-libopencl1 pocl-opencl-icd oclgrind libclblast1 libvulkan1 mesa-vulkan-drivers vulkan-validationlayers"
 # What the tests of the C interface compile and watch programs with, beside the linker's gcc.
 PACKAGES+=" clang valgrind"
@@ -255,6 +258,8 @@ on_emulated_cann() (
     "$TARGET/release/ropeway-ascend-emulator" install "$private/cann" --profile "$1" >/dev/null || exit 1
     shift
     export ASCEND_HOME_PATH=$private/cann ROPEWAY_CACHE_DIR=$private/cache ROPEWAY_EMULATED_CANN_REPORT=$private/report
+    # What g++ made of a kernel serves every version and every step.
+    export ROPEWAY_EMULATED_CANN_STORE=$(realpath "$TARGET")/emulated-cann
     unset ASCEND_TOOLKIT_HOME
     if ! "$TARGET/release/ropeway" devices | grep -q '^ *ascend:0 .* emulated '; then
         echo "the device is not the emulated one:"
@@ -466,7 +471,7 @@ for name in llvmpipe SwiftShader; do
     if [ "$name" = llvmpipe ] && has_validation_layer; then
         step "check on $name, validated: core, synchronisation" validated "$synchronization" "$driver" "$name"
     else
-        step "check on $name" on_vulkan "$driver" "$name"
+        step "check on $name" on_vulkan "$driver" "$name" ${SWIFTSHADER_WORK:+--max-work "$SWIFTSHADER_WORK"}
     fi
     if [ -n "${ROPEWAY_MINILM:-}" ]; then
         step "MiniLM on $name" env VK_DRIVER_FILES="$driver" "$TARGET/release/examples/minilm" --device vulkan
@@ -492,36 +497,38 @@ if [ -n "$lavapipe" ]; then
 fi
 
 if nvrtc=$(nvrtc_directory); then
-    step "CUDA kernels to machine code" machine_code
-    step "CUDA backend and C programs on the emulated driver" on_emulated_cuda \
+    # NVRTC, the interpreter of a case and the tests one after the other keep a core busy each.
+    beside "CUDA kernels to machine code" machine_code
+    beside "check on the emulated CUDA driver" on_emulated_cuda \
+        "$TARGET/release/ropeway" check --device cuda --jobs 1 --full --cases 500 --seed 1
+    beside "CUDA backend and C programs on the emulated driver" on_emulated_cuda \
         cargo test --workspace --release -j "$JOBS" --lib --test cuda --test programs -- cuda
-    step "check on the emulated CUDA driver" on_emulated_cuda \
-        "$TARGET/release/ropeway" check --device cuda --full --cases 500 --seed 1
-    step "faults planted in CUDA kernels" on_emulated_cuda cargo test --workspace --release -j "$JOBS" --test cuda_faults
-    step "check without NVRTC on the emulated CUDA driver" without_nvrtc
+    beside "faults planted in CUDA kernels" on_emulated_cuda cargo test --workspace --release -j "$JOBS" --test cuda_faults
+    beside "check without NVRTC on the emulated CUDA driver" without_nvrtc
     if [ -n "${ROPEWAY_MINILM:-}" ]; then
-        step "MiniLM on the emulated CUDA driver" on_emulated_cuda "$TARGET/release/examples/minilm" --device cuda "A short sentence"
+        beside "MiniLM on the emulated CUDA driver" on_emulated_cuda "$TARGET/release/examples/minilm" --device cuda "A short sentence"
     fi
+    together
 else
     skip "CUDA kernels, and CUDA on the emulated driver" "the package $NVRTC_PACKAGE could not be fetched"
 fi
 
 if command -v g++ >/dev/null; then
-    step "AscendC: the subset, and products on it" conformance/emulators/ascend/ascendc/tests/run.sh
-    step "Ascend backend on the emulated CANN" on_emulated_cann 9.0 \
-        cargo test --workspace --release -j "$JOBS" --lib --test ascend -- ascend
-    # Several at a time: most of it is g++'s work, which goes kernel by kernel. CANN 8.1 has no compiler: what it runs, all kernels compiled beforehand,
-    # takes too long here, and is left to conformance/emulators/ascend/check.sh.
+    # One core each, the longest first: most of it is g++'s work, which goes kernel by kernel. CANN 8.1 has no compiler: what it runs, all kernels compiled
+    # beforehand, takes too long here, and is left to conformance/emulators/ascend/check.sh.
+    beside "faults planted in AscendC kernels" on_emulated_cann 9.0 cargo test --workspace --release -j "$JOBS" --test ascend_faults
     for cases in gemm attention moe_ expert_ device elementwise/ unary/ glu/ copy/ get_rows/ set_rows/ norm/ sum_rows/ softmax/ rope/ argsort/; do
-        beside "check on the emulated CANN 9.0, $cases" on_emulated_cann 9.0 "$TARGET/release/ropeway" check --device ascend "$cases"
+        beside "check on the emulated CANN 9.0, $cases" on_emulated_cann 9.0 "$TARGET/release/ropeway" check --device ascend --jobs 1 "$cases"
     done
     for version in 8.5 9.1; do
-        beside "device tests on the emulated CANN $version" on_emulated_cann $version "$TARGET/release/ropeway" check --device ascend device
+        beside "device tests on the emulated CANN $version" on_emulated_cann $version "$TARGET/release/ropeway" check --device ascend --jobs 1 device
     done
-    together
+    beside "AscendC: the subset, and products on it" conformance/emulators/ascend/ascendc/tests/run.sh
+    beside "Ascend backend on the emulated CANN" on_emulated_cann 9.0 cargo test --workspace --release -j "$JOBS" --lib --test ascend -- ascend
     if [ -n "${ROPEWAY_MINILM:-}" ]; then
-        step "MiniLM on the emulated CANN" on_emulated_cann 9.0 "$TARGET/release/examples/minilm" --device ascend "A short sentence"
+        beside "MiniLM on the emulated CANN" on_emulated_cann 9.0 "$TARGET/release/examples/minilm" --device ascend "A short sentence"
     fi
+    together
 else
     skip "Ascend on the emulated CANN" "its run-time compiler needs g++"
 fi

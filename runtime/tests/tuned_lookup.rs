@@ -524,7 +524,9 @@ proptest! {
                         let beaten = here.iter().any(|other| {
                             other.sizes == entry.sizes && other.config["TILE"] == tile && gain(other) >= gain(entry)
                         });
-                        prop_assert!(beaten, "{} won at {}", entry.config["TILE"], entry);
+                        // What was measured better at its sizes speaks for them, and that may be of its own sizes alone.
+                        let outdone = here.iter().any(|other| other.sizes == entry.sizes && gain(other) > gain(entry));
+                        prop_assert!(beaten || outdone, "{} won at {}", entry.config["TILE"], entry);
                     }
                     let reaches = |entry: &&&&TunedEntry| entry.config["TILE"] == tile && entry.reaches(&[("m", m), ("n", n)]);
                     prop_assert!(here.iter().find(reaches).is_some(), "nothing says that {} does not lose there", tile);

@@ -390,6 +390,9 @@ candle_example() {
     done
 }
 
+# The devices here whose names begin so.
+devices() { "$TARGET/release/ropeway" devices --json | sed -n "s/^ *\"device\": \"\($1.*\)\",\$/\1/p"; }
+
 if ! command -v cargo >/dev/null; then
     echo "cargo is missing: install Rust from https://rustup.rs" >&2
     exit 1
@@ -402,11 +405,18 @@ else
 fi
 
 step "build" cargo build --workspace --release --all-targets -j "$JOBS"
+# OpenCL first, a process for each core: PoCL compiles one kernel at a time in each, which takes longer than all else here, and keeps what it compiled.
+for device in $(devices opencl); do
+    for part in $(seq "$JOBS"); do
+        beside "check on $device, $part of $JOBS" "$TARGET/release/ropeway" check --device "$device" --jobs 1 --shard "$part/$JOBS"
+    done
+done
+together
 step "cargo test" cargo test --workspace --release --no-fail-fast -j "$JOBS"
 
 # Vulkan's come below, driver by driver.
-for device in $("$TARGET/release/ropeway" devices --json | sed -n 's/^ *"device": "\(.*\)",$/\1/p' | grep -v vulkan); do
-    step "check on $device" "$TARGET/release/ropeway" check --device "$device"
+for device in $(devices '' | grep -v vulkan); do
+    [[ $device == opencl:* ]] || step "check on $device" "$TARGET/release/ropeway" check --device "$device"
     [ "$device" != null:0 ] && step "examples on $device" examples "$device"
     if [ -n "${ROPEWAY_MINILM:-}" ] && [ "$device" != null:0 ]; then
         if [[ $device == vulkan:* ]] && grep -q '"gemm/\*"' conformance/expectations/vulkan.toml; then

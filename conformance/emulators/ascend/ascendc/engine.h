@@ -22,6 +22,7 @@ constexpr struct {
     ROPEWAY_EVENTS(ROPEWAY_EVENT)
 #undef ROPEWAY_EVENT
 };
+
 struct Flag {
   bool set = false;
   int set_line = 0;

@@ -100,7 +100,6 @@ impl Program {
         let subset = subset::write(folder.path()).map_err(unwritable)?;
         let file = folder.path().join(&self.name);
         std::fs::write(&file, &self.source).map_err(unwritable)?;
-        // Only what the preprocessor lets through has kernels; macros are left as they are, so that they can be found.
         let version = compiler_version(folder.path())?;
         let mut parts: Vec<&[u8]> = vec![
             b"kernels",
@@ -115,6 +114,7 @@ impl Program {
         if let Some(object) = store::get(&stored) {
             return Ok((binary::pack(&profile, &object), String::new()));
         }
+        // Only what the preprocessor lets through has kernels; macros are left as they are, so that they can be found.
         let mut command = gpp(&subset.folder, &defines);
         command
             .args(["-E", "-fdirectives-only", "-x", "c++"])

@@ -400,7 +400,12 @@ pub(super) fn grouped_gemm_candidates(
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
     let is_mapped = are_mapped(&op.a, &op.b, op.b_format);
-    candidates([op.a.dtype, op.b_dtype(), op.d.dtype], op.k(), is_mapped, info)
+    candidates(
+        [op.a.dtype, op.b_dtype(), op.d.dtype],
+        op.k(),
+        is_mapped,
+        info,
+    )
 }
 
 pub(super) fn grouped_gemm(op: &GroupedGemm, request: &PlanRequest<'_>) -> Result<Plan> {
@@ -427,7 +432,12 @@ pub(super) fn grouped_gemm_masked_candidates(
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
     let is_mapped = are_mapped(&op.a, &op.b, op.b_format);
-    candidates([op.a.dtype, op.b_dtype(), op.d.dtype], op.k(), is_mapped, info)
+    candidates(
+        [op.a.dtype, op.b_dtype(), op.d.dtype],
+        op.k(),
+        is_mapped,
+        info,
+    )
 }
 
 pub(super) fn grouped_gemm_masked(

@@ -10,8 +10,8 @@ mod cuda;
 
 pub(super) use ascend::{CUBE, CUBE_LINES, GROUPED_CUBE};
 pub(super) use cuda::{
-    GROUPED_MMA, GROUPED_MMA_SMALL, GROUPED_WGMMA, GROUPED_WGMMA_SMALL, MMA, MMA_SMALL, SIMT, WGMMA,
-    WGMMA_SMALL, mma_threads, stages, wgmma_shared_memory, wgmma_threads,
+    GROUPED_MMA, GROUPED_MMA_SMALL, GROUPED_WGMMA, GROUPED_WGMMA_SMALL, MMA, MMA_SMALL, SIMT,
+    WGMMA, WGMMA_SMALL, mma_threads, stages, wgmma_shared_memory, wgmma_threads,
 };
 
 /// The kernels of this folder.

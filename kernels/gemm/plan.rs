@@ -28,9 +28,9 @@ mod lanes;
 mod matrix;
 pub(super) mod mma;
 pub(super) mod subgroup;
-pub(super) mod wgmma;
 #[cfg(all(test, feature = "spec"))]
 mod tests;
+pub(super) mod wgmma;
 
 /// Columns of a register tile (`NR` in panels.cl).
 pub(super) const NR: u64 = 32;

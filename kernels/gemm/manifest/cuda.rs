@@ -361,7 +361,8 @@ fn warpgroups_suffice(config: &Config, _: &DeviceInfo) -> bool {
 
 /// The stages of wgmma.cu, two buffers of 16 rows for each warp that stores, and two barriers a stage.
 pub(in super::super) fn wgmma_shared_memory(config: &Config) -> u64 {
-    let [block_m, block_n, stages] = ["BLOCK_M", "BLOCK_N", "STAGES"].map(|name| config.value(name));
+    let [block_m, block_n, stages] =
+        ["BLOCK_M", "BLOCK_N", "STAGES"].map(|name| config.value(name));
     (stages * 128 * (block_m + block_n) + 256 * block_m + 16 * stages) as u64
 }
 

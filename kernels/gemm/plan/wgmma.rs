@@ -111,13 +111,7 @@ pub(super) fn takes(problem: &Problem<'_>) -> bool {
 }
 
 /// A tensor map of four dimensions: elements side by side, lines, and two batches. Axes of one element may have any stride, and get one that can be encoded.
-fn map(
-    base: Arg,
-    dtype: DType,
-    extents: [Expr; 4],
-    strides: [Expr; 3],
-    tile: [u64; 2],
-) -> Arg {
+fn map(base: Arg, dtype: DType, extents: [Expr; 4], strides: [Expr; 3], tile: [u64; 2]) -> Arg {
     let multiple = multiple(dtype);
     let step = |stride: Expr| match stride {
         Expr::Const(0) => Expr::from(multiple),
@@ -229,7 +223,9 @@ pub(super) fn gemm(
     let own = |side: &Side| inner_extents(&side.batch_extents).map(|extent| extent > 1);
     let [[a_outer, a_inner], [b_outer, b_inner]] = [own(&problem.a), own(&problem.b)];
     let batched = [a_inner, a_outer, b_inner, b_outer];
-    let batched = (0..4).map(|bit| u64::from(batched[bit]) << bit).sum::<u64>();
+    let batched = (0..4)
+        .map(|bit| u64::from(batched[bit]) << bit)
+        .sum::<u64>();
     let columns = match op.activation {
         Activation::Swiglu => problem.n / 2,
         _ => problem.n,
@@ -241,7 +237,11 @@ pub(super) fn gemm(
             true => (m.clone(), (k.clone(), &problem.a.column), [PANEL, SLICE]),
         };
         let b = match mapped.b_across {
-            false => (k.clone(), (n.clone(), &problem.b.column), [SLICE, block_n / 2]),
+            false => (
+                k.clone(),
+                (n.clone(), &problem.b.column),
+                [SLICE, block_n / 2],
+            ),
             true => (n.clone(), (k.clone(), &problem.b.row), [PANEL, SLICE]),
         };
         let mut args = vec![
@@ -252,7 +252,14 @@ pub(super) fn gemm(
             let rows = (m.clone(), &problem.d.row);
             let tile = d_tile(op.d.dtype);
             let dtype = op.d.dtype;
-            args.push(side_map(&problem.d, dtype, &leading, columns.into(), rows, tile));
+            args.push(side_map(
+                &problem.d,
+                dtype,
+                &leading,
+                columns.into(),
+                rows,
+                tile,
+            ));
         }
         args.extend(targets(problem, &leading));
         args.push(workspace(&range, DType::F32, true));
@@ -331,30 +338,44 @@ pub(in super::super) fn append_grouped(
         let extents = [columns.into(), rows.clone(), experts.clone(), 1.into()];
         map(base.clone(), dtype, extents, [row, expert, 0.into()], tile)
     };
-    let a = rows_map(&product.a, a_dtype, product.k, &product.a_strides, [SLICE, block_m]);
+    let a = rows_map(
+        &product.a,
+        a_dtype,
+        product.k,
+        &product.a_strides,
+        [SLICE, block_m],
+    );
     let [expert, column, _] = product.b_strides.clone();
     let extents = [product.k, product.n, product.experts, 1].map(Expr::from);
     let strides = [column, expert, 0.into()];
-    let b = map(product.b.clone(), b_dtype, extents, strides, [SLICE, block_n / 2]);
+    let b = map(
+        product.b.clone(),
+        b_dtype,
+        extents,
+        strides,
+        [SLICE, block_n / 2],
+    );
     let mut args = vec![a, b];
     if product.d_is_mapped {
         let tile = d_tile(d_dtype);
-        args.push(rows_map(&product.d, d_dtype, columns, &product.d_strides, tile));
+        args.push(rows_map(
+            &product.d,
+            d_dtype,
+            columns,
+            &product.d_strides,
+            tile,
+        ));
     }
     args.extend([product.routing.clone(), product.d.clone(), Arg::Status]);
     args.extend(product.sizes().map(Arg::U32));
     args.extend([product.n, product.k].map(|v| Arg::U32(v.into())));
     args.extend(product.d_strides.clone().map(Arg::U64));
-    let tiles = product.blocks(block_m)
-        * Expr::from(tiles_n(config, product.n, product.activation));
+    let tiles =
+        product.blocks(block_m) * Expr::from(tiles_n(config, product.n, product.activation));
     plan.launches.push(Launch {
         module,
         entry: "grouped_wgmma",
-        grid: [
-            tiles.min(u64::from(info.compute_units)),
-            1.into(),
-            1.into(),
-        ],
+        grid: [tiles.min(u64::from(info.compute_units)), 1.into(), 1.into()],
         group: [wgmma_threads(config) as u32, 1, 1],
         local_memory: wgmma_shared_memory(config) as u32,
         args,

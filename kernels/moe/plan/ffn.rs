@@ -495,34 +495,35 @@ fn append_steps(
     )?;
     // Rows of the workspace lie one behind another; nothing is mapped where there are none.
     let rows_are_mapped = |columns: u64| ids.most > 0 && (columns * size).is_multiple_of(16);
-    let product = |a, k: u64, (b, is_mapped): (Bound, bool), d, n: u64, activation| GroupedProduct {
-        a: workspace(a, dtype, false),
-        a_strides: [0, k, 1].map(Expr::from),
-        b: b.arg(),
-        b_strides: [0, 1, 2].map(|axis| Expr::stride(b.index(), axis)),
-        routing: read(&routed.expert_offsets),
-        d: workspace(d, dtype, true),
-        d_strides: match activation {
-            Activation::Swiglu => [0, n / 2, 1].map(Expr::from),
-            _ => [0, n, 1].map(Expr::from),
-        },
-        rows: ids.count(),
-        rows_max: ids.most,
-        capacity: None,
-        experts: ids.experts,
-        n,
-        k,
-        activation,
-        dtypes: [dtype; 3],
-        // Rows are dense: need_dense_rows.
-        ways: [grouped::Way::Along; 2],
-        d_is_dense: true,
-        is_mapped: is_mapped && rows_are_mapped(k),
-        d_is_mapped: rows_are_mapped(match activation {
-            Activation::Swiglu => n / 2,
-            _ => n,
-        }),
-    };
+    let product =
+        |a, k: u64, (b, is_mapped): (Bound, bool), d, n: u64, activation| GroupedProduct {
+            a: workspace(a, dtype, false),
+            a_strides: [0, k, 1].map(Expr::from),
+            b: b.arg(),
+            b_strides: [0, 1, 2].map(|axis| Expr::stride(b.index(), axis)),
+            routing: read(&routed.expert_offsets),
+            d: workspace(d, dtype, true),
+            d_strides: match activation {
+                Activation::Swiglu => [0, n / 2, 1].map(Expr::from),
+                _ => [0, n, 1].map(Expr::from),
+            },
+            rows: ids.count(),
+            rows_max: ids.most,
+            capacity: None,
+            experts: ids.experts,
+            n,
+            k,
+            activation,
+            dtypes: [dtype; 3],
+            // Rows are dense: need_dense_rows.
+            ways: [grouped::Way::Along; 2],
+            d_is_dense: true,
+            is_mapped: is_mapped && rows_are_mapped(k),
+            d_is_mapped: rows_are_mapped(match activation {
+                Activation::Swiglu => n / 2,
+                _ => n,
+            }),
+        };
     // What the caller forces is this op's kernel, not that of its products.
     let products = PlanRequest {
         kernel: None,

@@ -13,13 +13,13 @@ use ropeway_core::plan::{Arg, Determinism, Expr, Launch, Plan, Symbol};
 
 use super::manifest::{
     GROUPED_CUBE, GROUPED_MMA, GROUPED_MMA_SMALL, GROUPED_NATIVE, GROUPED_PACKED, GROUPED_SUBGROUP,
-    GROUPED_TILED,
+    GROUPED_TILED, GROUPED_WGMMA, GROUPED_WGMMA_SMALL,
 };
 use super::plan::ascend;
 pub(crate) use super::plan::ascend::Way;
 use super::plan::{
     activation_code, available, b_panels, b_rule, blocks, cuda, f32_bytes, mma, module, plain_rule,
-    subgroup, supported_dtypes, tile_of, workspace,
+    subgroup, supported_dtypes, tile_of, wgmma, workspace,
 };
 use super::{Activation, GroupedGemm, MaskedGroupedGemm};
 
@@ -60,18 +60,23 @@ pub(crate) struct GroupedProduct {
     pub(crate) ways: [Way; 2],
     /// Whether d's columns lie side by side.
     pub(crate) d_is_dense: bool,
+    /// Whether tensor maps take a and b as they lie, k side by side.
+    pub(crate) is_mapped: bool,
+    /// Whether one takes d.
+    pub(crate) d_is_mapped: bool,
 }
 
-/// The kernels for grouped products of these dtypes and this k, best first.
+/// The kernels for grouped products of these dtypes and this k, best first; `is_mapped`: tensor maps take a and b.
 pub(crate) fn candidates(
     dtypes: [DType; 3],
     k: u64,
+    is_mapped: bool,
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
     let [a, b, d] = dtypes;
     supported_dtypes(a, b, d)?;
     if info.languages.contains(&Language::CudaC) {
-        return available(&cuda::grouped_candidates(dtypes), info);
+        return available(&cuda::grouped_candidates(dtypes, is_mapped), info);
     }
     if info.languages.contains(&Language::AscendC) {
         return available(&[&GROUPED_CUBE], info);
@@ -112,7 +117,7 @@ pub(crate) fn choose(
             ("k", product.k),
         ],
     };
-    let mut wanted = candidates(product.dtypes, product.k, request.info)?;
+    let mut wanted = candidates(product.dtypes, product.k, product.is_mapped, request.info)?;
     cuda::order_by_rows(&mut wanted, product);
     request.choose(&key, &wanted)
 }
@@ -138,6 +143,10 @@ pub(crate) fn append(
     }
     if [GROUPED_MMA.name, GROUPED_MMA_SMALL.name].contains(&kernel.name) {
         mma::append_grouped(plan, kernel, config, product);
+        return Ok(());
+    }
+    if [GROUPED_WGMMA.name, GROUPED_WGMMA_SMALL.name].contains(&kernel.name) {
+        wgmma::append_grouped(plan, kernel, config, info, product);
         return Ok(());
     }
     if kernel.name == GROUPED_TILED.name {
@@ -311,6 +320,15 @@ fn is_dense(desc: &TensorDesc) -> bool {
     desc.shape()[last] <= 1 || desc.layout.strides()[last] == 1
 }
 
+/// Whether a tensor map takes rows as they lie, columns side by side.
+pub(crate) fn are_mapped_rows(desc: &TensorDesc) -> bool {
+    wgmma::is_mapped(desc, desc.layout.rank() - 1)
+}
+
+fn are_mapped(a: &TensorDesc, b: &TensorDesc, b_format: Option<DType>) -> bool {
+    b_format.is_none() && are_mapped_rows(a) && are_mapped_rows(b)
+}
+
 impl GroupedProduct {
     /// Requires of what is bound to an operand's last axis what a kernel for cube cores takes for granted.
     fn require_units(&self, kernel: &Kernel, plan: &mut Plan) {
@@ -346,6 +364,8 @@ impl GroupedProduct {
             dtypes: [op.a.dtype, op.b_dtype(), op.d.dtype],
             ways: ways(&op.a, &op.b),
             d_is_dense: is_dense(&op.d),
+            is_mapped: are_mapped(&op.a, &op.b, op.b_format),
+            d_is_mapped: are_mapped_rows(&op.d),
         }
     }
 
@@ -369,6 +389,8 @@ impl GroupedProduct {
             dtypes: [op.a.dtype, op.b_dtype(), op.d.dtype],
             ways: ways(&op.a, &op.b),
             d_is_dense: is_dense(&op.d),
+            is_mapped: are_mapped(&op.a, &op.b, op.b_format),
+            d_is_mapped: are_mapped_rows(&op.d),
         }
     }
 }
@@ -377,7 +399,13 @@ pub(super) fn grouped_gemm_candidates(
     op: &GroupedGemm,
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
-    candidates([op.a.dtype, op.b_dtype(), op.d.dtype], op.k(), info)
+    let is_mapped = are_mapped(&op.a, &op.b, op.b_format);
+    candidates(
+        [op.a.dtype, op.b_dtype(), op.d.dtype],
+        op.k(),
+        is_mapped,
+        info,
+    )
 }
 
 pub(super) fn grouped_gemm(op: &GroupedGemm, request: &PlanRequest<'_>) -> Result<Plan> {
@@ -403,7 +431,13 @@ pub(super) fn grouped_gemm_masked_candidates(
     op: &MaskedGroupedGemm,
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
-    candidates([op.a.dtype, op.b_dtype(), op.d.dtype], op.k(), info)
+    let is_mapped = are_mapped(&op.a, &op.b, op.b_format);
+    candidates(
+        [op.a.dtype, op.b_dtype(), op.d.dtype],
+        op.k(),
+        is_mapped,
+        info,
+    )
 }
 
 pub(super) fn grouped_gemm_masked(

@@ -10,7 +10,10 @@ mod ascend;
 mod cuda;
 
 pub(super) use ascend::{CUBE, CUBE_LINES, GROUPED_CUBE};
-pub(super) use cuda::{GROUPED_MMA, GROUPED_MMA_SMALL, MMA, MMA_SMALL, SIMT, mma_threads, stages};
+pub(super) use cuda::{
+    GROUPED_MMA, GROUPED_MMA_SMALL, GROUPED_WGMMA, GROUPED_WGMMA_SMALL, MMA, MMA_SMALL, SIMT,
+    WGMMA, WGMMA_SMALL, mma_threads, stages, wgmma_shared_memory, wgmma_threads,
+};
 
 /// The kernels of this folder.
 pub(super) const KERNELS: &[&Kernel] = &[
@@ -22,12 +25,16 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &GEMV_LANES,
     &MATRIX,
     &SIMT,
+    &WGMMA,
+    &WGMMA_SMALL,
     &MMA,
     &MMA_SMALL,
     &GROUPED_NATIVE,
     &GROUPED_PACKED,
     &GROUPED_SUBGROUP,
     &GROUPED_TILED,
+    &GROUPED_WGMMA,
+    &GROUPED_WGMMA_SMALL,
     &GROUPED_MMA,
     &GROUPED_MMA_SMALL,
     &CUBE,

@@ -16,7 +16,8 @@ use ropeway_core::plan::{
 use ropeway_core::{Error, Result};
 
 use super::manifest::{
-    CUBE, GEMV, GEMV_LANES, MATRIX, MMA, MMA_SMALL, NATIVE, PACKED, SIMT, SUBGROUP, TILED,
+    CUBE, GEMV, GEMV_LANES, MATRIX, MMA, MMA_SMALL, NATIVE, PACKED, SIMT, SUBGROUP, TILED, WGMMA,
+    WGMMA_SMALL,
 };
 use super::{Activation, Gemm};
 
@@ -29,6 +30,7 @@ pub(super) mod mma;
 pub(super) mod subgroup;
 #[cfg(all(test, feature = "spec"))]
 mod tests;
+pub(super) mod wgmma;
 
 /// Columns of a register tile (`NR` in panels.cl).
 pub(super) const NR: u64 = 32;
@@ -199,6 +201,9 @@ pub(super) fn gemm(op: &Gemm, request: &PlanRequest<'_>) -> Result<Plan> {
         }
         name if name == MMA.name || name == MMA_SMALL.name => {
             mma::gemm(&problem, kernel, &config, request.info, &mut plan)?;
+        }
+        name if name == WGMMA.name || name == WGMMA_SMALL.name => {
+            wgmma::gemm(&problem, kernel, &config, request.info, &mut plan)?;
         }
         name if name == CUBE.name => ascend::gemm(&problem, &config, request.info, &mut plan)?,
         name if name == MATRIX.name => matrix::gemm(&problem, &config, request.info, &mut plan)?,

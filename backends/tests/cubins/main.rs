@@ -183,8 +183,30 @@ fn detectors() -> Vec<Trial> {
         }
         Ok(())
     };
+    let complaints = || {
+        let log = "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to non wgmma instructions \
+                   defining accumulator registers of a wgmma between start and end of the pipeline stage in the function 'waits'\n\
+                   ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored to maintain minimum register requirements.\n\
+                   ptxas info    : Compiling entry function 'waits' for 'sm_90a'\n\
+                   ptxas info    : Used 168 registers, used 1 barriers\n";
+        let info = ARCHITECTURES[2].info();
+        let lines: Vec<&str> = log.lines().collect();
+        let [serialized, ignored, compiling, used] = lines[..] else {
+            return Err(format!("{} lines", lines.len()).into());
+        };
+        report::check_usage(&format!("{compiling}\n{used}\n"), [], &info)?;
+        for complaint in [serialized, ignored] {
+            let log = format!("{complaint}\n{compiling}\n{used}\n");
+            match report::check_usage(&log, [], &info) {
+                Err(report) if report.contains("ptxas complains") => {}
+                other => return Err(format!("{complaint}: {other:?}").into()),
+            }
+        }
+        Ok(())
+    };
     vec![
         Trial::test("detectors::instructions", instructions),
         Trial::test("detectors::launches", launches),
+        Trial::test("detectors::complaints", complaints),
     ]
 }

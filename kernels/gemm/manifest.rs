@@ -7,9 +7,14 @@ use super::{native, spirv};
 
 mod ascend;
 mod cuda;
+mod scaled;
 
 pub(super) use ascend::{CUBE, CUBE_LINES, GROUPED_CUBE};
 pub(super) use cuda::{GROUPED_MMA, GROUPED_MMA_SMALL, MMA, MMA_SMALL, SIMT, mma_threads, stages};
+pub(super) use scaled::{
+    GROUPED_SCALED, GROUPED_WGMMA_SCALED, SCALED, WGMMA_SCALED, WGMMA_SCALED_THREADS,
+    wgmma_scaled_shared_memory,
+};
 
 /// The kernels of this folder.
 pub(super) const KERNELS: &[&Kernel] = &[
@@ -29,6 +34,10 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &GROUPED_TILED,
     &GROUPED_MMA,
     &GROUPED_MMA_SMALL,
+    &SCALED,
+    &GROUPED_SCALED,
+    &WGMMA_SCALED,
+    &GROUPED_WGMMA_SCALED,
     &CUBE,
     &GROUPED_CUBE,
     &CUBE_LINES,

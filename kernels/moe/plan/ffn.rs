@@ -59,7 +59,7 @@ pub(in crate::moe) fn moe_ffn_candidates(
         .collect();
     let mut steps = rows_kernels(op, info, experts)?;
     steps.retain(|kernel| is_by_steps(kernel));
-    if grouped::candidates([dtype; 3], op.hidden().max(op.inter()), info).is_err() {
+    if grouped::candidates([dtype; 3], op.hidden().max(op.inter()), false, info).is_err() {
         steps.clear();
     }
     match info.kind {
@@ -496,6 +496,7 @@ fn append_steps(
         a_strides: [0, k, 1].map(Expr::from),
         b: b.arg(),
         b_strides: [0, 1, 2].map(|axis| Expr::stride(b.index(), axis)),
+        scales: Default::default(),
         routing: read(&routed.expert_offsets),
         d: workspace(d, dtype, true),
         d_strides: match activation {
@@ -513,6 +514,8 @@ fn append_steps(
         // Rows are dense: need_dense_rows.
         ways: [grouped::Way::Along; 2],
         d_is_dense: true,
+        is_mapped: false,
+        d_is_mapped: false,
     };
     // What the caller forces is this op's kernel, not that of its products.
     let products = PlanRequest {

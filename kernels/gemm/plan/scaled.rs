@@ -1,0 +1,415 @@
+//! Products of 8-bit floats with scales for blocks of them: which kernels take them, and their launches.
+//!
+//! Hopper's matrix units take such operands only along k, and its copy engine tensors whose k lies side by side while rows step by multiples of 16 bytes. The
+//! planner offers `gemm_wgmma_scaled` where the described operands lie so, and the plan requires it of what is bound.
+
+use ropeway_core::dtype::DType;
+use ropeway_core::info::DeviceInfo;
+use ropeway_core::kernel::{Config, Kernel, Language};
+use ropeway_core::memory::TensorDesc;
+use ropeway_core::plan::{Arg, Expr, Launch, OperandRule, Plan, StrideRule, TensorMap};
+use ropeway_core::{Error, Result};
+
+use super::super::Activation;
+use super::super::check::SCALE_BLOCK;
+use super::super::grouped::{GroupedProduct, Scale};
+use super::super::manifest::{
+    GROUPED_NATIVE, GROUPED_SCALED, GROUPED_WGMMA_SCALED, NATIVE, SCALED, WGMMA_SCALED,
+    WGMMA_SCALED_THREADS, wgmma_scaled_shared_memory,
+};
+use super::{Problem, Side, activation_code, module, tile_of};
+
+/// Rows and columns of a tile of warpgroups, and the k of its stages.
+const BLOCK: u64 = SCALE_BLOCK;
+/// Rows of d that a warp stores.
+const WARP_ROWS: u64 = 16;
+/// Bytes of a tile's rows, and of a panel of d.
+const SWIZZLE: u64 = 128;
+/// Bytes of which tensor maps take multiples.
+const ALIGNMENT: u64 = 16;
+/// Strides of tensor maps, in bytes, end here.
+const STRIDES_END: u64 = 1 << 40;
+/// Of so many tiles along m, one may be of no row for the sake of clusters.
+const CLUSTERED_TILES: u64 = 8;
+
+/// Whether an operand of this dtype makes the product one of 8-bit floats.
+pub(in super::super) fn is_eight_bits(a: DType) -> bool {
+    a == DType::F8E4M3
+}
+
+/// Every kernel that takes a product, best first.
+pub(super) fn gemm_candidates(
+    problem: &Problem<'_>,
+    info: &DeviceInfo,
+) -> Result<Vec<&'static Kernel>> {
+    let op = problem.op;
+    let [_, a_k, b_k, _] = problem.element_strides();
+    let by_warpgroups = problem.batch.is_empty()
+        && problem.k > 0
+        && [a_k, b_k] == [1, 1]
+        && is_mapped(&op.a, k_axis(&op.a, op.trans_a))
+        && is_mapped(&op.b, k_axis(&op.b, !op.trans_b))
+        && halves_are_whole(op.activation, problem.n)
+        && !op.d.shape().contains(&0);
+    of(
+        info,
+        match by_warpgroups {
+            true => vec![&WGMMA_SCALED, &SCALED],
+            false => vec![&SCALED],
+        },
+        &NATIVE,
+    )
+}
+
+/// Every kernel that takes a grouped product, best first; `is_mapped`: tensor maps take a and b.
+pub(in super::super) fn grouped_candidates(
+    is_mapped: bool,
+    info: &DeviceInfo,
+) -> Result<Vec<&'static Kernel>> {
+    of(
+        info,
+        match is_mapped {
+            true => vec![&GROUPED_WGMMA_SCALED, &GROUPED_SCALED],
+            false => vec![&GROUPED_SCALED],
+        },
+        &GROUPED_NATIVE,
+    )
+}
+
+/// The axis of k: the last one, or the one before.
+fn k_axis(desc: &TensorDesc, transposed: bool) -> usize {
+    desc.layout.rank() - if transposed { 2 } else { 1 }
+}
+
+/// Whether the 64 columns of gate and of up in a tile have one scale each.
+pub(in super::super) fn halves_are_whole(activation: Activation, n: u64) -> bool {
+    activation != Activation::Swiglu || (n / 2).is_multiple_of(BLOCK / 2)
+}
+
+/// Elements of which tensor maps take multiples.
+fn multiple(dtype: DType) -> u64 {
+    ALIGNMENT / dtype.size().unwrap_or(ALIGNMENT)
+}
+
+/// Whether a tensor map takes a tensor as it is described, side by side along axis `unit`.
+pub(in super::super) fn is_mapped(desc: &TensorDesc, unit: usize) -> bool {
+    let size = desc.dtype.size().unwrap_or(1);
+    let axes = desc.shape().iter().zip(desc.layout.strides());
+    axes.enumerate().all(|(axis, (extent, stride))| {
+        let is_step = *stride > 0
+            && stride.is_multiple_of(multiple(desc.dtype))
+            && stride.saturating_mul(size) < STRIDES_END;
+        match *extent {
+            0 => false,
+            1 => true,
+            _ if axis == unit => *stride == 1,
+            _ => is_step,
+        }
+    })
+}
+
+/// Requires of what is bound what [`is_mapped`] found.
+fn require_mapped(rule: &mut OperandRule, unit: usize) {
+    let multiple = multiple(rule.dtype);
+    rule.strides.fill(StrideRule::MultipleOf(multiple));
+    rule.strides[unit] = StrideRule::Exactly(1);
+    rule.offset_multiple = multiple;
+}
+
+/// A tensor map of three dimensions: elements side by side, lines, and matrices. Axes of one element may have any stride, and get one that can be encoded.
+fn map(base: Arg, dtype: DType, extents: [Expr; 3], strides: [Expr; 2], tile: [u64; 2]) -> Arg {
+    let multiple = multiple(dtype);
+    let step = |stride: Expr| stride.max(1).div_ceil(multiple) * Expr::from(multiple);
+    let [first, second] = tile.map(|extent| extent as u32);
+    Arg::TensorMap {
+        base: Box::new(base),
+        // Nothing is read of a tensor without rows, whose map must be encoded nevertheless.
+        extents: extents.map(|extent| extent.max(1)).to_vec(),
+        strides: [Expr::from(1)]
+            .into_iter()
+            .chain(strides.map(step))
+            .collect(),
+        map: TensorMap {
+            dtype,
+            rank: 3,
+            tile: [first, second, 1, 1, 1],
+            swizzle: SWIZZLE as u8,
+        },
+    }
+}
+
+/// The tile by which a warp stores its rows of d, a panel at a time.
+fn d_tile(dtype: DType) -> [u64; 2] {
+    [SWIZZLE / dtype.size().unwrap_or(1), WARP_ROWS]
+}
+
+/// Columns of d for n of the product, and of a tile of it.
+fn columns(activation: Activation, n: u64) -> [u64; 2] {
+    match activation {
+        Activation::Swiglu => [n / 2, BLOCK / 2],
+        _ => [n, BLOCK],
+    }
+}
+
+/// Blocks of a cluster: both have a tile, but for one in [`CLUSTERED_TILES`].
+fn cluster(config: &Config, m_max: u64) -> u64 {
+    let wanted = config.value("CLUSTER") as u64;
+    let tiles = m_max.div_ceil(BLOCK);
+    match tiles.is_multiple_of(wanted) || tiles > CLUSTERED_TILES {
+        true => wanted,
+        false => 1,
+    }
+}
+
+/// The plan of a product by warpgroups.
+pub(super) fn gemm_by_warpgroups(
+    problem: &Problem<'_>,
+    config: &Config,
+    info: &DeviceInfo,
+    plan: &mut Plan,
+) {
+    let op = problem.op;
+    let cluster = cluster(config, problem.m_max);
+    let [columns, tile_columns] = columns(op.activation, problem.n);
+    let d_by_map = is_mapped(&op.d, 1);
+    let module = plan.module({
+        let mut config = config.clone();
+        config
+            .set("CLUSTER", cluster as i64)
+            .set("ACTIVATION", activation_code(op.activation))
+            .set("HAS", problem.has)
+            .set("D_BY_MAP", d_by_map.into());
+        problem.module(&WGMMA_SCALED, &config)
+    });
+    let [a_unit, b_unit] = [k_axis(&op.a, op.trans_a), k_axis(&op.b, !op.trans_b)];
+    require_mapped(&mut plan.operands[problem.a.operand], a_unit);
+    require_mapped(&mut plan.operands[problem.b.operand], b_unit);
+    if d_by_map {
+        require_mapped(&mut plan.operands[problem.d.operand], 1);
+    }
+    let (m, n, k) = (&problem.m, problem.n, problem.k);
+    let matrix = |side: &Side, dtype, [first, second]: [Expr; 2], stride: &Expr, tile| {
+        let extents = [first, second, 1.into()];
+        map(
+            side.arg(&[]),
+            dtype,
+            extents,
+            [stride.clone(), 1.into()],
+            tile,
+        )
+    };
+    let (a, b, d) = (&problem.a, &problem.b, &problem.d);
+    let b_tile = [BLOCK, BLOCK / 2];
+    let mut args = vec![
+        matrix(a, op.a.dtype, [k.into(), m.clone()], &a.row, [BLOCK; 2]),
+        matrix(b, op.b.dtype, [k, n].map(Expr::from), &b.column, b_tile),
+    ];
+    if d_by_map {
+        let extents = [columns.into(), m.clone()];
+        args.push(matrix(d, op.d.dtype, extents, &d.row, d_tile(op.d.dtype)));
+    }
+    args.extend([problem.c_arg(&[]), problem.bias_arg(), d.arg(&[])]);
+    let scales = problem.scales();
+    args.extend(scales.iter().map(|scale| scale.arg.clone()));
+    args.push(Arg::U32(m.clone()));
+    args.extend([n, k].map(|v| Arg::U32(v.into())));
+    args.extend([op.alpha, op.beta].map(Arg::F32));
+    args.extend(problem.c_strides().into_iter().take(2));
+    args.push(Arg::U64(problem.bias_stride()));
+    args.extend([&d.row, &d.column].map(|stride| Arg::U64(stride.clone())));
+    args.extend(scales.iter().flat_map(|scale| {
+        let [_, row, block] = scale.strides.clone();
+        [row, block].map(Arg::U64)
+    }));
+    let clusters = m.clone().div_ceil(cluster * BLOCK) * Expr::from(columns.div_ceil(tile_columns));
+    let most = (u64::from(info.compute_units) / cluster).max(1);
+    plan.launches.push(Launch {
+        module,
+        entry: "gemm_wgmma_scaled",
+        grid: [clusters.min(most) * Expr::from(cluster), 1.into(), 1.into()],
+        group: [WGMMA_SCALED_THREADS, 1, 1],
+        local_memory: wgmma_scaled_shared_memory(config) as u32,
+        args,
+    });
+}
+
+/// Adds the launch of a grouped product by warpgroups.
+pub(in super::super) fn append_grouped_by_warpgroups(
+    plan: &mut Plan,
+    config: &Config,
+    info: &DeviceInfo,
+    product: &GroupedProduct,
+) {
+    let [a_dtype, b_dtype, d_dtype] = product.dtypes;
+    let module = plan.module({
+        let mut config = config.clone();
+        config
+            .set("GROUPED", 1)
+            .set("ACTIVATION", activation_code(product.activation))
+            .set("D_BY_MAP", product.d_is_mapped.into());
+        module(&GROUPED_WGMMA_SCALED, &config, product.dtypes)
+    });
+    let mut mapped = vec![&product.a, &product.b];
+    if product.d_is_mapped {
+        mapped.push(&product.d);
+    }
+    for arg in mapped {
+        if let Arg::Operand { operand, .. } = arg {
+            let rule = &mut plan.operands[*operand];
+            let last = rule.strides.len() - 1;
+            require_mapped(rule, last);
+        }
+    }
+    let [columns, tile_columns] = columns(product.activation, product.n);
+    // Without capacities all rows are those of one matrix.
+    let [rows, matrices] = match product.capacity {
+        Some(capacity) => [capacity, product.experts].map(Expr::from),
+        None => [product.rows.clone(), Expr::from(1)],
+    };
+    let rows_map = |base: &Arg, dtype, columns: u64, strides: &[Expr; 3], tile| {
+        let [matrix, row, _] = strides.clone();
+        let extents = [columns.into(), rows.clone(), matrices.clone()];
+        map(base.clone(), dtype, extents, [row, matrix], tile)
+    };
+    let [expert, column, _] = product.b_strides.clone();
+    let mut args = vec![
+        rows_map(
+            &product.a,
+            a_dtype,
+            product.k,
+            &product.a_strides,
+            [BLOCK; 2],
+        ),
+        map(
+            product.b.clone(),
+            b_dtype,
+            [product.k, product.n, product.experts].map(Expr::from),
+            [column, expert],
+            [BLOCK, BLOCK / 2],
+        ),
+    ];
+    if product.d_is_mapped {
+        let tile = d_tile(d_dtype);
+        let strides = &product.d_strides;
+        args.push(rows_map(&product.d, d_dtype, columns, strides, tile));
+    }
+    args.extend([product.routing.clone(), product.d.clone(), Arg::Status]);
+    args.extend(product.scales.iter().map(|scale| scale.arg.clone()));
+    args.extend(product.sizes().map(Arg::U32));
+    args.extend([product.n, product.k].map(|v| Arg::U32(v.into())));
+    args.extend(product.d_strides.clone().map(Arg::U64));
+    for scale in &product.scales {
+        args.extend(scale.strides.clone().map(Arg::U64));
+    }
+    let tiles = product.blocks(BLOCK) * Expr::from(columns.div_ceil(tile_columns));
+    plan.launches.push(Launch {
+        module,
+        entry: "grouped_wgmma_scaled",
+        grid: [tiles.min(u64::from(info.compute_units)), 1.into(), 1.into()],
+        group: [WGMMA_SCALED_THREADS, 1, 1],
+        local_memory: wgmma_scaled_shared_memory(config) as u32,
+        args,
+    });
+}
+
+fn of(
+    info: &DeviceInfo,
+    cuda: Vec<&'static Kernel>,
+    native: &'static Kernel,
+) -> Result<Vec<&'static Kernel>> {
+    if info.languages.contains(&Language::CudaC) {
+        return Ok(cuda);
+    }
+    if info.languages.contains(&Language::Native) {
+        return Ok(vec![native]);
+    }
+    Err(Error::unsupported(
+        "F8_E4M3: kernels for this kind of device read no 8-bit floats",
+    ))
+}
+
+/// Row (or block of rows) and block of k: what products without experts tell of a scale's strides.
+fn scale_args(scale: &Scale) -> [Arg; 3] {
+    let [_, row, block] = scale.strides.clone();
+    [scale.arg.clone(), Arg::U64(row), Arg::U64(block)]
+}
+
+/// The plan of a product on CUDA cores.
+pub(super) fn gemm(problem: &Problem<'_>, config: &Config, plan: &mut Plan) {
+    let module = plan.module(problem.module(&SCALED, config));
+    let [outer, inner] = problem.launch_batch();
+    let [group, tile] = tile_of(config);
+    for leading in problem.launches() {
+        let source = |side: &Side| match problem.k {
+            0 => Arg::Absent,
+            _ => side.arg(&leading),
+        };
+        let mut args = vec![
+            source(&problem.a),
+            source(&problem.b),
+            problem.c_arg(&leading),
+            problem.bias_arg(),
+            problem.d.arg(&leading),
+            Arg::U32(problem.m.clone()),
+        ];
+        args.extend([problem.n, problem.k, inner].map(|v| Arg::U32(v.into())));
+        args.extend(problem.epilogue());
+        args.extend(problem.a.strides());
+        args.extend(problem.b.strides());
+        args.extend(problem.c_strides());
+        args.push(Arg::U64(problem.bias_stride()));
+        args.extend(problem.d.strides());
+        args.extend(problem.scales().iter().flat_map(scale_args));
+        plan.launches.push(Launch {
+            module,
+            entry: "gemm_scaled",
+            grid: [
+                problem.n.div_ceil(u64::from(tile)).into(),
+                problem.m.clone().div_ceil(u64::from(tile)),
+                outer.saturating_mul(inner).into(),
+            ],
+            group: [group, group, 1],
+            local_memory: 0,
+            args,
+        });
+    }
+}
+
+/// Adds the launch of a grouped product on CUDA cores.
+pub(in super::super) fn append_grouped(plan: &mut Plan, config: &Config, product: &GroupedProduct) {
+    let module = plan.module({
+        let mut config = config.clone();
+        config.set("GROUPED", 1);
+        module(&GROUPED_SCALED, &config, product.dtypes)
+    });
+    let [group, tile] = tile_of(config);
+    let mut args = vec![
+        product.a.clone(),
+        product.b.clone(),
+        product.routing.clone(),
+        product.d.clone(),
+        Arg::Status,
+    ];
+    args.extend(product.sizes().map(Arg::U32));
+    args.extend([product.n, product.k].map(|v| Arg::U32(v.into())));
+    args.push(Arg::U32(activation_code(product.activation).into()));
+    for strides in [&product.a_strides, &product.b_strides, &product.d_strides] {
+        args.extend(strides.clone().map(Arg::U64));
+    }
+    for scale in &product.scales {
+        args.push(scale.arg.clone());
+        args.extend(scale.strides.clone().map(Arg::U64));
+    }
+    plan.launches.push(Launch {
+        module,
+        entry: "grouped_scaled",
+        grid: [
+            product.n.div_ceil(tile.into()).into(),
+            product.blocks(tile.into()),
+            1.into(),
+        ],
+        group: [group, group, 1],
+        local_memory: 0,
+        args,
+    });
+}

@@ -91,6 +91,12 @@ pub fn wanted(key: &ModuleKey) -> Vec<&'static str> {
     if ["map_rows_group", "norm_rows_group", "argsort_rows_group"].contains(&key.kernel.name) {
         return Vec::new();
     }
+    if key.kernel.name.contains("_wgmma_scaled") {
+        return match key.config.get("D_BY_MAP") {
+            Some(1) => vec!["QGMMA", "UTMALDG", "UTMASTG", "FFMA"],
+            _ => vec!["QGMMA", "UTMALDG", "FFMA"],
+        };
+    }
     let integers = key.config.dtype("A_DTYPE") == Some(DType::I8);
     match (key.kernel.name.contains("_mma"), integers) {
         (true, false) => vec!["HMMA", "LDSM", "LDGSTS"],

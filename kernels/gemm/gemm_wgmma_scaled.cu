@@ -1,17 +1,17 @@
 /* Products of 8-bit floats with scales for blocks of them on Hopper's matrix units (sm_90a): e4m3, each block of 128 k summed by wgmma, the blocks in f32.
  *
- *   A block of threads stays on its multiprocessor and walks tiles of 128 x 128. Its first warpgroup has one thread at work, which asks the copy engine for
- *   128 k of a and b at a time; two others multiply 64 rows each.
+ *   A block of threads stays on its multiprocessor and walks tiles of BLOCK_M x BLOCK_N. Its first warpgroup has one thread at work, which asks the copy engine for
+ *   128 k of a and b at a time; the others multiply 64 rows each.
  *
  *     producer     wait empty[s]    expect bytes    load a, b -> stage s                                                | the next 128 k, the next tile, ...
  *     consumers    wait full[s]     4 products of 32 k -> partial    release the stage    sums += partial * (a_scale * b_scale) | ... finish, store
  *
- *     stage   | a: 128 rows of 128 bytes | b: 128 columns of 128 bytes |      STAGES of them; 128 bytes are a block of k and a swizzled row of a panel
+ *     stage   | a: BLOCK_M rows of 128 bytes | b: BLOCK_N columns of 128 bytes |      STAGES of them; 128 bytes are a block of k and a swizzled row of a panel
  *
  *   The matrix units keep some 14 bits of such sums, whatever dtype they are handed back in: so each block starts at zero, and the CUDA cores add it to the
  *   whole. While one consumer does that, the other one's products keep the matrix units busy. Scales of the next block are loaded before this one's
- *   products have ended: two of a for each thread, and one of b, as 128 columns share it. Under swiglu a tile is 64 columns of gate and 64 of up, each
- *   with a scale of its own; n / 2 is a multiple of 64 then.
+ *   products have ended: two of a for each thread, and one of b, as 128 columns share it and tiles do not straddle them. Under swiglu half of a
+ *   tile's columns are gate and half are up, each with a scale of its own; n / 2 is a multiple of 64 then.
  *
  *   b comes in two halves. Two blocks of a cluster compute tiles one above the other, which share b: each loads one half and sends it to both.
  *   A stage is therefore free when the consumers of both blocks have read it.
@@ -24,6 +24,8 @@
  *          those of one, found in the offsets or counts on the device; without capacities all rows are those of matrix 0.
  *
  * Macro       default  meaning
+ * BLOCK_M     128      rows of a tile, 64 or 128: 64 for each warpgroup that multiplies
+ * BLOCK_N     128      columns of a tile: 32, 64 or 128
  * STAGES      6        stages of the ring
  * CLUSTER     1        blocks that share b, 1 or 2
  * GROUPED     0        1: grouped product
@@ -33,6 +35,12 @@
  *
  * The structure is that of DeepGEMM (DeepSeek-AI, 2025); the scales are DeepSeek-V3's (Technical Report, 2024, section 3.3). No GPU has run it yet.
  */
+#ifndef BLOCK_M
+#define BLOCK_M 128
+#endif
+#ifndef BLOCK_N
+#define BLOCK_N 128
+#endif
 #ifndef STAGES
 #define STAGES 6
 #endif
@@ -54,22 +62,25 @@
 #if A_DTYPE != E4M3 || B_DTYPE != E4M3
 #error "a and b are e4m3"
 #endif
+#if BLOCK_N != 128 && BLOCK_N != 64 && BLOCK_N != 32
+#error "a tile's columns share a scale"
+#endif
 #if GROUPED && (CLUSTER > 1 || HAS)
 #error "experts share no b, and have no c or bias"
 #endif
 
 #define SWIGLU (ACTIVATION == ACTIVATION_SWIGLU)
 #define WARPGROUP 128
-#define CONSUMERS 2
+#define CONSUMERS (BLOCK_M / 64)
 #define THREADS (WARPGROUP * (1 + CONSUMERS))
-/* Rows, columns and k of a tile: one block of scales. */
-#define BLOCK 128
-#define A_BYTES (BLOCK * BLOCK)
-#define STAGE_BYTES (2 * A_BYTES)
-#define SUMS (BLOCK / 2)
+/* k, and columns of b, that share a scale. */
+#define SCALE_BLOCK 128
+#define A_BYTES (BLOCK_M * SCALE_BLOCK)
+#define STAGE_BYTES (A_BYTES + BLOCK_N * SCALE_BLOCK)
+#define SUMS (BLOCK_N / 2)
 /* Columns of b that come together, and columns of d that come of a tile. */
-#define HALF (BLOCK / 2)
-#define OUTPUTS (SWIGLU ? HALF : BLOCK)
+#define HALF (BLOCK_N / 2)
+#define OUTPUTS (SWIGLU ? HALF : BLOCK_N)
 /* Columns of a panel of 128 bytes of d, a warp's rows of a tile, and bytes of one of its two buffers. */
 #define D_PANEL (128 / (int)BYTES_OF(D_DTYPE))
 #define WARP_ROWS 16
@@ -151,7 +162,7 @@ __device__ __forceinline__ void load_half_of_b(const TensorMap* b, u32 to, u32 f
 __device__ __forceinline__ void load_blocks(Ring& ring, const TensorMap* a, const TensorMap* b, const Operands& o, u32 k, u32 rank)
 {
 #pragma unroll 1
-  for (u32 k0 = 0; k0 < k; k0 += BLOCK) {
+  for (u32 k0 = 0; k0 < k; k0 += SCALE_BLOCK) {
     u32 full = ring.full + 8 * ring.slot, to = ring.stage();
     barrier_wait_cluster(ring.empty + 8 * ring.slot, ring.parity ^ 1);
     /* what the other block sends counts too */
@@ -221,8 +232,8 @@ __device__ __forceinline__ void multiply_blocks(Ring& ring, u32 blocks, u32 cons
     barrier_wait(ring.full + 8 * ring.slot, ring.parity);
     products_begin();
 #pragma unroll
-    for (u32 step = 0; step < BLOCK / 32; step++)
-      Product<BLOCK>::of_shared<0, 0>(partial, operand_at(from_a + step * 32), operand_at(from_b + step * 32), step);
+    for (u32 step = 0; step < SCALE_BLOCK / 32; step++)
+      Product<BLOCK_N>::of_shared<0, 0>(partial, operand_at(from_a + step * 32), operand_at(from_b + step * 32), step);
     products_commit();
 #pragma unroll
     for (int row = 0; row < 2; row++)
@@ -356,8 +367,8 @@ __device__ __forceinline__ void multiply_tile(Ring& ring, u32 k, u32 consumer, c
 {
   u32 lane = threadIdx.x % 32;
   Factors of_rows[2] = {factors_of(a, min(row + lane / 4, end - 1)), factors_of(a, min(row + lane / 4 + 8, end - 1))};
-  Factors of_columns[2] = {factors_of(b, column / BLOCK), factors_of(b, up / BLOCK)};
-  multiply_blocks(ring, (k + BLOCK - 1) / BLOCK, consumer, of_rows, of_columns, sums);
+  Factors of_columns[2] = {factors_of(b, column / SCALE_BLOCK), factors_of(b, up / SCALE_BLOCK)};
+  multiply_blocks(ring, (k + SCALE_BLOCK - 1) / SCALE_BLOCK, consumer, of_rows, of_columns, sums);
 }
 
 #if !GROUPED
@@ -370,7 +381,7 @@ struct Work {
 __device__ __forceinline__ Work work_of(u32 tiles_m, u32 tiles_n, u32 tile, u32 rank)
 {
   u32 band = tile / (BAND * tiles_n), in_band = tile % (BAND * tiles_n), height = min(BAND, tiles_m - band * BAND);
-  Work work = {((band * BAND + in_band % height) * CLUSTER + rank) * BLOCK, in_band / height * OUTPUTS};
+  Work work = {((band * BAND + in_band % height) * CLUSTER + rank) * BLOCK_M, in_band / height * OUTPUTS};
   return work;
 }
 
@@ -388,13 +399,15 @@ gemm_wgmma_scaled(const __grid_constant__ TensorMap a, const __grid_constant__ T
 {
   extern __shared__ __align__(1024) u8 shared_bytes[];
   u32 shared = shared_address(shared_bytes), rank = rank_in_cluster(), columns = SWIGLU ? n / 2 : n;
-  u32 tiles_m = (m + CLUSTER * BLOCK - 1) / (CLUSTER * BLOCK), tiles_n = (columns + OUTPUTS - 1) / OUTPUTS, all = tiles_m * tiles_n;
+  u32 tiles_m = (m + CLUSTER * BLOCK_M - 1) / (CLUSTER * BLOCK_M), tiles_n = (columns + OUTPUTS - 1) / OUTPUTS, all = tiles_m * tiles_n;
   Ring ring = begin_ring(shared);
   /* the same for all lanes of a warp, and known to be */
   u32 warpgroup = __shfl_sync(0xffffffff, threadIdx.x / WARPGROUP, 0);
 
   if (warpgroup == 0) {
+#if CONSUMERS > 1
     give_registers_up<40>();
+#endif
     if (threadIdx.x == 0) {
       prefetch_map(&a);
       prefetch_map(&b);
@@ -408,7 +421,9 @@ gemm_wgmma_scaled(const __grid_constant__ TensorMap a, const __grid_constant__ T
     __syncwarp();
     end_ring();
   } else {
+#if CONSUMERS > 1
     take_registers<232>();
+#endif
     u32 row_of_warp = (threadIdx.x / 32 - 4) * WARP_ROWS;
     Buffers buffers = begin_buffers(shared);
     Epilogue e = {alpha, beta, HAS, ACTIVATION, element_at(c, c_offset, C_DTYPE), element_at(bias, bias_offset, C_DTYPE),
@@ -446,7 +461,7 @@ grouped_wgmma_scaled(const __grid_constant__ TensorMap a, const __grid_constant_
 {
   extern __shared__ __align__(1024) u8 shared_bytes[];
   u32 shared = shared_address(shared_bytes), columns = SWIGLU ? n / 2 : n, tiles_n = (columns + OUTPUTS - 1) / OUTPUTS;
-  u32 blocks = masked ? (capacity + BLOCK - 1) / BLOCK * experts : (rows + BLOCK - 1) / BLOCK + experts, all = blocks * tiles_n;
+  u32 blocks = masked ? (capacity + BLOCK_M - 1) / BLOCK_M * experts : (rows + BLOCK_M - 1) / BLOCK_M + experts, all = blocks * tiles_n;
   routing += routing_offset;
   if (blockIdx.x == 0) check_routing(routing, rows, experts, capacity, masked, status + status_offset, threadIdx.x, THREADS);
   Ring ring = begin_ring(shared);
@@ -454,7 +469,9 @@ grouped_wgmma_scaled(const __grid_constant__ TensorMap a, const __grid_constant_
   u32 warpgroup = __shfl_sync(0xffffffff, threadIdx.x / WARPGROUP, 0);
 
   if (warpgroup == 0) {
+#if CONSUMERS > 1
     give_registers_up<40>();
+#endif
     if (threadIdx.x < 32) {
       if (threadIdx.x == 0) {
         prefetch_map(&a);
@@ -462,7 +479,7 @@ grouped_wgmma_scaled(const __grid_constant__ TensorMap a, const __grid_constant_
       }
 #pragma unroll 1
       for (u32 number = blockIdx.x; number < all; number += gridDim.x) {
-        Rows r = find_rows(routing, rows, experts, capacity, masked, number / tiles_n, BLOCK);
+        Rows r = find_rows(routing, rows, experts, capacity, masked, number / tiles_n, BLOCK_M);
         if (r.begin >= r.end) continue;
         int column = number % tiles_n * OUTPUTS;
         Operands operands = {(int)(masked ? r.begin : r.base + r.begin), masked ? (int)r.expert : 0,
@@ -472,12 +489,14 @@ grouped_wgmma_scaled(const __grid_constant__ TensorMap a, const __grid_constant_
       }
     }
   } else {
+#if CONSUMERS > 1
     take_registers<232>();
+#endif
     u32 row_of_warp = (threadIdx.x / 32 - 4) * WARP_ROWS;
     Buffers buffers = begin_buffers(shared);
 #pragma unroll 1
     for (u32 number = blockIdx.x; number < all; number += gridDim.x) {
-      Rows r = find_rows(routing, rows, experts, capacity, masked, number / tiles_n, BLOCK);
+      Rows r = find_rows(routing, rows, experts, capacity, masked, number / tiles_n, BLOCK_M);
       if (r.begin >= r.limit) continue;
       u32 row = r.begin + row_of_warp, column = number % tiles_n * OUTPUTS;
       float sums[SUMS];

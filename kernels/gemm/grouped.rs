@@ -13,7 +13,7 @@ use ropeway_core::plan::{Arg, Determinism, Expr, Launch, Plan, Symbol};
 
 use super::manifest::{
     GROUPED_CUBE, GROUPED_MMA, GROUPED_MMA_SMALL, GROUPED_NATIVE, GROUPED_PACKED, GROUPED_SCALED,
-    GROUPED_SUBGROUP, GROUPED_TILED, GROUPED_WGMMA_SCALED,
+    GROUPED_SUBGROUP, GROUPED_TILED,
 };
 use super::plan::ascend;
 pub(crate) use super::plan::ascend::Way;
@@ -157,6 +157,7 @@ pub(crate) fn choose(
     };
     let mut wanted = candidates(product.dtypes, product.k, product.is_mapped, request.info)?;
     cuda::order_by_rows(&mut wanted, product);
+    scaled::order_by_rows(&mut wanted, product);
     request.choose(&key, &wanted)
 }
 
@@ -187,8 +188,8 @@ pub(crate) fn append(
         scaled::append_grouped(plan, config, product);
         return Ok(());
     }
-    if kernel.name == GROUPED_WGMMA_SCALED.name {
-        scaled::append_grouped_by_warpgroups(plan, config, info, product);
+    if scaled::is_by_warpgroups(kernel) {
+        scaled::append_grouped_by_warpgroups(plan, kernel, config, info, product);
         return Ok(());
     }
     if kernel.name == GROUPED_TILED.name {

@@ -12,8 +12,8 @@ mod scaled;
 pub(super) use ascend::{CUBE, CUBE_LINES, GROUPED_CUBE};
 pub(super) use cuda::{GROUPED_MMA, GROUPED_MMA_SMALL, MMA, MMA_SMALL, SIMT, mma_threads, stages};
 pub(super) use scaled::{
-    GROUPED_SCALED, GROUPED_WGMMA_SCALED, SCALED, WGMMA_SCALED, WGMMA_SCALED_THREADS,
-    wgmma_scaled_shared_memory,
+    GROUPED_SCALED, GROUPED_WGMMA_SCALED, GROUPED_WGMMA_SCALED_SMALL, SCALED, WGMMA_SCALED,
+    WGMMA_SCALED_SMALL, wgmma_scaled_shared_memory, wgmma_scaled_threads,
 };
 
 /// The kernels of this folder.
@@ -37,7 +37,9 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &SCALED,
     &GROUPED_SCALED,
     &WGMMA_SCALED,
+    &WGMMA_SCALED_SMALL,
     &GROUPED_WGMMA_SCALED,
+    &GROUPED_WGMMA_SCALED_SMALL,
     &CUBE,
     &GROUPED_CUBE,
     &CUBE_LINES,

@@ -18,7 +18,6 @@ use ropeway_core::{Error, Result};
 use super::grouped::Scale;
 use super::manifest::{
     CUBE, GEMV, GEMV_LANES, MATRIX, MMA, MMA_SMALL, NATIVE, PACKED, SCALED, SIMT, SUBGROUP, TILED,
-    WGMMA_SCALED,
 };
 use super::{Activation, Gemm};
 
@@ -208,8 +207,8 @@ pub(super) fn gemm(op: &Gemm, request: &PlanRequest<'_>) -> Result<Plan> {
             mma::gemm(&problem, kernel, &config, request.info, &mut plan)?;
         }
         name if name == SCALED.name => scaled::gemm(&problem, &config, &mut plan),
-        name if name == WGMMA_SCALED.name => {
-            scaled::gemm_by_warpgroups(&problem, &config, request.info, &mut plan);
+        _ if scaled::is_by_warpgroups(kernel) => {
+            scaled::gemm_by_warpgroups(&problem, kernel, &config, request.info, &mut plan);
         }
         name if name == CUBE.name => ascend::gemm(&problem, &config, request.info, &mut plan)?,
         name if name == MATRIX.name => matrix::gemm(&problem, &config, request.info, &mut plan)?,

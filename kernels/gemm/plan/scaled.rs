@@ -14,13 +14,15 @@ use super::super::Activation;
 use super::super::check::SCALE_BLOCK;
 use super::super::grouped::{GroupedProduct, Scale};
 use super::super::manifest::{
-    GROUPED_NATIVE, GROUPED_SCALED, GROUPED_WGMMA_SCALED, NATIVE, SCALED, WGMMA_SCALED,
-    WGMMA_SCALED_THREADS, wgmma_scaled_shared_memory,
+    GROUPED_NATIVE, GROUPED_SCALED, GROUPED_WGMMA_SCALED, GROUPED_WGMMA_SCALED_SMALL, NATIVE,
+    SCALED, WGMMA_SCALED, WGMMA_SCALED_SMALL, wgmma_scaled_shared_memory, wgmma_scaled_threads,
 };
 use super::{Problem, Side, activation_code, module, tile_of};
 
-/// Rows and columns of a tile of warpgroups, and the k of its stages.
-const BLOCK: u64 = SCALE_BLOCK;
+/// Rows and columns of the larger tiles of warpgroups.
+const LARGE_TILE: [u64; 2] = [128; 2];
+/// Most rows, of an expert on average, for tiles of 64 rows.
+const FEW_ROWS: u64 = 64;
 /// Rows of d that a warp stores.
 const WARP_ROWS: u64 = 16;
 /// Bytes of a tile's rows, and of a panel of d.
@@ -51,11 +53,14 @@ pub(super) fn gemm_candidates(
         && is_mapped(&op.b, k_axis(&op.b, !op.trans_b))
         && halves_are_whole(op.activation, problem.n)
         && !op.d.shape().contains(&0);
+    let few =
+        problem.m_max <= FEW_ROWS || problem.tiles(LARGE_TILE) < u64::from(info.compute_units);
     of(
         info,
-        match by_warpgroups {
-            true => vec![&WGMMA_SCALED, &SCALED],
-            false => vec![&SCALED],
+        match (by_warpgroups, few) {
+            (true, false) => vec![&WGMMA_SCALED, &WGMMA_SCALED_SMALL, &SCALED],
+            (true, true) => vec![&WGMMA_SCALED_SMALL, &WGMMA_SCALED, &SCALED],
+            (false, _) => vec![&SCALED],
         },
         &NATIVE,
     )
@@ -69,11 +74,34 @@ pub(in super::super) fn grouped_candidates(
     of(
         info,
         match is_mapped {
-            true => vec![&GROUPED_WGMMA_SCALED, &GROUPED_SCALED],
+            true => vec![
+                &GROUPED_WGMMA_SCALED,
+                &GROUPED_WGMMA_SCALED_SMALL,
+                &GROUPED_SCALED,
+            ],
             false => vec![&GROUPED_SCALED],
         },
         &GROUPED_NATIVE,
     )
+}
+
+/// Puts the kernel first that suits the number of rows.
+pub(in super::super) fn order_by_rows(wanted: &mut [&'static Kernel], product: &GroupedProduct) {
+    if product.rows_max <= product.experts.saturating_mul(FEW_ROWS) {
+        wanted.sort_by_key(|kernel| kernel.name != GROUPED_WGMMA_SCALED_SMALL.name);
+    }
+}
+
+/// Whether a kernel is one of gemm_wgmma_scaled.cu.
+pub(in super::super) fn is_by_warpgroups(kernel: &Kernel) -> bool {
+    [
+        &WGMMA_SCALED,
+        &WGMMA_SCALED_SMALL,
+        &GROUPED_WGMMA_SCALED,
+        &GROUPED_WGMMA_SCALED_SMALL,
+    ]
+    .iter()
+    .any(|other| other.name == kernel.name)
 }
 
 /// The axis of k: the last one, or the one before.
@@ -81,9 +109,9 @@ fn k_axis(desc: &TensorDesc, transposed: bool) -> usize {
     desc.layout.rank() - if transposed { 2 } else { 1 }
 }
 
-/// Whether the 64 columns of gate and of up in a tile have one scale each.
+/// Whether a tile's columns of gate and of up, 64 at most, have one scale each.
 pub(in super::super) fn halves_are_whole(activation: Activation, n: u64) -> bool {
-    activation != Activation::Swiglu || (n / 2).is_multiple_of(BLOCK / 2)
+    activation != Activation::Swiglu || (n / 2).is_multiple_of(SCALE_BLOCK / 2)
 }
 
 /// Elements of which tensor maps take multiples.
@@ -143,18 +171,23 @@ fn d_tile(dtype: DType) -> [u64; 2] {
     [SWIZZLE / dtype.size().unwrap_or(1), WARP_ROWS]
 }
 
-/// Columns of d for n of the product, and of a tile of it.
-fn columns(activation: Activation, n: u64) -> [u64; 2] {
+/// Columns of d for `n` of the product, be it whole or a tile.
+fn columns(activation: Activation, n: u64) -> u64 {
     match activation {
-        Activation::Swiglu => [n / 2, BLOCK / 2],
-        _ => [n, BLOCK],
+        Activation::Swiglu => n / 2,
+        _ => n,
     }
+}
+
+/// Whether d lies as a tensor map takes it, and a tile has the columns of a panel.
+fn stores_by_map(is_mapped: bool, columns: u64, dtype: DType) -> bool {
+    is_mapped && columns >= d_tile(dtype)[0]
 }
 
 /// Blocks of a cluster: both have a tile, but for one in [`CLUSTERED_TILES`].
 fn cluster(config: &Config, m_max: u64) -> u64 {
-    let wanted = config.value("CLUSTER") as u64;
-    let tiles = m_max.div_ceil(BLOCK);
+    let wanted = config.get("CLUSTER").unwrap_or(1) as u64;
+    let tiles = m_max.div_ceil(config.value("BLOCK_M") as u64);
     match tiles.is_multiple_of(wanted) || tiles > CLUSTERED_TILES {
         true => wanted,
         false => 1,
@@ -164,14 +197,16 @@ fn cluster(config: &Config, m_max: u64) -> u64 {
 /// The plan of a product by warpgroups.
 pub(super) fn gemm_by_warpgroups(
     problem: &Problem<'_>,
+    kernel: &'static Kernel,
     config: &Config,
     info: &DeviceInfo,
     plan: &mut Plan,
 ) {
     let op = problem.op;
     let cluster = cluster(config, problem.m_max);
-    let [columns, tile_columns] = columns(op.activation, problem.n);
-    let d_by_map = is_mapped(&op.d, 1);
+    let [block_m, block_n] = ["BLOCK_M", "BLOCK_N"].map(|name| config.value(name) as u64);
+    let [columns, tile_columns] = [problem.n, block_n].map(|n| columns(op.activation, n));
+    let d_by_map = stores_by_map(is_mapped(&op.d, 1), tile_columns, op.d.dtype);
     let module = plan.module({
         let mut config = config.clone();
         config
@@ -179,7 +214,7 @@ pub(super) fn gemm_by_warpgroups(
             .set("ACTIVATION", activation_code(op.activation))
             .set("HAS", problem.has)
             .set("D_BY_MAP", d_by_map.into());
-        problem.module(&WGMMA_SCALED, &config)
+        problem.module(kernel, &config)
     });
     let [a_unit, b_unit] = [k_axis(&op.a, op.trans_a), k_axis(&op.b, !op.trans_b)];
     require_mapped(&mut plan.operands[problem.a.operand], a_unit);
@@ -199,9 +234,9 @@ pub(super) fn gemm_by_warpgroups(
         )
     };
     let (a, b, d) = (&problem.a, &problem.b, &problem.d);
-    let b_tile = [BLOCK, BLOCK / 2];
+    let [a_tile, b_tile] = [block_m, block_n / 2].map(|lines| [SCALE_BLOCK, lines]);
     let mut args = vec![
-        matrix(a, op.a.dtype, [k.into(), m.clone()], &a.row, [BLOCK; 2]),
+        matrix(a, op.a.dtype, [k.into(), m.clone()], &a.row, a_tile),
         matrix(b, op.b.dtype, [k, n].map(Expr::from), &b.column, b_tile),
     ];
     if d_by_map {
@@ -221,13 +256,14 @@ pub(super) fn gemm_by_warpgroups(
         let [_, row, block] = scale.strides.clone();
         [row, block].map(Arg::U64)
     }));
-    let clusters = m.clone().div_ceil(cluster * BLOCK) * Expr::from(columns.div_ceil(tile_columns));
+    let clusters =
+        m.clone().div_ceil(cluster * block_m) * Expr::from(columns.div_ceil(tile_columns));
     let most = (u64::from(info.compute_units) / cluster).max(1);
     plan.launches.push(Launch {
         module,
         entry: "gemm_wgmma_scaled",
         grid: [clusters.min(most) * Expr::from(cluster), 1.into(), 1.into()],
-        group: [WGMMA_SCALED_THREADS, 1, 1],
+        group: [wgmma_scaled_threads(config), 1, 1],
         local_memory: wgmma_scaled_shared_memory(config) as u32,
         args,
     });
@@ -236,21 +272,25 @@ pub(super) fn gemm_by_warpgroups(
 /// Adds the launch of a grouped product by warpgroups.
 pub(in super::super) fn append_grouped_by_warpgroups(
     plan: &mut Plan,
+    kernel: &'static Kernel,
     config: &Config,
     info: &DeviceInfo,
     product: &GroupedProduct,
 ) {
     let [a_dtype, b_dtype, d_dtype] = product.dtypes;
+    let [block_m, block_n] = ["BLOCK_M", "BLOCK_N"].map(|name| config.value(name) as u64);
+    let [columns, tile_columns] = [product.n, block_n].map(|n| columns(product.activation, n));
+    let d_by_map = stores_by_map(product.d_is_mapped, tile_columns, d_dtype);
     let module = plan.module({
         let mut config = config.clone();
         config
             .set("GROUPED", 1)
             .set("ACTIVATION", activation_code(product.activation))
-            .set("D_BY_MAP", product.d_is_mapped.into());
-        module(&GROUPED_WGMMA_SCALED, &config, product.dtypes)
+            .set("D_BY_MAP", d_by_map.into());
+        module(kernel, &config, product.dtypes)
     });
     let mut mapped = vec![&product.a, &product.b];
-    if product.d_is_mapped {
+    if d_by_map {
         mapped.push(&product.d);
     }
     for arg in mapped {
@@ -260,7 +300,6 @@ pub(in super::super) fn append_grouped_by_warpgroups(
             require_mapped(rule, last);
         }
     }
-    let [columns, tile_columns] = columns(product.activation, product.n);
     // Without capacities all rows are those of one matrix.
     let [rows, matrices] = match product.capacity {
         Some(capacity) => [capacity, product.experts].map(Expr::from),
@@ -278,17 +317,17 @@ pub(in super::super) fn append_grouped_by_warpgroups(
             a_dtype,
             product.k,
             &product.a_strides,
-            [BLOCK; 2],
+            [SCALE_BLOCK, block_m],
         ),
         map(
             product.b.clone(),
             b_dtype,
             [product.k, product.n, product.experts].map(Expr::from),
             [column, expert],
-            [BLOCK, BLOCK / 2],
+            [SCALE_BLOCK, block_n / 2],
         ),
     ];
-    if product.d_is_mapped {
+    if d_by_map {
         let tile = d_tile(d_dtype);
         let strides = &product.d_strides;
         args.push(rows_map(&product.d, d_dtype, columns, strides, tile));
@@ -301,12 +340,12 @@ pub(in super::super) fn append_grouped_by_warpgroups(
     for scale in &product.scales {
         args.extend(scale.strides.clone().map(Arg::U64));
     }
-    let tiles = product.blocks(BLOCK) * Expr::from(columns.div_ceil(tile_columns));
+    let tiles = product.blocks(block_m) * Expr::from(columns.div_ceil(tile_columns));
     plan.launches.push(Launch {
         module,
         entry: "grouped_wgmma_scaled",
         grid: [tiles.min(u64::from(info.compute_units)), 1.into(), 1.into()],
-        group: [WGMMA_SCALED_THREADS, 1, 1],
+        group: [wgmma_scaled_threads(config), 1, 1],
         local_memory: wgmma_scaled_shared_memory(config) as u32,
         args,
     });

@@ -11,6 +11,7 @@ use crate::signatures::parse;
 
 mod ascend;
 mod cuda;
+mod scaled;
 
 const SHAPE: MatrixShape = MatrixShape {
     m: 16,

@@ -4,6 +4,7 @@ use ropeway_core::DType::{self, BF16, F16, F32, I8, I32, Q4_0};
 use ropeway_core::spec::{DataClass, Fill, Recipe, Special};
 
 mod blocks;
+mod eight_bits;
 mod problem;
 mod strategy;
 
@@ -26,6 +27,7 @@ pub(super) fn gemm() -> Vec<Recipe> {
         non_finite(),
         unread(),
         weight_blocks(),
+        eight_bits::gemm(),
     ]
     .concat()
     .iter()
@@ -583,6 +585,7 @@ pub(super) fn grouped_gemm() -> Vec<Recipe> {
     ]
     .iter()
     .chain(&expert_blocks(None))
+    .chain(&eight_bits::grouped_gemm())
     .map(Grouped::recipe)
     .chain([offsets_inside_a_tensor()])
     .collect()
@@ -635,6 +638,7 @@ pub(super) fn grouped_gemm_masked() -> Vec<Recipe> {
     ]
     .iter()
     .chain(&expert_blocks(Some(21)))
+    .chain(&eight_bits::grouped_gemm_masked())
     .map(Grouped::recipe)
     .collect()
 }

@@ -246,7 +246,9 @@ __device__ __forceinline__ void store_tile(sum_t sums[PER_ITEM][PER_ITEM], sum_t
   }
 }
 
-#if !GROUPED
+#if A_DTYPE == E4M3
+/* gemm_scaled.cu has the entries. */
+#elif !GROUPED
 extern "C" __global__ void BOUNDS
 gemm_tiled(const void* a, u64 a_offset, const void* b, u64 b_offset, const void* c, u64 c_offset, const void* bias, u64 bias_offset, void* d,
            u64 d_offset, u32 m, u32 n, u32 k, u32 batch_inner, float alpha, float beta, u32 has, u32 activation,

@@ -8,11 +8,16 @@ use crate::DEPENDENT_CU;
 
 mod ascend;
 mod cuda;
+mod scaled;
 
 pub(super) use ascend::{CUBE, CUBE_LINES, GROUPED_CUBE};
 pub(super) use cuda::{
     GROUPED_MMA, GROUPED_MMA_SMALL, GROUPED_WGMMA, GROUPED_WGMMA_SMALL, MMA, MMA_SMALL, SIMT,
     WGMMA, WGMMA_SMALL, mma_threads, stages, wgmma_shared_memory, wgmma_threads,
+};
+pub(super) use scaled::{
+    GROUPED_SCALED, GROUPED_WGMMA_SCALED, GROUPED_WGMMA_SCALED_SMALL, SCALED, WGMMA_SCALED,
+    WGMMA_SCALED_SMALL, wgmma_scaled_shared_memory, wgmma_scaled_threads,
 };
 
 /// The kernels of this folder.
@@ -37,6 +42,12 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &GROUPED_WGMMA_SMALL,
     &GROUPED_MMA,
     &GROUPED_MMA_SMALL,
+    &SCALED,
+    &GROUPED_SCALED,
+    &WGMMA_SCALED,
+    &WGMMA_SCALED_SMALL,
+    &GROUPED_WGMMA_SCALED,
+    &GROUPED_WGMMA_SCALED_SMALL,
     &CUBE,
     &GROUPED_CUBE,
     &CUBE_LINES,

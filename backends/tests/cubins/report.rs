@@ -98,6 +98,12 @@ pub fn wanted(key: &ModuleKey) -> Vec<&'static str> {
     if ["map_rows_group", "norm_rows_group", "argsort_rows_group"].contains(&key.kernel.name) {
         return Vec::new();
     }
+    if key.kernel.name.contains("_wgmma_scaled") {
+        return match key.config.get("D_BY_MAP") {
+            Some(1) => vec!["QGMMA", "UTMALDG", "UTMASTG", "FFMA"],
+            _ => vec!["QGMMA", "UTMALDG", "FFMA"],
+        };
+    }
     if key.kernel.name.contains("_wgmma") {
         let mut wanted = vec!["HGMMA", "UTMALDG"];
         if key.config.get("D_BY_MAP") == Some(1) {

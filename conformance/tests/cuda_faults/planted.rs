@@ -325,7 +325,41 @@ pub const FAULTS: &[Fault] = &[
         "dropped_wait_for_the_launch_before",
         "moe_ffn/fixed",
         "expert_rows_group",
-        ("dependent.cu", "  asm volatile(\"griddepcontrol.wait;\" ::: \"memory\");\n", ""),
+        (
+            "dependent.cu",
+            "  asm volatile(\"griddepcontrol.wait;\" ::: \"memory\");\n",
+            "",
+        ),
         &["emulated: dependency not waited for"],
+    ),
+    // 8-bit floats: sums of a block are scaled while its products are under way.
+    fault(
+        "dropped_wait_for_scaled_products",
+        "gemm/fixed/exact",
+        "gemm_wgmma_scaled",
+        ("gemm_wgmma_scaled.cu", "    products_wait<0>();\n", ""),
+        NOT_WAITED_FOR,
+    ),
+    fault(
+        "scales_of_the_block_before",
+        "gemm/fixed/exact",
+        "gemm_wgmma_scaled",
+        (
+            "gemm_wgmma_scaled.cu",
+            "    if (block + 1 < blocks) {",
+            "    if (block > 0 && block + 1 < blocks) {",
+        ),
+        &["expected", "differs", "bound"],
+    ),
+    fault(
+        "block_of_k_that_is_not_scaled",
+        "gemm/fixed/exact",
+        "gemm_scaled",
+        (
+            "gemm_scaled.cu",
+            "a_scale[i] * b_scale[j]",
+            "(k0 == 0 ? a_scale[i] * b_scale[j] : 1.0f)",
+        ),
+        &["expected", "differs", "bound"],
     ),
 ];

@@ -96,7 +96,7 @@ pub(in super::super) fn order_by_rows(wanted: &mut [&'static Kernel], product: &
 
 impl Problem<'_> {
     /// Tiles of d, over all batches, at the most rows.
-    fn tiles(&self, [rows, columns]: [u64; 2]) -> u64 {
+    pub(super) fn tiles(&self, [rows, columns]: [u64; 2]) -> u64 {
         self.batch
             .iter()
             .chain(&[self.m_max.div_ceil(rows), self.n.div_ceil(columns)])

@@ -59,7 +59,7 @@ pub(crate) fn is_mapped(desc: &TensorDesc, unit: usize) -> bool {
 }
 
 /// Requires of what is bound what [`is_mapped`] found.
-fn require_mapped(rule: &mut OperandRule, unit: usize) {
+pub(super) fn require_mapped(rule: &mut OperandRule, unit: usize) {
     let multiple = multiple(rule.dtype);
     rule.strides.fill(StrideRule::MultipleOf(multiple));
     rule.strides[unit] = StrideRule::Exactly(1);
@@ -110,13 +110,17 @@ pub(super) fn takes(problem: &Problem<'_>) -> bool {
     Mapped::of(problem).is_some()
 }
 
-/// A tensor map of four dimensions: elements side by side, lines, and two batches. Axes of one element may have any stride, and get one that can be encoded.
-fn map(base: Arg, dtype: DType, extents: [Expr; 4], strides: [Expr; 3], tile: [u64; 2]) -> Arg {
+/// A tensor map: elements side by side, lines, and as many axes of matrices. Axes of one element may have any stride, and get one that can be encoded.
+pub(super) fn map<const RANK: usize, const STRIDES: usize>(
+    base: Arg,
+    dtype: DType,
+    extents: [Expr; RANK],
+    strides: [Expr; STRIDES],
+    tile: [u64; 2],
+) -> Arg {
+    const { assert!(RANK == STRIDES + 1, "the innermost stride is 1") };
     let multiple = multiple(dtype);
-    let step = |stride: Expr| match stride {
-        Expr::Const(0) => Expr::from(multiple),
-        stride => stride.div_ceil(multiple) * Expr::from(multiple),
-    };
+    let step = |stride: Expr| stride.max(1).div_ceil(multiple) * Expr::from(multiple);
     let [first, second] = tile.map(|extent| extent as u32);
     Arg::TensorMap {
         base: Box::new(base),
@@ -128,7 +132,7 @@ fn map(base: Arg, dtype: DType, extents: [Expr; 4], strides: [Expr; 3], tile: [u
             .collect(),
         map: TensorMap {
             dtype,
-            rank: 4,
+            rank: RANK as u8,
             tile: [first, second, 1, 1, 1],
             swizzle: SWIZZLE as u8,
         },
@@ -156,12 +160,12 @@ fn side_map(
 }
 
 /// The map by which a warp stores its rows of d, a panel at a time.
-fn d_tile(dtype: DType) -> [u64; 2] {
+pub(super) fn d_tile(dtype: DType) -> [u64; 2] {
     [SWIZZLE / dtype.size().unwrap_or(1), WARP_ROWS]
 }
 
 /// Blocks of a cluster: both have a tile, but for one in [`CLUSTERED_TILES`].
-fn cluster(config: &Config, m_max: u64) -> u64 {
+pub(super) fn cluster(config: &Config, m_max: u64) -> u64 {
     let wanted = config.get("CLUSTER").unwrap_or(1) as u64;
     let tiles = m_max.div_ceil(config.value("BLOCK_M") as u64);
     match tiles.is_multiple_of(wanted) || tiles > CLUSTERED_TILES {

@@ -512,6 +512,7 @@ fn append_steps(
             a_strides: [0, k, 1].map(Expr::from),
             b: b.arg(),
             b_strides: [0, 1, 2].map(|axis| Expr::stride(b.index(), axis)),
+            scales: Default::default(),
             routing: read(&routed.expert_offsets),
             d: workspace(d, dtype, true),
             d_strides: match activation {

@@ -91,6 +91,23 @@ __device__ __forceinline__ float exp2_approximately(float x)
   return y;
 }
 
+// As tanh_by_exp, by an approximate reciprocal of a number from 1 to 2: a division is a call here and there, for which registers are saved.
+__device__ __forceinline__ float tanh_in_line(float x)
+{
+  const float t = exp_nonpositive(-2.0f * fabsf(x));
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + t));
+  return copysignf((1.0f - t) * inverse, x);
+}
+
+// The thread's number, read again.
+__device__ __forceinline__ int thread_again()
+{
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread)::"memory");
+  return thread;
+}
+
 // The greater of two, of which a NaN never is.
 __device__ __forceinline__ float greater(float a, float b) { return b > a ? b : a; }
 
@@ -112,7 +129,7 @@ struct Scores {
 
   __device__ __forceinline__ float finish(float score, int key) const
   {
-    if (flags & SOFTCAP) score = softcap * tanh_by_exp(score * inverse_softcap);
+    if (flags & SOFTCAP) score = softcap * tanh_in_line(score * inverse_softcap);
     if (flags & ALIBI) score += slope * (float)(key - position);
     if (flags & MASK) {
       // A mask of -inf hides a key even from a NaN query.
@@ -121,6 +138,12 @@ struct Scores {
     }
     return score;
   }
+};
+
+// What a block has found out about its work.
+struct Found {
+  Sequence s;
+  int split, rows, first_row, last_row, group;
 };
 
 // Of one ring: where its barriers lie, and the next place with the parity of its phase.
@@ -145,7 +168,9 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
   __shared__ u64 barriers[4 * RING + 1];
   // A bit for each box of a tile of keys whose block the table names none of.
   __shared__ u32 hidden[RING];
-  __shared__ Work found;
+  __shared__ Found found;
+  // The first and the last key that each row sees in its block's share of them.
+  __shared__ Pair sights[ROWS];
   APPLY_OFFSETS;
   const int lane = threadIdx.x % 32, warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0), group = heads / kv_heads, kv_head = blockIdx.y;
   Lengths lengths = LENGTHS;
@@ -169,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
   const u32 k_full = shared_address(barriers), k_empty = k_full + 8 * RING, v_full = k_empty + 8 * RING, v_empty = v_full + 8 * RING;
   const u32 landed = v_empty + 8 * RING;
   if (threadIdx.x == 0) {
-    found = w;
+    found = Found{s, w.split, rows, first_row, last_row, group};
 #pragma unroll
     for (int i = 0; i < RING; i++) {
       barrier_init(k_full + 8 * i, 1);
@@ -282,21 +307,16 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
                    : "memory");
     }
   }
+  if (threadIdx.x % 128 < 64) {
+    const int line = 64 * warpgroup + threadIdx.x % 128;
+    const Pair sight = sight_of(min(first_row + line, rows - 1) / group, s, window, flags);
+    sights[line] = Pair{sight.x, min(sight.y, end - 1)};
+  }
   fence_for_engines();
   barrier_of(AMONG + warpgroup, 128);
 
   // A thread has rows lane / 4 and lane / 4 + 8 of its warp's 16, and of each eight columns two.
-  const int my_row = my_first_row + 16 * warp + lane / 4, lane_key = lane % 4 * 2;
-  int sees_from[2], sees_to[2];
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const Pair sight = sight_of(min(my_row + 8 * h, rows - 1) / group, s, window, flags);
-    sees_from[h] = sight.x;
-    sees_to[h] = min(sight.y, end - 1);
-  }
-  const int all_see_from = sight_of(min(my_first_row + 63, rows - 1) / group, s, window, flags).x;
-  const int all_see_to = min(sight_of(min(my_first_row, rows - 1) / group, s, window, flags).y, end - 1);
-
+  const int my_line = 64 * warpgroup + 16 * warp + lane / 4, lane_key = lane % 4 * 2;
   // Scores count in units of `unit`, exponentials are of base 2.
   const float unit = OPTIONS ? 1.0f : magnitude, power = unit * 1.44269504f, inverse_softcap = __fdiv_rn(1.0f, softcap);
   float scores[KEYS / 2], acc[DV_MAX / 2], most[2], sum[2], rescale[2];
@@ -306,6 +326,8 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
   most[0] = most[1] = -infinity();
   sum[0] = sum[1] = 0.0f;
 
+  // A box's keys are a power of two, and whole eights.
+  const int box_shift = LAYOUT == 2 ? 31 - __clz(min(block_size, KEYS)) : 0;
   const u64 q_operand = operand_at(my_queries), k_operand = operand_at(k_ring), v_operand = values_at(v_ring);
   auto begin_scores = [&](int place) {
 #pragma unroll
@@ -322,13 +344,15 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
   };
   // Makes exponentials of scores; what came before counts `rescale` times.
   auto softmax = [&](int first_key, u32 without) {
-    if (OPTIONS || (LAYOUT == 2 && without != 0) || first_key < all_see_from || first_key + KEYS - 1 > all_see_to) {
+    if (OPTIONS || (LAYOUT == 2 && without != 0) || first_key < sights[64 * warpgroup + 63].x ||
+        first_key + KEYS - 1 > sights[64 * warpgroup].y) {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
+        const Pair sight = sights[my_line + 8 * h];
 #if OPTIONS
-        const int row = min(my_row + 8 * h, rows - 1), query = row / group, head = row + (kv_head - query) * group;
-        const Scores options = {mask + s.index * mask_batch_stride + head * mask_head_stride + query * mask_row_stride,
-                                flags & ALIBI ? alibi_slopes[head * alibi_slopes_stride] : 0.0f, softcap, inverse_softcap, mask_stride, s.keys - s.queries + query, flags};
+        const int row = min(found.first_row + my_line + 8 * h, found.rows - 1), query = row / found.group, head = row + (kv_head - query) * found.group;
+        const Scores options = {mask + found.s.index * mask_batch_stride + head * mask_head_stride + query * mask_row_stride,
+                                flags & ALIBI ? alibi_slopes[head * alibi_slopes_stride] : 0.0f, softcap, inverse_softcap, mask_stride, found.s.keys - found.s.queries + query, flags};
 #endif
 #pragma unroll
         for (int j = 0; j < KEYS / 8; j++)
@@ -336,10 +360,7 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
           for (int e = 0; e < 2; e++) {
             float& score = scores[4 * j + 2 * h + e];
             const int key = first_key + lane_key + 8 * j + e;
-            bool seen = key >= sees_from[h] && key <= sees_to[h];
-#if LAYOUT == 2
-            seen = seen && !(without >> ((key - first_key) / min(block_size, KEYS)) & 1);
-#endif
+            const bool seen = key >= sight.x && key <= sight.y && (LAYOUT != 2 || !(without >> (8 * j >> box_shift) & 1));
 #if OPTIONS
             score = seen ? options.finish(score * magnitude, key) : -infinity();
 #else
@@ -433,18 +454,20 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
   // What follows is found again, so that registers need not keep it meanwhile.
   if (tiles > 0) barrier_of(AMONG + warpgroup, 128);
   const Sequence place = found.s;
-  const u32 results = my_queries + 16 * warp * 128;
+  const int again = thread_again(), to_lane = again % 32, to_warp = again / 32, to_group = found.group, to_last = found.last_row;
+  const int to_first = found.first_row + 16 * to_warp;
+  const u32 results = (shared_address(shared) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + to_warp / 4 * Q_BYTES + 16 * (to_warp % 4) * 128;
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     sum[h] += in_lane(sum[h], 1);
     sum[h] += in_lane(sum[h], 2);
-    const int line = lane / 4 + 8 * h, row = min(first_row + 64 * warpgroup + 16 * warp + line, last_row);
-    const int query = row / group, head = row + (kv_head - query) * group;
-    const bool mine = row == first_row + 64 * warpgroup + 16 * warp + line;
+    const int line = to_lane / 4 + 8 * h, row = min(to_first + line, to_last);
+    const int query = row / to_group, head = row + (kv_head - query) * to_group;
+    const bool mine = row == to_first + line;
     if (place.splits > 1) {
       if (!mine) continue;
       float* to = partial + (((i64)(place.slot + found.split) * kv_heads + kv_head) * split_rows + row) * (dv + 2);
-      if (lane % 4 == 0) {
+      if (to_lane % 4 == 0) {
         to[dv] = most[h] * unit;
         to[dv + 1] = sum[h];
       }
@@ -452,27 +475,27 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
       for (int c = 0; c < DV_MAX / 8; c++)
 #pragma unroll
         for (int e = 0; e < 2; e++)
-          if (c * 8 < dv) to[c * 8 + lane % 4 * 2 + e] = acc[4 * c + 2 * h + e];
+          if (c * 8 < dv) to[c * 8 + to_lane % 4 * 2 + e] = acc[4 * c + 2 * h + e];
       continue;
     }
     const Finish last = finish_row(most[h] * unit, sum[h], flags & SINKS, flags & SINKS ? sinks[head * sinks_stride] : 0.0f);
-    if ((flags & LSE) && mine && lane % 4 == 0) lse[row_of_query(place, query, head, lse_batch_stride, lse_head_stride, lse_row_stride)] = last.lse;
+    if ((flags & LSE) && mine && to_lane % 4 == 0) lse[row_of_query(place, query, head, lse_batch_stride, lse_head_stride, lse_row_stride)] = last.lse;
     // Where the queries were, as they were: 16 bytes of a row lie together when they are stored.
 #pragma unroll
     for (int c = 0; c < DV_MAX / 8; c++)
-      asm volatile("st.shared.b32 [%0], %1;" ::"r"(results + c / 8 * 8192 + line * 128 + (c % 8 ^ line % 8) * 16 + lane % 4 * 4),
+      asm volatile("st.shared.b32 [%0], %1;" ::"r"(results + c / 8 * 8192 + line * 128 + (c % 8 ^ line % 8) * 16 + to_lane % 4 * 4),
                    "r"(pack(acc[4 * c + 2 * h] * last.factor, acc[4 * c + 2 * h + 1] * last.factor)) : "memory");
   }
   if (place.splits > 1) return;
   __syncwarp();
 #pragma unroll 1
-  for (int line = lane / 8; line < 16; line += 4) {
-    const int row = first_row + 64 * warpgroup + 16 * warp + line, query = row / group, head = row + (kv_head - query) * group;
-    if (row > last_row) continue;
+  for (int line = to_lane / 8; line < 16; line += 4) {
+    const int row = to_first + line, query = row / to_group, head = row + (kv_head - query) * to_group;
+    if (row > to_last) continue;
     T* to = o + row_of_query(place, query, head, o_batch_stride, o_head_stride, o_row_stride);
     const bool at_once = o_stride == 1 && (u64)to % 16 == 0;
 #pragma unroll 1
-    for (int chunk = lane % 8; chunk * 8 < dv; chunk += 8) {
+    for (int chunk = to_lane % 8; chunk * 8 < dv; chunk += 8) {
       uint4 x;
       asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
                    : "r"(results + chunk / 8 * 8192 + line * 128 + (chunk % 8 ^ line % 8) * 16) : "memory");

@@ -351,8 +351,11 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
         const Pair sight = sights[my_line + 8 * h];
 #if OPTIONS
         const int row = min(found.first_row + my_line + 8 * h, found.rows - 1), query = row / found.group, head = row + (kv_head - query) * found.group;
+        // A number that the compiler does not know again: multiples of it for all keys would be kept in registers.
+        i64 step = mask_stride;
+        asm volatile("" : "+l"(step));
         const Scores options = {mask + found.s.index * mask_batch_stride + head * mask_head_stride + query * mask_row_stride,
-                                flags & ALIBI ? alibi_slopes[head * alibi_slopes_stride] : 0.0f, softcap, inverse_softcap, mask_stride, found.s.keys - found.s.queries + query, flags};
+                                flags & ALIBI ? alibi_slopes[head * alibi_slopes_stride] : 0.0f, softcap, inverse_softcap, step, found.s.keys - found.s.queries + query, flags};
 #endif
 #pragma unroll
         for (int j = 0; j < KEYS / 8; j++)

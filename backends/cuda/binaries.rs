@@ -45,6 +45,14 @@ impl Target {
         }
     }
 
+    /// PTX for this architecture with what no other has.
+    pub(super) fn own_ptx(capability: u32) -> Target {
+        Target {
+            output: Output::Ptx,
+            ..Target::own(capability)
+        }
+    }
+
     /// The described GPUs that can load it, the one that has the least first.
     ///
     /// # Errors
@@ -168,7 +176,7 @@ pub(super) fn loadable(capability: u32) -> Vec<Target> {
         .map(|known| Target::new(known, Output::Cubin));
     let ptx = earlier().map(|known| Target::new(known, Output::Ptx));
     let own = Target::own(capability);
-    let own_ptx = Target { output: Output::Ptx, ..own };
+    let own_ptx = Target::own_ptx(capability);
     let mut all: Vec<Target> = std::iter::once(own).chain(cubins).chain([own_ptx]).chain(ptx).collect();
     // Where there is no `a`, the first of each are the second.
     all.dedup();

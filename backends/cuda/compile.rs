@@ -124,7 +124,9 @@ impl Compiler {
         }
         let newest = known.into_iter().filter(|known| *known <= own).max();
         match newest {
-            Some(newest) => Ok((format!("compute_{newest}"), Output::Ptx)),
+            // Its own PTX may have what no other architecture's has.
+            Some(newest) if newest == own => Ok((Target::own_ptx(own).to_string(), Output::Ptx)),
+            Some(newest) => Ok((Target::new(newest, Output::Ptx).to_string(), Output::Ptx)),
             None => Err(Error::unsupported(format!(
                 "sm_{own}: NVRTC {version} compiles for newer architectures only"
             ))),

@@ -1,6 +1,8 @@
 //! Every shipped CUDA kernel, compiled without a GPU: to machine code for each architecture, by the first NVRTC that is there, and for the oldest
 //! and the newest by the others (for all with `-- --include-ignored`), without spills, and with the instructions it was written for. Without NVRTC every test shows as ignored, with the reason.
 //!
+//! [`table`] writes what each launch takes of a multiprocessor.
+//!
 //!     ROPEWAY_NVRTC=…/libnvrtc.so.12:…/libnvrtc.so.13 ROPEWAY_NVDISASM=…/nvdisasm cargo test -p ropeway-backends --test cubins
 #![cfg(feature = "cuda")]
 #![allow(unsafe_code)]
@@ -8,6 +10,7 @@
 mod nvrtc;
 mod plans;
 mod report;
+mod table;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -55,7 +58,9 @@ fn main() {
             }
         }
     }
-    libtest_mimic::run(&arguments, trials).exit();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    table::write();
+    conclusion.exit();
 }
 
 /// A test that shows as ignored; its name says why.
@@ -93,7 +98,9 @@ fn check(
 ) -> Result<(), Failed> {
     let (text, options) = plans::source(key, architecture);
     let compiled = nvrtc.compile(&text, &options)?;
-    report::check_usage(&compiled.log, launches, &architecture.info())?;
+    let info = architecture.info();
+    table::note(architecture.name, &info, key, &compiled.log, launches);
+    report::check_usage(&compiled.log, launches, &info)?;
     let wanted = report::wanted(key);
     // Reading takes as long as compiling: what is no matrix instruction is looked for once.
     let once = architecture.name == ARCHITECTURES[0].name;

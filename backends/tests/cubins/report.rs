@@ -15,15 +15,15 @@ use super::plans::Launched;
 const VARIABLE: &str = "ROPEWAY_NVDISASM";
 
 /// Registers of a multiprocessor, of which a warp takes units of 256.
-const REGISTERS: u32 = 64 << 10;
+pub const REGISTERS: u32 = 64 << 10;
 
 /// What an entry takes, as ptxas reports it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    stack: u32,
-    spilled: u32,
-    registers: u32,
-    shared_memory: u32,
+    pub stack: u32,
+    pub spilled: u32,
+    pub registers: u32,
+    pub shared_memory: u32,
 }
 
 /// Reads the log of `--ptxas-options=-v`, by entry.

@@ -192,10 +192,12 @@ fn speed() -> Result<bool, String> {
             let launch = Launch {
                 function,
                 grid,
+                cluster: [1; 3],
                 block,
                 parameters: &parameters,
                 dynamic_shared,
                 cooperative: false,
+                programmatic: false,
                 memory: &memory,
                 device: 0,
                 peers: 0,

@@ -65,5 +65,6 @@ statuses! {
     STREAM_CAPTURE_UNMATCHED "STREAM_CAPTURE_UNMATCHED" 903 "capture was not ended in the same stream as it began";
     STREAM_CAPTURE_UNJOINED "STREAM_CAPTURE_UNJOINED" 904 "capturing stream has unjoined work";
     CAPTURED_EVENT "CAPTURED_EVENT" 907 "operation not permitted on an event last recorded in a capturing stream";
+    INVALID_CLUSTER_SIZE "INVALID_CLUSTER_SIZE" 912 "cluster dimensions are not supported by the device";
     UNKNOWN "UNKNOWN" 999 "unknown error";
 }

@@ -26,8 +26,19 @@ pub struct LaunchWork {
     pub dynamic_shared: u32,
     /// The parameter buffer.
     pub parameters: Vec<u8>,
-    /// Whether all blocks run at once.
+    /// How its blocks run.
+    pub manner: Manner,
+}
+
+/// How the blocks of a launch run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Manner {
+    /// All at once.
     pub cooperative: bool,
+    /// Possibly before the launch before has ended.
+    pub programmatic: bool,
+    /// Blocks of a cluster along each axis, where the launch says it.
+    pub cluster: Option<[u32; 3]>,
 }
 
 /// One end of a copy.
@@ -164,10 +175,12 @@ fn run_launch(work: &LaunchWork, context: &Context) -> Result<()> {
     let result = interpret::run(Launch {
         function: work.kernel.function(),
         grid: work.grid,
+        cluster: work.manner.cluster.unwrap_or([1; 3]),
         block: work.block,
         parameters: &work.parameters,
         dynamic_shared: work.dynamic_shared,
-        cooperative: work.cooperative,
+        cooperative: work.manner.cooperative,
+        programmatic: work.manner.programmatic,
         memory: &driver.space,
         device: context.device,
         peers: context.peers.load(Ordering::Relaxed),

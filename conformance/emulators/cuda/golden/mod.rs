@@ -86,10 +86,12 @@ pub fn run(vector: &Vector) -> Result<Vec<u8>, String> {
     let launch = Launch {
         function: module.functions.first().ok_or("no kernel")?,
         grid: [1; 3],
+        cluster: [1; 3],
         block: [vector.threads, 1, 1],
         parameters: &parameters,
         dynamic_shared: 0,
         cooperative: false,
+        programmatic: false,
         memory: &memory,
         device: 0,
         peers: 0,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::block::State;
+use super::cluster::State;
 use super::launch::Launch;
 use super::report::{Detector, Fault};
 use super::shared::Accessor;
@@ -19,6 +19,10 @@ pub(super) const SHARED_WINDOW: u64 = 1 << 56;
 pub(super) const LOCAL_WINDOW: u64 = 2 << 56;
 /// Generic addresses of parameters.
 pub(super) const PARAMETER_WINDOW: u64 = 3 << 56;
+/// Where an address of shared memory names the block of the cluster, counted from 1; 0 is the thread's own.
+pub(super) const RANK_SHIFT: u32 = 24;
+/// As many blocks as a cluster may have, and 1.
+pub(super) const RANK_MASK: u64 = 0x1F;
 /// What tells the windows apart.
 pub(super) const WINDOW_MASK: u64 = 0xFF << 56;
 
@@ -155,9 +159,14 @@ fn find_slowly(launch: &Launch<'_>, access: Access) -> Result<Arc<Allocation>, B
 }
 
 impl Warp {
+    /// Its place among the clocks of the cluster.
+    pub(super) fn clock(&self) -> usize {
+        self.rank * self.warps + self.number as usize
+    }
+
     pub(super) fn accessor(&self, lane: usize, order: Order) -> Accessor {
         Accessor {
-            thread: self.number * LANES as u32 + lane as u32,
+            thread: self.clock() as u32 * LANES as u32 + lane as u32,
             pc: self.pc,
             strong: order != Order::Weak,
         }
@@ -232,6 +241,27 @@ impl Warp {
                 *from,
                 active,
             ),
+            Op::MapAddress { d, a, rank } => {
+                let value = super::map2(self.register(*a), self.register(*rank), |a, rank| {
+                    a & !(RANK_MASK << RANK_SHIFT) | (rank + 1 & RANK_MASK) << RANK_SHIFT
+                });
+                self.write(*d, active, &value);
+                Ok(())
+            }
+            Op::PhaseInit { .. }
+            | Op::PhaseInvalidate { .. }
+            | Op::PhaseArrive { .. }
+            | Op::PhaseExpect { .. } => self.phase(state, op, active),
+            Op::CopiesArrive { counted, address } => {
+                self.copies_arrive(state, *counted, *address, active)
+            }
+            Op::BulkLoad { .. } => self.bulk_load(launch, state, op, active),
+            Op::BulkStore { to, from } => self.bulk_store(launch, state, to, *from, active),
+            Op::BulkCommit => {
+                self.commit_stores(active);
+                Ok(())
+            }
+            Op::BulkWait { left } => self.wait_for_stores(launch, state, *left, active),
             Op::CopyCommit => {
                 self.commit_copies(active);
                 Ok(())
@@ -243,6 +273,20 @@ impl Warp {
                 format!("{op:?} cannot be executed"),
             )),
         }
+    }
+
+    /// Global memory may be touched: the launch begins behind what it depends on, or has waited for it.
+    #[inline]
+    pub(super) fn check_dependency(
+        &self,
+        launch: &Launch<'_>,
+        lane: usize,
+    ) -> Result<(), Box<Fault>> {
+        if !launch.programmatic || self.depends_no_more {
+            return Ok(());
+        }
+        let message = "global memory is touched before griddepcontrol.wait";
+        Err(Fault::new(Detector::Dependency, lane as u32, message))
     }
 
     /// Tells the state space of a generic address, and the address in it.
@@ -287,7 +331,8 @@ impl Warp {
                     register[lane] = register[first];
                 }
                 if place != usize::MAX {
-                    state.shared.read_by_many(place, usize::from(total));
+                    let (shared, _) = state.shared(self.rank, at, lane)?;
+                    shared.0.read_by_many(place, usize::from(total));
                     before = Some((same, first, usize::MAX));
                 }
                 continue;
@@ -298,7 +343,7 @@ impl Warp {
             match space {
                 Space::Shared => {
                     let by = self.accessor(lane, order);
-                    let warp = self.number as usize;
+                    let warp = self.clock();
                     if by.strong {
                         state.clocks.acquire(
                             warp,
@@ -306,16 +351,13 @@ impl Warp {
                             matches!(order, Order::Acquire | Order::AcquireRelease),
                         );
                     }
-                    let at = state.shared.check_read(
-                        at,
-                        usize::from(total),
-                        usize::from(total),
-                        by,
-                        &state.clocks,
-                    )?;
+                    let (shared, at) = state.shared(self.rank, at, lane)?;
+                    let total = usize::from(total);
+                    let at = shared.0.check_read(at, total, total, by, shared.1)?;
+                    let shared = shared.0;
                     for (index, d) in d.iter().enumerate() {
                         if let Some(d) = d {
-                            let value = state.shared.load(at + index * usize::from(bytes), bytes);
+                            let value = shared.load(at + index * usize::from(bytes), bytes);
                             self.registers[*d as usize][lane] = extend(value);
                         }
                     }
@@ -324,9 +366,10 @@ impl Warp {
                     }
                 }
                 Space::Global | Space::Constant | Space::Generic => {
+                    self.check_dependency(launch, lane)?;
                     if order != Order::Weak {
                         let now = matches!(order, Order::Acquire | Order::AcquireRelease);
-                        state.clocks.acquire(self.number as usize, at, now);
+                        state.clocks.acquire(self.clock(), at, now);
                     }
                     let access = Access {
                         address: at,
@@ -398,12 +441,10 @@ impl Warp {
             match space {
                 Space::Shared => {
                     let by = self.accessor(lane, order);
-                    let at_byte =
-                        state
-                            .shared
-                            .check_write(at, data, data.len(), by, &state.clocks)?;
+                    let ((shared, clocks), offset) = state.shared(self.rank, at, lane)?;
+                    let at_byte = shared.check_write(offset, data, data.len(), by, clocks)?;
                     for (index, register) in values.iter().enumerate() {
-                        state.shared.store(
+                        shared.store(
                             at_byte + index * width,
                             bytes,
                             self.register(*register)[lane],
@@ -411,17 +452,18 @@ impl Warp {
                     }
                     if by.strong {
                         state.clocks.release(
-                            self.number as usize,
+                            self.clock(),
                             at | SHARED_WINDOW,
                             order == Order::Release,
                         );
                     }
                 }
                 Space::Global | Space::Constant | Space::Generic => {
+                    self.check_dependency(launch, lane)?;
                     if order != Order::Weak {
                         state
                             .clocks
-                            .release(self.number as usize, at, order == Order::Release);
+                            .release(self.clock(), at, order == Order::Release);
                     }
                     let access = Access {
                         address: at,
@@ -479,7 +521,7 @@ impl Warp {
             _ => 4,
         };
         let base = *self.register(address.base);
-        let warp = self.number as usize;
+        let warp = self.clock();
         let (acquires, releases) = match order {
             Order::Acquire => (true, false),
             Order::Release => (false, true),
@@ -500,20 +542,16 @@ impl Warp {
                     state.clocks.acquire(warp, at | SHARED_WINDOW, acquires);
                     state.clocks.release(warp, at | SHARED_WINDOW, releases);
                     let size = usize::from(bytes);
-                    let place = state.shared.check_read(at, size, size, by, &state.clocks)?;
-                    let old = state.shared.load(place, bytes);
+                    let ((shared, clocks), at) = state.shared(self.rank, at, lane)?;
+                    let place = shared.check_read(at, size, size, by, clocks)?;
+                    let old = shared.load(place, bytes);
                     let new = step(old);
-                    state.shared.check_write(
-                        at,
-                        &new.to_le_bytes()[..size],
-                        size,
-                        by,
-                        &state.clocks,
-                    )?;
-                    state.shared.store(place, bytes, new);
+                    shared.check_write(at, &new.to_le_bytes()[..size], size, by, clocks)?;
+                    shared.store(place, bytes, new);
                     old
                 }
                 Space::Global | Space::Generic => {
+                    self.check_dependency(launch, lane)?;
                     state.clocks.acquire(warp, at, acquires);
                     state.clocks.release(warp, at, releases);
                     let access = Access {

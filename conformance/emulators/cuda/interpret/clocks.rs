@@ -1,4 +1,4 @@
-//! What happens before what among the warps of a block: vector clocks.
+//! What happens before what among the warps of a cluster and the engines beside them: vector clocks.
 //!
 //! Each warp counts its own synchronisations and knows of each other warp up to which count it is ordered behind it. An access is
 //! recorded with its warp's count; it is ordered before what another warp does now if that warp knows of that count. Barriers
@@ -20,6 +20,8 @@ pub struct Clocks {
     observed: Vec<Option<Clock>>,
     /// What was released through an address of shared memory.
     released: HashMap<u64, Clock>,
+    /// The count of its warp at which each thread last had its writes ordered before what engines read.
+    for_engines: Vec<u32>,
 }
 
 fn join(into: &mut [u32], other: &[u32]) {
@@ -40,7 +42,14 @@ impl Clocks {
             fenced: vec![None; warps],
             observed: vec![None; warps],
             released: HashMap::new(),
+            for_engines: vec![0; 32 * warps],
         }
+    }
+
+    /// How many there are.
+    #[allow(clippy::len_without_is_empty, reason = "a block has warps")]
+    pub fn len(&self) -> usize {
+        self.of.len()
     }
 
     /// The counts of all warps up to which a warp is ordered behind them; its own count at its own place.
@@ -71,6 +80,20 @@ impl Clocks {
         }
         self.fenced[warp] = Some(self.knowledge(warp));
         self.advance(warp);
+    }
+
+    /// A fence of the proxy by threads of a warp: engines see what they wrote.
+    pub fn fence_for_engines(&mut self, warp: usize, lanes: u32) {
+        for lane in super::lanes_of(lanes) {
+            self.for_engines[32 * warp + lane] = self.of[warp][warp];
+        }
+        self.advance(warp);
+    }
+
+    /// Whether a fence of the proxy follows what a thread wrote at this count of its warp.
+    #[inline]
+    pub fn is_fenced_for_engines(&self, thread: u32, count: u32) -> bool {
+        count <= self.for_engines[thread as usize]
     }
 
     /// A strong store: what the last fence covers, or all if it is a release, can be learnt through the address.

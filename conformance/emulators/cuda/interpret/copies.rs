@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 
 use super::access::Access;
-use super::block::State;
+use super::bulk::InFlight;
+use super::cluster::State;
 use super::launch::Launch;
 use super::report::{Detector, Fault};
 use super::warp::Warp;
@@ -12,10 +13,10 @@ use crate::ptx::instruction::{Address, Order, Predicate, Reg, Space};
 
 /// A copy that has been issued and not been waited for.
 #[derive(Clone, Copy, Debug)]
-struct PendingCopy {
-    to: u64,
+pub(super) struct PendingCopy {
+    pub(super) to: u64,
     from: u64,
-    bytes: u8,
+    pub(super) bytes: u8,
     source_bytes: u8,
 }
 
@@ -62,15 +63,47 @@ impl Warp {
                 source_bytes,
             };
             // Where the source is wrong, this is the line to name.
+            self.check_dependency(launch, lane)?;
             copied(launch, state, copy, lane)?;
             let by = self.accessor(lane, Order::Weak);
-            state
-                .shared
-                .begin_copy(to, usize::from(bytes), by, &state.clocks)?;
+            let ((shared, clocks), at) = state.shared(self.rank, to, lane)?;
+            shared.begin_copy(at, usize::from(bytes), usize::from(bytes), by, clocks)?;
             if self.copies.is_empty() {
                 self.copies.resize_with(LANES, LaneCopies::default);
             }
             self.copies[lane].open.push(copy);
+        }
+        Ok(())
+    }
+
+    /// `cp.async.mbarrier.arrive`: the copies of each lane so far become the engine's, which arrives when they are done.
+    pub(super) fn copies_arrive(
+        &mut self,
+        state: &mut State,
+        counted: bool,
+        address: Address,
+        active: u32,
+    ) -> Result<(), Box<Fault>> {
+        for lane in lanes_of(active) {
+            let barrier = self.shared_address(address, lane);
+            let by = self.accessor(lane, Order::Relaxed);
+            let barrier = state.phase_of(self.rank, barrier, by)?;
+            if !counted {
+                state.phased(barrier, lane as u32)?.more(1);
+            }
+            let mut copies = Vec::new();
+            if let Some(of) = self.copies.get_mut(lane) {
+                copies.extend(of.groups.drain(..).flatten());
+                copies.append(&mut of.open);
+            }
+            state.engines.push(InFlight::Copies {
+                copies,
+                rank: self.rank,
+                barrier,
+                by,
+                knowledge: state.clocks.knowledge(self.clock()),
+            });
+            state.clocks.advance(self.clock());
         }
         Ok(())
     }
@@ -106,12 +139,8 @@ impl Warp {
             while copies.groups.len() > left.unwrap_or(0) as usize {
                 for copy in copies.groups.pop_front().unwrap_or_default() {
                     let data = copied(launch, state, copy, lane)?;
-                    state.shared.end_copy(
-                        copy.to,
-                        &data[..usize::from(copy.bytes)],
-                        by,
-                        &state.clocks,
-                    );
+                    let ((shared, clocks), at) = state.shared(self.rank, copy.to, lane)?;
+                    shared.end_copy(at, &data[..usize::from(copy.bytes)], by, false, clocks);
                 }
             }
         }
@@ -120,7 +149,7 @@ impl Warp {
 }
 
 /// The bytes that a copy brings: those of its source, then zeros.
-fn copied(
+pub(super) fn copied(
     launch: &Launch<'_>,
     state: &mut State,
     copy: PendingCopy,

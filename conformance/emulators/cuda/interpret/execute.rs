@@ -1,7 +1,7 @@
 //! What an instruction does to a warp's registers, and what its lanes do together.
 
 use super::access::{LOCAL_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW, WINDOW_MASK};
-use super::block::State;
+use super::cluster::State;
 use super::launch::Launch;
 use super::report::{Detector, Fault};
 use super::warp::Warp;
@@ -28,6 +28,14 @@ impl Op {
                 | Op::LoadMatrix { .. }
                 | Op::StoreMatrix { .. }
                 | Op::Mma(_)
+                | Op::Wgmma(_)
+                | Op::WgmmaFence
+                | Op::WgmmaCommit
+                | Op::WgmmaWait { .. }
+                | Op::SetRegisters { .. }
+                | Op::PhaseTest { .. }
+                | Op::ClusterArrive
+                | Op::ClusterWait
         )
     }
 
@@ -277,7 +285,9 @@ impl Warp {
                 }
                 self.write(*d, active, &value);
             }
-            Op::Fence => state.clocks.fence(self.number as usize),
+            Op::ProxyFence => state.clocks.fence_for_engines(self.clock(), active),
+            Op::DependencyWait => self.depends_no_more = true,
+            Op::Fence => state.clocks.fence(self.clock()),
             Op::Trap => {
                 return Err(Fault::new(
                     Detector::Trap,
@@ -320,8 +330,14 @@ impl Warp {
             if let Op::Barrier { .. } = op {
                 return Ok(self.barrier(state, op, active)? | beside);
             }
+            if let Op::PhaseTest { .. } = op {
+                return Ok(self.test_phase(state, op, active)? | beside);
+            }
             if active != self.live {
                 return Ok(beside);
+            }
+            if let Op::ClusterArrive | Op::ClusterWait = op {
+                return Ok(self.cluster_barrier(state, op) | beside);
             }
             self.matrix(launch, state, op, active)?;
             return Ok(active | beside);
@@ -355,7 +371,7 @@ impl Warp {
     /// A collective instruction of lanes that name each other.
     fn together(&mut self, state: &mut State, op: &Op, lanes: u32) -> Result<(), Box<Fault>> {
         match op {
-            Op::WarpBarrier { .. } => state.clocks.advance(self.number as usize),
+            Op::WarpBarrier { .. } => state.clocks.advance(self.clock()),
             Op::Shuffle {
                 mode,
                 d,

@@ -1,9 +1,9 @@
-//! A launch: its blocks, dealt to threads.
+//! A launch: its clusters, mostly of one block, dealt to threads.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::block::{Block, Progress};
+use super::cluster::{Cluster, Progress};
 use super::report::{Detector, Report};
 use super::shared::Watch;
 use crate::memory::AddressSpace;
@@ -43,6 +43,8 @@ pub struct Launch<'l> {
     pub function: &'l Function,
     /// Blocks along each axis.
     pub grid: [u32; 3],
+    /// Blocks of a cluster along each axis, which divide the grid.
+    pub cluster: [u32; 3],
     /// Threads of a block along each axis.
     pub block: [u32; 3],
     /// The parameter buffer.
@@ -51,6 +53,8 @@ pub struct Launch<'l> {
     pub dynamic_shared: u32,
     /// Whether all blocks run at once, as a cooperative launch promises.
     pub cooperative: bool,
+    /// Whether it may begin before the launch before it has ended: then it has to wait before it touches global memory.
+    pub programmatic: bool,
     /// Where allocations are found.
     pub memory: &'l AddressSpace,
     /// The device, whose memory and the host's may be reached; others' where peers are enabled.
@@ -143,7 +147,8 @@ pub fn run(launch: Launch<'_>) -> Result<Statistics, Box<Report>> {
     let blocks = launch
         .grid
         .iter()
-        .map(|&extent| u64::from(extent))
+        .zip(launch.cluster)
+        .map(|(&extent, cluster)| u64::from(extent / cluster))
         .product::<u64>();
     let threads = launch
         .options
@@ -192,7 +197,7 @@ fn one_by_one(common: &Common<'_>, blocks: u64, next: &AtomicU64) {
             return;
         }
         let number = (u128::from(turn) * u128::from(step) % u128::from(blocks)) as u64;
-        let mut block = Block::new(common, number);
+        let mut block = Cluster::new(common, number);
         loop {
             match block.run(common) {
                 Ok(Progress::More) => {}
@@ -221,7 +226,7 @@ fn common_factor(mut a: u64, mut b: u64) -> bool {
 fn together(common: &Common<'_>, numbers: Vec<u64>) {
     let mut blocks: Vec<_> = numbers
         .iter()
-        .map(|&number| Block::new(common, number))
+        .map(|&number| Cluster::new(common, number))
         .collect();
     while !blocks.is_empty() && !common.stopped() {
         let mut left = Vec::with_capacity(blocks.len());

@@ -13,14 +13,14 @@
 
 use std::sync::OnceLock;
 
-use super::block::State;
+use super::cluster::State;
 use super::format;
 use super::launch::Launch;
 use super::report::{Detector, Fault};
 use super::shared::Accessor;
 use super::warp::Warp;
 use super::{LANES, Lanes};
-use crate::ptx::instruction::{Address, Element, Mma, Op, Reg, Rounding};
+use crate::ptx::instruction::{Address, Element, Mma, Op, Order, Reg, Rounding};
 
 impl Warp {
     pub(super) fn matrix(
@@ -54,18 +54,25 @@ impl Warp {
                 self.multiply(mma);
                 Ok(())
             }
+            Op::Wgmma(product) => self.product(state, product),
+            Op::WgmmaFence => {
+                self.products.fence();
+                Ok(())
+            }
+            Op::WgmmaCommit => {
+                self.products.commit();
+                Ok(())
+            }
+            Op::WgmmaWait { left } => self.wait_for_products(state, *left),
             _ => Ok(()),
         }
     }
 
     fn row(&self, address: Address, lane: usize) -> (u64, Accessor) {
-        let by = Accessor {
-            thread: self.number * LANES as u32 + lane as u32,
-            pc: self.pc,
-            strong: false,
-        };
-        let at = self.register(address.base)[lane].wrapping_add_signed(address.offset);
-        (at & !super::access::WINDOW_MASK, by)
+        (
+            self.shared_address(address, lane),
+            self.accessor(lane, Order::Weak),
+        )
     }
 
     fn load_matrix(
@@ -80,9 +87,10 @@ impl Warp {
             for (row, elements) in elements.iter_mut().enumerate() {
                 // Lanes 8 i to 8 i + 7 name the rows of matrix i.
                 let (at, by) = self.row(address, matrix * 8 + row);
-                let at = state.shared.check_read(at, 16, 16, by, &state.clocks)?;
+                let ((shared, clocks), at) = state.shared(self.rank, at, by.lane() as usize)?;
+                let at = shared.check_read(at, 16, 16, by, clocks)?;
                 for (column, element) in elements.iter_mut().enumerate() {
-                    *element = state.shared.load(at + 2 * column, 2) as u16;
+                    *element = shared.load(at + 2 * column, 2) as u16;
                 }
             }
             let value: Lanes = std::array::from_fn(|lane| {
@@ -125,11 +133,10 @@ impl Warp {
             }
             for (row, elements) in elements.iter().enumerate() {
                 let (at, by) = self.row(address, matrix * 8 + row);
-                let at = state
-                    .shared
-                    .check_write(at, elements, 16, by, &state.clocks)?;
+                let ((shared, clocks), at) = state.shared(self.rank, at, by.lane() as usize)?;
+                let at = shared.check_write(at, elements, 16, by, clocks)?;
                 for (index, byte) in elements.iter().enumerate() {
-                    state.shared.store(at + index, 1, u64::from(*byte));
+                    shared.store(at + index, 1, u64::from(*byte));
                 }
             }
         }
@@ -258,7 +265,7 @@ impl Warp {
 }
 
 /// How elements widen to f64.
-fn widen(ty: Element) -> fn(u32) -> f64 {
+pub(super) fn widen(ty: Element) -> fn(u32) -> f64 {
     match ty {
         Element::F16 => |bits| f64::from(half_table()[bits as usize & 0xFFFF]),
         Element::Bf16 => |bits| f64::from(f32::from_bits(bits << 16)),

@@ -20,6 +20,14 @@ pub enum Detector {
     Race,
     /// An access to what an asynchronous copy has not been waited for.
     AsyncCopy,
+    /// A write of what a product or bulk store reads that has not been waited for, or an access to registers of such a product.
+    Engine,
+    /// An engine's read of shared memory that a thread wrote, without a fence of the proxy between.
+    Proxy,
+    /// An mbarrier that is none, or whose counts overflow.
+    Phase,
+    /// An access to global memory before `griddepcontrol.wait`, in a launch that may begin before the one it depends on has ended.
+    Dependency,
     /// Threads of a block that do not all reach the same barrier.
     BarrierDivergence,
     /// Lanes of a warp that do not all reach an instruction that they must execute together.
@@ -42,6 +50,10 @@ impl fmt::Display for Detector {
             Detector::Uninitialised => "uninitialised shared memory",
             Detector::Race => "race",
             Detector::AsyncCopy => "asynchronous copy not waited for",
+            Detector::Engine => "product or bulk store not waited for",
+            Detector::Proxy => "no fence of the proxy",
+            Detector::Phase => "mbarrier",
+            Detector::Dependency => "dependency not waited for",
             Detector::BarrierDivergence => "barrier divergence",
             Detector::WarpDivergence => "warp divergence",
             Detector::Deadlock => "deadlock",

@@ -37,6 +37,10 @@ struct Cell {
     strong: bool,
     /// An asynchronous copy has not been waited for.
     pending: bool,
+    /// Whether the last write was a thread's and not an engine's: engines see it behind a fence of the proxy.
+    ordinary: bool,
+    /// Engines that are reading it: products and bulk stores that have not been waited for.
+    engines: u16,
 }
 
 /// Who accesses, and how.
@@ -55,7 +59,8 @@ impl Accessor {
         self.thread as usize / 32
     }
 
-    fn lane(self) -> u32 {
+    /// Its lane.
+    pub fn lane(self) -> u32 {
         self.thread % 32
     }
 }
@@ -164,11 +169,7 @@ impl Shared {
         let mut looked_at = Access::default();
         for cell in &mut self.cells[at..at + bytes] {
             if cell.pending {
-                let message = format!(
-                    "read of shared memory at {address} before cp.async.wait_group of thread {}",
-                    cell.writer.number()
-                );
-                return Err(Fault::new(Detector::AsyncCopy, by.lane(), message));
+                return Err(pending("read", address, cell.writer, by));
             }
             if self.watch.uninitialised && !cell.initialised {
                 let message = format!(
@@ -214,11 +215,13 @@ impl Shared {
         let access = Self::access(by, known);
         for (index, cell) in self.cells[at..at + data.len()].iter_mut().enumerate() {
             if cell.pending {
+                return Err(pending("write", address, cell.writer, by));
+            }
+            if cell.engines > 0 {
                 let message = format!(
-                    "write of shared memory at {address} before cp.async.wait_group of thread {}",
-                    cell.writer.number()
+                    "write of shared memory at {address}, which a product or bulk store that is not waited for reads"
                 );
-                return Err(Fault::new(Detector::AsyncCopy, by.lane(), message));
+                return Err(Fault::new(Detector::Engine, by.lane(), message));
             }
             if self.watch.races {
                 // Two writes of one value leave no doubt about the result.
@@ -239,11 +242,12 @@ impl Shared {
             }
             cell.writer = access;
             cell.initialised = true;
+            cell.ordinary = true;
         }
         Ok(at)
     }
 
-    /// Marks the target of an asynchronous copy: nobody may touch it until it has been waited for.
+    /// Marks the target of an asynchronous copy: nobody may touch it until it has been waited for. `align`: the multiple it begins at.
     ///
     /// # Errors
     /// What the sanitizer finds.
@@ -251,41 +255,108 @@ impl Shared {
         &mut self,
         address: u64,
         bytes: usize,
+        align: usize,
         by: Accessor,
         clocks: &Clocks,
     ) -> Result<(), Box<Fault>> {
-        let at = self.range(address, bytes, bytes, by)?;
+        let at = self.range(address, bytes, align, by)?;
         // The bytes that will come are not known yet: any earlier access that nothing orders is a race.
-        let poison = [0xFF; 16];
-        let known = self.cells[at..at + bytes]
-            .iter()
-            .map(|cell| cell.initialised)
-            .collect::<Vec<_>>();
-        for cell in &mut self.cells[at..at + bytes] {
-            cell.initialised = false;
-        }
-        let checked = self.check_write(address, &poison[..bytes], bytes, by, clocks);
-        if let Err(fault) = checked {
-            for (cell, known) in self.cells[at..at + bytes].iter_mut().zip(known) {
-                cell.initialised = known;
+        let poison = [0xFF; 128];
+        for begin in (at..at + bytes).step_by(poison.len()) {
+            let cells = begin..(begin + poison.len()).min(at + bytes);
+            let known = self.cells[cells.clone()]
+                .iter()
+                .map(|cell| cell.initialised)
+                .collect::<Vec<_>>();
+            for cell in &mut self.cells[cells.clone()] {
+                cell.initialised = false;
             }
-            return Err(fault);
-        }
-        self.data[at..at + bytes].copy_from_slice(&poison[..bytes]);
-        for cell in &mut self.cells[at..at + bytes] {
-            cell.pending = true;
+            let poison = &poison[..cells.len()];
+            let checked = self.check_write(begin as u64, poison, 1, by, clocks);
+            if let Err(fault) = checked {
+                for (cell, known) in self.cells[cells].iter_mut().zip(known) {
+                    cell.initialised = known;
+                }
+                return Err(fault);
+            }
+            self.data[cells.clone()].copy_from_slice(poison);
+            for cell in &mut self.cells[cells] {
+                cell.pending = true;
+            }
         }
         Ok(())
     }
 
-    /// Ends an asynchronous copy: its thread sees the bytes now, others when they are ordered behind it.
-    pub fn end_copy(&mut self, address: u64, data: &[u8], by: Accessor, clocks: &Clocks) {
+    /// Ends an asynchronous copy: its thread sees the bytes now, others when they are ordered behind it. `by` an engine, nobody does
+    /// before it has waited for the engine.
+    pub fn end_copy(
+        &mut self,
+        address: u64,
+        data: &[u8],
+        by: Accessor,
+        engine: bool,
+        clocks: &Clocks,
+    ) {
         let at = address as usize;
         self.data[at..at + data.len()].copy_from_slice(data);
+        let writer = Self::access(by, clocks.known(by.warp()));
         for cell in &mut self.cells[at..at + data.len()] {
             cell.pending = false;
-            cell.writer = Self::access(by, clocks.known(by.warp()));
+            cell.initialised = true;
+            cell.writer = writer;
+            cell.ordinary = !engine;
         }
+    }
+
+    /// Notes that an engine begins to read, for a thread, what lies there until it is waited for, and gives the place.
+    ///
+    /// # Errors
+    /// What the sanitizer finds: besides what every read may be wrong in, ordinary writes that no fence of the proxy follows.
+    pub fn begin_engine_read(
+        &mut self,
+        address: u64,
+        bytes: usize,
+        align: usize,
+        by: Accessor,
+        clocks: &Clocks,
+    ) -> Result<usize, Box<Fault>> {
+        let at = self.check_read(address, bytes, align, by, clocks)?;
+        for cell in &mut self.cells[at..at + bytes] {
+            let writer = cell.writer;
+            if self.watch.races
+                && cell.ordinary
+                && writer.thread != 0
+                && !clocks.is_fenced_for_engines(writer.number(), writer.count)
+            {
+                let message = format!(
+                    "an engine reads shared memory at {address}, which thread {} (instruction {}) wrote without fence.proxy.async behind it",
+                    writer.number(),
+                    writer.pc
+                );
+                return Err(Fault::new(Detector::Proxy, by.lane(), message));
+            }
+            cell.engines += 1;
+        }
+        Ok(at)
+    }
+
+    /// Notes that an engine has read, and that its thread has waited for it.
+    pub fn end_engine_read(&mut self, at: usize, bytes: usize, by: Accessor, clocks: &Clocks) {
+        let reader = Self::access(by, clocks.known(by.warp()));
+        for cell in &mut self.cells[at..at + bytes] {
+            cell.engines -= 1;
+            if self.watch.races {
+                let last = std::mem::replace(&mut cell.readers[0], reader);
+                if last.thread != 0 && last.warp() != reader.warp() {
+                    cell.readers[1] = last;
+                }
+            }
+        }
+    }
+
+    /// The bytes at a place that was checked.
+    pub fn bytes_at(&self, at: usize, bytes: usize) -> &[u8] {
+        &self.data[at..at + bytes]
     }
 
     /// Reads a value at a place that was checked.
@@ -303,6 +374,14 @@ impl Shared {
         let bytes = usize::from(bytes);
         self.data[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
     }
+}
+
+fn pending(what: &str, address: u64, writer: Access, by: Accessor) -> Box<Fault> {
+    let message = format!(
+        "{what} of shared memory at {address} before what thread {} copies there has been waited for",
+        writer.number()
+    );
+    Fault::new(Detector::AsyncCopy, by.lane(), message)
 }
 
 fn race(now: &str, before: &str, address: u64, earlier: Access, by: Accessor) -> Box<Fault> {

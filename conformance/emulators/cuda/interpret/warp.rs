@@ -4,11 +4,13 @@
 //! each other (`.sync` instructions, barriers) stand still until those they name have come, so that reconvergence does not decide
 //! about right and wrong. Now and then another group runs first, so that lanes can wait for what others of their warp store.
 
-use super::block::State;
+use super::bulk::LaneStores;
+use super::cluster::State;
 use super::copies::LaneCopies;
 use super::launch::Launch;
+use super::products::Products;
 use super::report::{Detector, Fault};
-use super::{LANES, Lanes, block, lanes_of};
+use super::{LANES, Lanes, cluster, lanes_of};
 use crate::ptx::instruction::{
     BarrierKind, BarrierReduction, Constant, Op, Predicate, Reg, Special,
 };
@@ -21,6 +23,17 @@ pub(super) enum Wait {
     Lanes,
     /// A barrier of the block.
     Barrier(u32),
+    /// A phase of an mbarrier, asked for again whenever one has completed.
+    Phase,
+    /// The barrier of the cluster.
+    Cluster,
+}
+
+impl Wait {
+    /// Whether others than lanes of the warp are waited for.
+    pub(super) fn is_parked(self) -> bool {
+        !matches!(self, Wait::Nothing | Wait::Lanes)
+    }
 }
 
 /// Lanes that stand at one instruction.
@@ -32,6 +45,11 @@ pub(super) struct Group {
 }
 
 pub(super) struct Warp {
+    /// The block in its cluster.
+    pub(super) rank: usize,
+    /// Warps of a block.
+    pub(super) warps: usize,
+    /// Its number in its block.
     pub(super) number: u32,
     pub(super) registers: Vec<Lanes>,
     pub(super) predicates: Vec<u32>,
@@ -42,6 +60,14 @@ pub(super) struct Warp {
     pub(super) local: Vec<u8>,
     /// Asynchronous copies of each lane; empty before the first.
     pub(super) copies: Vec<LaneCopies>,
+    /// Bulk stores of each lane; empty before the first.
+    pub(super) stores: Vec<LaneStores>,
+    /// Products of the warpgroup, as far as they are this warp's.
+    pub(super) products: Products,
+    /// How often it has arrived at the cluster's barrier.
+    pub(super) cluster_arrivals: u32,
+    /// Whether it has waited for the launch before.
+    pub(super) depends_no_more: bool,
     /// Where the group that runs stands.
     pub(super) pc: u32,
     /// Where each lane stood when it faulted or waited.
@@ -49,18 +75,26 @@ pub(super) struct Warp {
 }
 
 impl Warp {
-    pub(super) fn new(launch: &Launch<'_>, index: [u32; 3], number: u32, threads: u32) -> Warp {
+    pub(super) fn new(
+        launch: &Launch<'_>,
+        index: [u32; 3],
+        rank: usize,
+        number: u32,
+        threads: u32,
+    ) -> Warp {
         let function = launch.function;
         let present = (threads - number * LANES as u32).min(LANES as u32);
         let live = u32::MAX >> (LANES as u32 - present);
         // Registers begin with a pattern that no kernel expects.
         let mut registers = vec![[0x7FFF_DEAD; LANES]; function.registers as usize];
         for (register, constant) in &function.constants {
-            registers[*register as usize] = constant_lanes(launch, index, number, *constant);
+            registers[*register as usize] = constant_lanes(launch, index, rank, number, *constant);
         }
         let mut predicates = vec![0; function.predicates as usize];
         predicates[0] = u32::MAX;
         Warp {
+            rank,
+            warps: threads.div_ceil(LANES as u32) as usize,
             number,
             registers,
             predicates,
@@ -73,6 +107,10 @@ impl Warp {
             }],
             local: vec![0xFF; function.local_bytes as usize * LANES],
             copies: Vec::new(),
+            stores: Vec::new(),
+            products: Products::default(),
+            cluster_arrivals: 0,
+            depends_no_more: false,
             pc: 0,
             last: 0,
         }
@@ -83,9 +121,39 @@ impl Warp {
     }
 
     pub(super) fn can_run(&self) -> bool {
-        self.groups
-            .iter()
-            .any(|group| !matches!(group.wait, Wait::Barrier(_)))
+        self.groups.iter().any(|group| !group.wait.is_parked())
+    }
+
+    /// A phase of an mbarrier has completed: whoever waits for one asks again.
+    pub(super) fn wake(&mut self) {
+        for group in &mut self.groups {
+            if group.wait == Wait::Phase {
+                group.wait = Wait::Nothing;
+            }
+        }
+    }
+
+    /// The cluster's barrier has opened so often.
+    pub(super) fn release_cluster(&mut self, opened: u32) {
+        for group in &mut self.groups {
+            if group.wait == Wait::Cluster && self.cluster_arrivals <= opened {
+                group.wait = Wait::Nothing;
+            }
+        }
+    }
+
+    /// Arrives at the cluster's barrier, or waits for it; gives the lanes that may go on.
+    pub(super) fn cluster_barrier(&mut self, state: &mut State, op: &Op) -> u32 {
+        if let Op::ClusterArrive = op {
+            self.cluster_arrivals += 1;
+            state.arrive_in_cluster(self.clock());
+            return self.live;
+        }
+        if state.has_opened(self.cluster_arrivals) {
+            self.live
+        } else {
+            0
+        }
     }
 
     pub(super) fn groups(&self) -> &[Group] {
@@ -157,9 +225,7 @@ impl Warp {
             self.groups.sort_unstable_by_key(|group| group.pc);
             self.groups.dedup_by(|next, group| {
                 let join = next.pc == group.pc
-                    && ![next.wait, group.wait]
-                        .iter()
-                        .any(|wait| matches!(wait, Wait::Barrier(_)));
+                    && ![next.wait, group.wait].into_iter().any(Wait::is_parked);
                 if join {
                     group.mask |= next.mask;
                     group.wait = Wait::Nothing;
@@ -181,10 +247,10 @@ impl Warp {
 
     /// No group can run: each waits for the block, or lanes wait for lanes that will not come.
     fn stuck(&mut self, launch: &Launch<'_>) -> Result<(), Box<Fault>> {
-        let waiting = |barrier: bool| {
-            self.groups.iter().filter(move |group| {
-                group.mask != 0 && matches!(group.wait, Wait::Barrier(_)) == barrier
-            })
+        let waiting = |parked: bool| {
+            self.groups
+                .iter()
+                .filter(move |group| group.mask != 0 && group.wait.is_parked() == parked)
         };
         let Some(first) = waiting(false).next() else {
             return Ok(());
@@ -252,6 +318,13 @@ impl Warp {
             }
             self.pc = pc;
             self.last = pc;
+            if self.products.are_in_flight() {
+                let operands = &launch.function.operands[pc as usize];
+                if let Err(fault) = self.check_in_flight(instruction, operands, active) {
+                    self.groups[chosen].pc = pc;
+                    return Err(fault);
+                }
+            }
             match &instruction.op {
                 Op::Branch { target } => {
                     if active == mask {
@@ -290,7 +363,8 @@ impl Warp {
                     break;
                 }
                 Op::Exit => {
-                    self.exit(state, active);
+                    self.groups[chosen].pc = pc;
+                    self.exit(state, active)?;
                     mask &= !active;
                     pc += 1;
                     if mask == 0 {
@@ -333,15 +407,29 @@ impl Warp {
         Ok(())
     }
 
-    fn exit(&mut self, state: &mut State, lanes: u32) {
+    fn exit(&mut self, state: &mut State, lanes: u32) -> Result<(), Box<Fault>> {
+        let reading = |lane: &usize| self.stores.get(*lane).is_some_and(LaneStores::are_reading);
+        if let Some(lane) = lanes_of(lanes).find(reading) {
+            let message = "the thread ends, and with it its block's shared memory, which bulk stores still read: no cp.async.bulk.wait_group";
+            return Err(Fault::new(Detector::Engine, lane as u32, message));
+        }
+        if self.products.are_in_flight() {
+            let message = "the thread ends before wgmma.wait_group";
+            return Err(Fault::new(
+                Detector::Engine,
+                lanes.trailing_zeros(),
+                message,
+            ));
+        }
         self.live &= !lanes;
-        state.exited += lanes.count_ones();
+        state.blocks[self.rank].exited += lanes.count_ones();
         // Who waits for lanes that ended has to look again.
         for group in &mut self.groups {
             if group.wait == Wait::Lanes {
                 group.wait = Wait::Nothing;
             }
         }
+        Ok(())
     }
 
     /// What lanes that did not do a collective instruction wait for: at a barrier they have arrived, unless their warp is not there.
@@ -350,6 +438,8 @@ impl Warp {
             Op::Barrier { id, aligned, .. } if !aligned || lanes == self.live => {
                 Wait::Barrier(self.register(*id)[lanes.trailing_zeros() as usize] as u32)
             }
+            Op::PhaseTest { .. } => Wait::Phase,
+            Op::ClusterWait if lanes == self.live => Wait::Cluster,
             _ => Wait::Lanes,
         }
     }
@@ -390,7 +480,7 @@ impl Warp {
             0
         };
         state.arrive(
-            self.number as usize,
+            (self.rank, self.clock()),
             (lane, active.count_ones() + missing),
             self.pc,
             (id, count),
@@ -418,7 +508,7 @@ impl Warp {
                 ..
             } = &launch.function.code[pc as usize].op
             {
-                let value = block::reduced(*reduction, votes);
+                let value = cluster::reduced(*reduction, votes);
                 match *reduction {
                     BarrierReduction::PopulationCount(d) => {
                         self.write(d, mask, &[u64::from(value); LANES])
@@ -435,9 +525,15 @@ impl Warp {
     }
 }
 
-fn constant_lanes(launch: &Launch<'_>, index: [u32; 3], warp: u32, constant: Constant) -> Lanes {
+fn constant_lanes(
+    launch: &Launch<'_>,
+    index: [u32; 3],
+    rank: usize,
+    warp: u32,
+    constant: Constant,
+) -> Lanes {
     let function = launch.function;
-    let dynamic = function.shared_bytes.next_multiple_of(16);
+    let dynamic = function.dynamic_shared();
     let uniform = |value: u64| [value; LANES];
     let lanes = |f: &dyn Fn(u32) -> u32| std::array::from_fn(|lane| u64::from(f(lane as u32)));
     let [x, y, z] = launch.block;
@@ -467,8 +563,24 @@ fn constant_lanes(launch: &Launch<'_>, index: [u32; 3], warp: u32, constant: Con
             Special::Warpid => uniform(u64::from(warp)),
             Special::Nwarpid => uniform(u64::from((x * y * z).div_ceil(LANES as u32))),
             Special::Smid | Special::Gridid => uniform(0),
-            Special::Nsmid | Special::Fixed(1) => uniform(1),
-            Special::Fixed(value) => uniform(u64::from(value)),
+            Special::Nsmid => uniform(1),
+            Special::Clusterid(axis) => {
+                let axis = usize::from(axis);
+                uniform(u64::from(index[axis] / launch.cluster[axis]))
+            }
+            Special::Nclusterid(axis) => {
+                let axis = usize::from(axis);
+                uniform(u64::from(launch.grid[axis] / launch.cluster[axis]))
+            }
+            Special::ClusterCtaid(axis) => {
+                let axis = usize::from(axis);
+                uniform(u64::from(index[axis] % launch.cluster[axis]))
+            }
+            Special::ClusterNctaid(axis) => uniform(u64::from(launch.cluster[usize::from(axis)])),
+            Special::ClusterCtarank => uniform(rank as u64),
+            Special::ClusterNctarank => {
+                uniform(launch.cluster.iter().copied().map(u64::from).product())
+            }
             Special::LanemaskEq => lanes(&|lane| 1 << lane),
             Special::LanemaskLt => lanes(&|lane| (1 << lane) - 1),
             Special::LanemaskLe => lanes(&|lane| u32::MAX >> (31 - lane)),

@@ -19,7 +19,7 @@ pub(super) enum Register {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Place {
     Shared { align: u32, bytes: u32 },
-    DynamicShared,
+    DynamicShared { align: u32 },
     Variable(usize),
 }
 
@@ -99,10 +99,12 @@ impl Builder {
         let (align, bytes) = match (self.own_shared.get(name), globals.get(name)) {
             (Some(own), _) => *own,
             (None, Some(Place::Shared { align, bytes })) => (*align, *bytes),
-            (None, Some(Place::DynamicShared)) if offset == 0 => {
+            (None, Some(Place::DynamicShared { align })) if offset == 0 => {
+                let most = &mut self.function.dynamic_align;
+                *most = (*most).max(*align);
                 return Some(Constant::DynamicShared);
             }
-            (None, Some(Place::DynamicShared)) => return None,
+            (None, Some(Place::DynamicShared { .. })) => return None,
             (None, Some(Place::Variable(number))) => {
                 return Some(Constant::Variable(*number, offset));
             }

@@ -3,7 +3,7 @@
 //! Immediates, special registers and addresses of variables are registers too, which are filled when a warp starts
 //! ([`Constant`]), so that each source operand is read in one way.
 
-pub use super::operation::{Instruction, Mma, Op};
+pub use super::operation::{Factor, Instruction, Mma, Op, Phase, Remote, Wgmma};
 
 /// A register. It holds 64 bits a lane, zero beyond the width of what was written.
 pub type Reg = u32;
@@ -70,8 +70,12 @@ pub enum Special {
     LanemaskGt,
     DynamicSmemSize,
     TotalSmemSize,
-    /// What has one value without clusters: `%cluster_nctarank` is 1, `%cluster_ctarank` 0.
-    Fixed(u8),
+    Clusterid(u8),
+    Nclusterid(u8),
+    ClusterCtaid(u8),
+    ClusterNctaid(u8),
+    ClusterCtarank,
+    ClusterNctarank,
 }
 
 /// Integer types; untyped bits are unsigned.

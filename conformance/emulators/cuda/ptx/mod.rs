@@ -8,6 +8,7 @@ pub mod decode;
 pub mod instruction;
 pub mod lexer;
 pub mod module;
+pub mod operands;
 pub mod operation;
 pub mod parser;
 

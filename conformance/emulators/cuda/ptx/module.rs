@@ -1,6 +1,7 @@
 //! What a PTX text says, decoded.
 
 use super::instruction::{Constant, Instruction, Reg};
+use super::operands::Operands;
 
 /// A decoded PTX text.
 #[derive(Debug, Default)]
@@ -83,8 +84,22 @@ pub struct Function {
     pub code: Vec<Instruction>,
     /// Bytes of shared memory that it declares; dynamic shared memory begins after them.
     pub shared_bytes: u32,
+    /// The alignment that it declares for dynamic shared memory.
+    pub dynamic_align: u32,
     /// Bytes of local memory, a thread.
     pub local_bytes: u32,
     /// `.maxntid` or `.reqntid`: the largest block it may be launched with.
     pub max_threads: Option<u32>,
+    /// `.reqnctapercluster`: the blocks of a cluster along each axis.
+    pub cluster: Option<[u32; 3]>,
+    /// Where products of warpgroups are issued: what each instruction reads and writes, by which what they have in flight is watched.
+    pub operands: Vec<Operands>,
+}
+
+impl Function {
+    /// Where dynamic shared memory begins.
+    pub fn dynamic_shared(&self) -> u32 {
+        self.shared_bytes
+            .next_multiple_of(self.dynamic_align.max(16))
+    }
 }

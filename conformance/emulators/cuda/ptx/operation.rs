@@ -31,6 +31,72 @@ pub struct Mma {
     pub c: Box<[Reg]>,
 }
 
+/// `wgmma.mma_async.m64n…`: D (64 x n, a warpgroup's) = A B, or D + A B.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wgmma {
+    /// Columns of D.
+    pub n: u16,
+    /// The reduction length: 32 bytes of A.
+    pub k: u8,
+    /// Element type of A.
+    pub a_type: Element,
+    /// Element type of B.
+    pub b_type: Element,
+    /// Element type of D: f32, f16 or s32.
+    pub d_type: Element,
+    /// `.satfinite`: integer sums clamp.
+    pub saturate: bool,
+    /// Registers of D.
+    pub d: Box<[Reg]>,
+    /// A in registers, or its descriptor.
+    pub a: Factor,
+    /// The descriptor of B.
+    pub b: Reg,
+    /// Whether D is added to.
+    pub accumulate: Predicate,
+    /// Whether A and B are negated.
+    pub negate: [bool; 2],
+    /// Whether A and B lie across k.
+    pub across: [bool; 2],
+}
+
+/// The first factor of `wgmma`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Factor {
+    /// Four registers of a fragment.
+    Registers(Box<[Reg]>),
+    /// A descriptor of shared memory.
+    Shared(Reg),
+}
+
+/// The memory beyond a block that `cp.async.bulk` copies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remote {
+    /// A box of a tensor: where its map lies, and its coordinates, innermost first.
+    Tensor {
+        /// The generic address of the map.
+        map: Address,
+        /// The coordinates.
+        coordinates: Box<[Reg]>,
+    },
+    /// So many bytes in a row.
+    Bytes {
+        /// Where they begin.
+        address: Address,
+        /// How many.
+        bytes: Reg,
+    },
+}
+
+/// Which phase of an mbarrier a thread asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// By its parity.
+    Parity(Reg),
+    /// By what an arrival gave.
+    Token(Reg),
+}
+
 /// What an instruction does. `d` is where the result goes, `a`, `b`, `c` are sources.
 #[allow(
     missing_docs,
@@ -329,6 +395,86 @@ pub enum Op {
     CopyWait {
         left: Option<u32>,
     },
+    /// `mapa`: the address in another block of the cluster
+    MapAddress {
+        d: Reg,
+        a: Reg,
+        rank: Reg,
+    },
+    /// `mbarrier.init`
+    PhaseInit {
+        address: Address,
+        count: Reg,
+    },
+    /// `mbarrier.inval`
+    PhaseInvalidate {
+        address: Address,
+    },
+    /// `mbarrier.arrive`, with `expect` for `.expect_tx`; `drop` for `arrive_drop`
+    PhaseArrive {
+        d: Option<Reg>,
+        address: Address,
+        count: Option<Reg>,
+        expect: Option<Reg>,
+        drop: bool,
+    },
+    /// `mbarrier.expect_tx` and, `complete`, `mbarrier.complete_tx`
+    PhaseExpect {
+        complete: bool,
+        address: Address,
+        bytes: Reg,
+    },
+    /// `mbarrier.test_wait` and, `waits`, `try_wait`
+    PhaseTest {
+        waits: bool,
+        p: Option<Pred>,
+        address: Address,
+        phase: Phase,
+    },
+    /// `cp.async.mbarrier.arrive`; `counted`: with `.noinc` the arrival is one of those that are expected
+    CopiesArrive {
+        counted: bool,
+        address: Address,
+    },
+    /// `cp.async.bulk` to shared memory of one block, or those of a mask
+    BulkLoad {
+        to: Address,
+        from: Remote,
+        barrier: Address,
+        multicast: Option<Reg>,
+    },
+    /// `cp.async.bulk` out of shared memory
+    BulkStore {
+        to: Remote,
+        from: Address,
+    },
+    /// `cp.async.bulk.commit_group`
+    BulkCommit,
+    /// `cp.async.bulk.wait_group`
+    BulkWait {
+        left: u32,
+    },
+    /// `fence.proxy.async`
+    ProxyFence,
+    Wgmma(Box<Wgmma>),
+    /// `wgmma.fence`
+    WgmmaFence,
+    /// `wgmma.commit_group`
+    WgmmaCommit,
+    /// `wgmma.wait_group`
+    WgmmaWait {
+        left: u32,
+    },
+    /// `setmaxnreg`
+    SetRegisters {
+        count: u32,
+    },
+    /// `barrier.cluster.arrive`
+    ClusterArrive,
+    /// `barrier.cluster.wait`
+    ClusterWait,
+    /// `griddepcontrol.wait`
+    DependencyWait,
     /// `bra`
     Branch {
         target: u32,

@@ -8,6 +8,7 @@ use super::decode::{self, Operand};
 use super::instruction::{Instruction, Op, Predicate};
 use super::lexer::{self, Placed, Token};
 use super::module::{Function, Initial, Module, Parameter, Variable};
+use super::operands::Operands;
 
 pub(super) struct Parser<'a> {
     tokens: Vec<Placed<'a>>,
@@ -224,7 +225,9 @@ impl<'a> Parser<'a> {
                 align: align as u32,
                 bytes: (count * element) as u32,
             },
-            (".shared", _) => Place::DynamicShared,
+            (".shared", _) => Place::DynamicShared {
+                align: align as u32,
+            },
             (_, Some(count)) if !external => {
                 let initial = if self.eat('=') {
                     self.initial(element as usize)?
@@ -342,7 +345,20 @@ impl<'a> Parser<'a> {
                     }
                     builder.function.max_threads = u32::try_from(threads).ok();
                 }
-                Token::Word(".minnctapersm" | ".maxnreg" | ".noreturn" | ".maxnctapersm") => {
+                Token::Word(".reqnctapercluster") => {
+                    let mut extents = [1; 3];
+                    for (axis, extent) in extents.iter_mut().enumerate() {
+                        if axis > 0 && !self.eat(',') {
+                            break;
+                        }
+                        *extent = u32::try_from(self.integer()?).unwrap_or(0);
+                    }
+                    builder.function.cluster = Some(extents);
+                }
+                Token::Word(
+                    ".minnctapersm" | ".maxnreg" | ".noreturn" | ".maxnctapersm"
+                    | ".explicitcluster" | ".maxclusterrank",
+                ) => {
                     if let Some(Token::Integer(_)) = self.peek() {
                         self.at += 1;
                     }
@@ -367,6 +383,19 @@ impl<'a> Parser<'a> {
             op: Op::Exit,
             line: self.line(),
         });
+        let product = |instruction: &&Instruction| matches!(instruction.op, Op::Wgmma(_));
+        if let Some(product) = function.code.iter().find(product) {
+            if self.module.target != "sm_90a" {
+                let message = format!("wgmma: .target is {}, not sm_90a", self.module.target);
+                return Err(Error::new(product.line, message));
+            }
+            let operands = function
+                .code
+                .iter()
+                .map(|of| Operands::of(&of.op))
+                .collect();
+            function.operands = operands;
+        }
         self.module.functions.push(function);
         Ok(())
     }
@@ -536,6 +565,14 @@ impl<'a> Parser<'a> {
                     Operand::Offset(name, offset) => (Operand::Name(name), offset),
                     base => (base, 0),
                 };
+                if self.eat(',') {
+                    let Operand::Vector(coordinates) = self.operand()? else {
+                        return Err(self.error("coordinates stand in braces"));
+                    };
+                    self.expect(']')?;
+                    let map = Operand::Address(Box::new(base), offset);
+                    return Ok(Operand::Tensor(Box::new(map), coordinates));
+                }
                 self.expect(']')?;
                 return Ok(Operand::Address(Box::new(base), offset));
             }

@@ -7,7 +7,7 @@ use crate::driver::abi::{In, Out, Parameters};
 use crate::driver::graph::{Executable, Graph};
 use crate::driver::state::{Driver, lock};
 use crate::driver::status::{self, INVALID_VALUE, Result};
-use crate::driver::work::{LaunchWork, Work};
+use crate::driver::work::{LaunchWork, Manner, Work};
 
 /// `CUDA_KERNEL_NODE_PARAMS_v2`; the first version ends before `kernel`.
 #[repr(C)]
@@ -150,7 +150,7 @@ fn launch_of(driver: &Driver, node: &KernelNode) -> Result<LaunchWork> {
         shape,
         node.parameters,
         node.extra,
-        false,
+        Manner::default(),
     )
 }
 

@@ -37,6 +37,7 @@ pub mod graph;
 pub mod memory;
 pub mod module;
 pub mod stream;
+pub mod tensor;
 
 /// The version of CUDA whose driver this stands for.
 pub const VERSION: i32 = 13000;
@@ -116,6 +117,7 @@ fn find_symbol(
         memory::symbols(),
         module::symbols(),
         stream::symbols(),
+        tensor::symbols(),
         vec![
             ("cuGetErrorName", cuGetErrorName as *const c_void),
             ("cuGetErrorString", cuGetErrorString as *const c_void),

@@ -8,7 +8,10 @@ use super::device::{MAX_BLOCK, MAX_GRID, MAX_THREADS, shared_limits};
 use crate::driver::abi::{Host, Image, In, Out, Parameters, SharedOfBlock, Text, shared_of_block};
 use crate::driver::state::{Driver, Kernel, Module, current};
 use crate::driver::status::{self, INVALID_VALUE, Result};
-use crate::driver::work::{LaunchWork, Work};
+use crate::driver::work::{LaunchWork, Manner, Work};
+
+/// Blocks that a cluster may have, where a kernel asks for no more.
+const MAX_CLUSTER: u32 = 8;
 
 /// `CUlaunchConfig`.
 #[repr(C)]
@@ -160,7 +163,7 @@ exported! {
         parameters: Parameters, extra: Parameters,
     ) |driver| {
         let shape = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z], shared);
-        launch(driver, function, shape, stream, parameters, extra, false)
+        launch(driver, function, shape, stream, parameters, extra, Manner::default())
     }
 
     fn cuLaunchCooperativeKernel(
@@ -168,23 +171,24 @@ exported! {
         parameters: Parameters,
     ) |driver| {
         let shape = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z], shared);
-        launch(driver, function, shape, stream, parameters, Parameters::NONE, true)
+        let manner = Manner { cooperative: true, ..Manner::default() };
+        launch(driver, function, shape, stream, parameters, Parameters::NONE, manner)
     }
 
     fn cuLaunchKernelEx(config: In<LaunchConfig>, function: usize, parameters: Parameters, extra: Parameters) |driver| {
         let config = config.get()?;
-        let mut cooperative = false;
+        let mut manner = Manner::default();
         for index in 0..config.count as usize {
             let attribute = config.attributes.at(index)?;
             match attribute.id {
-                2 => cooperative = attribute.value[0] != 0,
-                // Clusters of more than one block.
-                4 if attribute.value[..3].iter().any(|&extent| extent > 1) => return Err(status::NOT_SUPPORTED),
+                2 => manner.cooperative = attribute.value[0] != 0,
+                4 => manner.cluster = Some([0, 1, 2].map(|axis| attribute.value[axis])),
+                6 => manner.programmatic = attribute.value[0] != 0,
                 _ => {}
             }
         }
         let shape = (config.grid, config.block, config.shared);
-        launch(driver, function, shape, config.stream, parameters, extra, cooperative)
+        launch(driver, function, shape, config.stream, parameters, extra, manner)
     }
 
     fn cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks: Out<i32>, function: usize, threads: i32, shared: usize) |driver| {
@@ -258,7 +262,7 @@ pub(super) fn prepare(
     (grid, block, shared): Shape,
     parameters: Parameters,
     extra: Parameters,
-    cooperative: bool,
+    manner: Manner,
 ) -> Result<LaunchWork> {
     let kernel = driver.functions.get(handle)?;
     let function = kernel.function();
@@ -274,6 +278,10 @@ pub(super) fn prepare(
     let threads = block.iter().product::<u32>();
     if threads > MAX_THREADS || function.max_threads.is_some_and(|most| threads > most) {
         return Err(INVALID_VALUE);
+    }
+    let cluster = cluster_of(driver, function.cluster, manner.cluster, grid)?;
+    if manner.programmatic && driver.settings.architecture < (9, 0) {
+        return Err(status::NOT_SUPPORTED);
     }
     let (default, _) = shared_limits(driver);
     let allowed = kernel.dynamic_shared.load(Ordering::Relaxed);
@@ -314,8 +322,34 @@ pub(super) fn prepare(
         block,
         dynamic_shared: shared,
         parameters: buffer,
-        cooperative,
+        manner: Manner { cluster, ..manner },
     })
+}
+
+/// The cluster of a launch, as the kernel was compiled for it or the launch asks for it: both alike where both say it.
+fn cluster_of(
+    driver: &Driver,
+    compiled: Option<[u32; 3]>,
+    asked: Option<[u32; 3]>,
+    grid: [u32; 3],
+) -> Result<Option<[u32; 3]>> {
+    let Some(cluster) = compiled.or(asked) else {
+        return Ok(None);
+    };
+    if driver.settings.architecture < (9, 0) {
+        return Err(status::NOT_SUPPORTED);
+    }
+    if asked.is_some_and(|asked| asked != cluster) || cluster.contains(&0) {
+        return Err(INVALID_VALUE);
+    }
+    let fits = (0..3).all(|axis| grid[axis].is_multiple_of(cluster[axis]));
+    let blocks = cluster
+        .iter()
+        .try_fold(1_u32, |size, extent| size.checked_mul(*extent));
+    match blocks {
+        Some(1..=MAX_CLUSTER) if fits => Ok(Some(cluster)),
+        _ => Err(status::INVALID_CLUSTER_SIZE),
+    }
 }
 
 fn launch(
@@ -325,11 +359,11 @@ fn launch(
     stream: usize,
     parameters: Parameters,
     extra: Parameters,
-    cooperative: bool,
+    manner: Manner,
 ) -> Result<()> {
     let stream = driver.stream(stream)?;
     stream.context()?;
-    let work = prepare(driver, function, shape, parameters, extra, cooperative)?;
+    let work = prepare(driver, function, shape, parameters, extra, manner)?;
     stream.enqueue(Work::Launch(Arc::new(work)))
 }
 

@@ -5,7 +5,7 @@ use crate::ptx::instruction::{
     AtomicOp, BarrierKind, BarrierReduction, Element, Integer, Mma, Op, ShuffleMode, VoteMode,
 };
 
-const ELEMENTS: [(&str, Element); 9] = [
+pub(super) const ELEMENTS: [(&str, Element); 9] = [
     ("f16", Element::F16),
     ("bf16", Element::Bf16),
     ("tf32", Element::Tf32),
@@ -162,13 +162,15 @@ impl Decoder<'_, '_> {
     }
 
     fn fence(&mut self, base: &str) -> Result<Op> {
-        let proxy = self
-            .modifiers
-            .iter()
-            .any(|modifier| modifier.starts_with("proxy"));
-        if proxy || self.take("mbarrier_init") {
-            return Err(self.refuse("proxies are not accepted"));
+        if self.take("proxy") {
+            if !self.take("async") {
+                return Err(self.refuse("of proxies only .async is accepted"));
+            }
+            // Its state space narrows what it orders; here it orders all.
+            let _ = self.take("global") || self.take("shared::cta") || self.take("shared::cluster");
+            return Ok(Op::ProxyFence);
         }
+        self.take("mbarrier_init");
         if base == "fence" {
             for order in ["sc", "acq_rel", "acquire", "release"] {
                 self.take(order);
@@ -195,7 +197,19 @@ impl Decoder<'_, '_> {
             });
         }
         if self.take("cluster") {
-            return Err(self.refuse("clusters are not accepted"));
+            self.take("aligned");
+            if self.take("wait") {
+                self.take("acquire");
+                return Ok(Op::ClusterWait);
+            }
+            if !self.take("arrive") {
+                return Err(self.refuse("no .arrive or .wait"));
+            }
+            if self.take("relaxed") {
+                return Err(self.refuse("an arrival that orders nothing is not accepted"));
+            }
+            self.take("release");
+            return Ok(Op::ClusterArrive);
         }
         self.take("cta");
         let aligned = self.take("aligned") || self.opcode.starts_with("bar.");

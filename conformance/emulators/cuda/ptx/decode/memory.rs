@@ -8,7 +8,7 @@ const SPACES: [(&str, Space); 9] = [
     ("global", Space::Global),
     ("shared", Space::Shared),
     ("shared::cta", Space::Shared),
-    // Without clusters a block's window of the cluster's shared memory is its own.
+    // Addresses say themselves whose block's they are.
     ("shared::cluster", Space::Shared),
     ("local", Space::Local),
     ("param", Space::Parameter),
@@ -251,6 +251,12 @@ impl Decoder<'_, '_> {
         if !self.take("async") {
             return Err(self.refuse("only cp.async is accepted"));
         }
+        if self.take("bulk") {
+            return self.bulk();
+        }
+        if self.take("mbarrier") {
+            return self.copies_arrive();
+        }
         if self.take("commit_group") {
             return Ok(Op::CopyCommit);
         }
@@ -264,13 +270,6 @@ impl Decoder<'_, '_> {
             return Ok(Op::CopyWait {
                 left: Some(*left as u32),
             });
-        }
-        if self
-            .modifiers
-            .iter()
-            .any(|modifier| ["bulk", "mbarrier", "reduce"].contains(modifier))
-        {
-            return Err(self.refuse("bulk copies and mbarriers are not accepted"));
         }
         let whole_lines = self.take("cg");
         self.drop_hints();

@@ -4,6 +4,7 @@
 //! nothing is ever interpreted as if a modifier were not there.
 
 mod arithmetic;
+mod asynchronous;
 mod collective;
 mod float;
 mod memory;
@@ -28,6 +29,8 @@ pub(super) enum Operand<'a> {
     Vector(Vec<Operand<'a>>),
     /// `[base+offset]`
     Address(Box<Operand<'a>>, i64),
+    /// `[map, {x, y}]`
+    Tensor(Box<Operand<'a>>, Vec<Operand<'a>>),
     /// `!p`
     Not(&'a str),
     /// `p|q`
@@ -79,7 +82,10 @@ pub(super) fn decode(
             Ok(Op::Exit)
         }
         "trap" => Ok(Op::Trap),
-        "nanosleep" | "pmevent" | "griddepcontrol" | "setmaxnreg" => {
+        "mbarrier" | "mapa" | "wgmma" | "setmaxnreg" | "griddepcontrol" => {
+            decoder.asynchronous(base)
+        }
+        "nanosleep" | "pmevent" => {
             decoder.modifiers.clear();
             Ok(Op::Nothing)
         }
@@ -391,11 +397,10 @@ fn special(name: &str) -> Option<Special> {
             "ntid" => Special::Ntid(axis),
             "ctaid" => Special::Ctaid(axis),
             "nctaid" => Special::Nctaid(axis),
-            // Without clusters each block is a cluster.
-            "clusterid" => Special::Ctaid(axis),
-            "nclusterid" => Special::Nctaid(axis),
-            "cluster_ctaid" => Special::Fixed(0),
-            "cluster_nctaid" => Special::Fixed(1),
+            "clusterid" => Special::Clusterid(axis),
+            "nclusterid" => Special::Nclusterid(axis),
+            "cluster_ctaid" => Special::ClusterCtaid(axis),
+            "cluster_nctaid" => Special::ClusterNctaid(axis),
             _ => return None,
         });
     }
@@ -413,8 +418,8 @@ fn special(name: &str) -> Option<Special> {
         "lanemask_gt" => Special::LanemaskGt,
         "dynamic_smem_size" => Special::DynamicSmemSize,
         "total_smem_size" => Special::TotalSmemSize,
-        "cluster_ctarank" | "is_explicit_cluster" => Special::Fixed(0),
-        "cluster_nctarank" => Special::Fixed(1),
+        "cluster_ctarank" => Special::ClusterCtarank,
+        "cluster_nctarank" => Special::ClusterNctarank,
         _ => return None,
     })
 }

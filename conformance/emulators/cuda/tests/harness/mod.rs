@@ -120,10 +120,12 @@ pub fn launch_entry(
     let result = run(Launch {
         function,
         grid: shape.grid,
+        cluster: [1; 3],
         block: shape.block,
         parameters: &parameters,
         dynamic_shared: shape.shared,
         cooperative: false,
+        programmatic: false,
         memory: &memory,
         device: 0,
         peers: 0,

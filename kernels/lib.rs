@@ -22,6 +22,9 @@ use ropeway_core::op::OpKind;
 
 pub use tuned::TUNED;
 
+/// Launches of CUDA kernels that begin before the launch before them has ended.
+pub(crate) const DEPENDENT_CU: (&str, &str) = ("dependent.cu", include_str!("dependent.cu"));
+
 /// What the vector kernels in AscendC stand on.
 pub(crate) const LINES: (&str, &str) = ("lines.asc", include_str!("lines.asc"));
 

@@ -4,6 +4,7 @@ use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
 use super::{native, spirv};
+use crate::DEPENDENT_CU;
 
 mod ascend;
 mod cuda;
@@ -318,7 +319,13 @@ pub(super) static GROUPED_TILED: Kernel = Kernel {
         },
         Source {
             language: Language::CudaC,
-            code: Code::Text(&[CUDA_ELEMENTS, CUDA_BLOCKS, CUDA_ROUTING, TILED_CUDA]),
+            code: Code::Text(&[
+                CUDA_ELEMENTS,
+                CUDA_BLOCKS,
+                DEPENDENT_CU,
+                CUDA_ROUTING,
+                TILED_CUDA,
+            ]),
             requires: &[],
         },
         Source {

@@ -1,5 +1,5 @@
-//! Every shipped CUDA kernel, compiled without a GPU: to machine code for each architecture, by the first NVRTC that is there, and for the oldest
-//! and the newest by the others (for all with `-- --include-ignored`), without spills, and with the instructions it was written for. Without NVRTC every test shows as ignored, with the reason.
+//! Every shipped CUDA kernel, compiled without a GPU: to machine code for each architecture but sm_89, by the first NVRTC that is there, and for the
+//! oldest and the newest by the others (for all with `-- --include-ignored`), without spills, and with the instructions it was written for. Without NVRTC every test shows as ignored, with the reason.
 //!
 //! [`table`] writes what each launch takes of a multiprocessor.
 //!
@@ -46,8 +46,12 @@ fn main() {
                 let disassembler = disassembler.as_ref().ok().filter(|_| at == 0);
                 let [oldest, .., newest] = ARCHITECTURES.map(|architecture| architecture.name);
                 for architecture in ARCHITECTURES {
-                    // A compile takes seconds: what lies between is left to `--include-ignored`.
-                    let is_passed_over = at > 0 && ![oldest, newest].contains(&architecture.name);
+                    // A compile takes seconds. Ada runs Ampere's code, and a later version of NVRTC differs at the ends if it does: what else
+                    // there is is left to `--include-ignored`.
+                    let is_passed_over = match at {
+                        0 => architecture.name == "sm_89",
+                        _ => ![oldest, newest].contains(&architecture.name),
+                    };
                     let compiled = kernels(nvrtc, architecture, disassembler);
                     trials.extend(
                         compiled

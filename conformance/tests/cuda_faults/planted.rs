@@ -25,6 +25,22 @@ const NO_ORDER: &[&str] = &[
     "emulated: uninitialised shared memory",
 ];
 const COPY: &[&str] = &["emulated: asynchronous copy not waited for"];
+/// What an engine reads or brings, touched too early: found by the engine's own rules, or as accesses without order.
+const ENGINE: &[&str] = &[
+    "emulated: product or bulk store not waited for",
+    "emulated: asynchronous copy",
+    "emulated: uninitialised shared memory",
+    "emulated: race",
+];
+const NOT_WAITED_FOR: &[&str] = &["emulated: product or bulk store not waited for"];
+/// Bytes or arrivals that do not add up: a phase that never completes, or one that completes before its bytes are there.
+const COUNTS: &[&str] = &[
+    "emulated: deadlock",
+    "emulated: mbarrier",
+    "emulated: asynchronous copy",
+    "emulated: uninitialised shared memory",
+    "emulated: race",
+];
 /// The suite's own comparison: an element beyond its bound, or not finite.
 const VALUES: &[&str] = &["bound", "NaN"];
 
@@ -195,5 +211,121 @@ pub const FAULTS: &[Fault] = &[
             "__popc(same >> lane >> 1)",
         ),
         &["expected", "differs", "bound"],
+    ),
+    // Hopper: sums are stored while products are under way.
+    fault(
+        "dropped_wait_for_products",
+        "gemm/fixed",
+        "gemm_wgmma",
+        (
+            "wgmma.cu",
+            "  products_wait<0>();\n  release(former);",
+            "  release(former);",
+        ),
+        NOT_WAITED_FOR,
+    ),
+    // A stage is given back while the products of the one before are under way, and the next while they are, too.
+    fault(
+        "stage_released_too_early",
+        "gemm/fixed",
+        "gemm_wgmma",
+        ("wgmma.cu", "    products_wait<1>();\n", ""),
+        ENGINE,
+    ),
+    fault(
+        "dropped_fence_of_registers",
+        "gemm/fixed",
+        "gemm_wgmma",
+        ("wgmma.cu", "    products_begin();\n", ""),
+        NOT_WAITED_FOR,
+    ),
+    fault(
+        "dropped_fence_of_the_proxy",
+        "gemm/fixed",
+        "gemm_wgmma",
+        (
+            "wgmma.cu",
+            "    fence_for_engines();\n    __syncwarp();",
+            "    __syncwarp();",
+        ),
+        &["emulated: no fence of the proxy"],
+    ),
+    fault(
+        "wrong_parity_of_consumers",
+        "gemm/fixed",
+        "gemm_wgmma",
+        (
+            "wgmma.cu",
+            "barrier_wait(ring.full + 8 * ring.slot, ring.parity)",
+            "barrier_wait(ring.full + 8 * ring.slot, ring.parity ^ 1)",
+        ),
+        ENGINE,
+    ),
+    fault(
+        "wrong_parity_of_the_producer",
+        "gemm/fixed",
+        "gemm_wgmma",
+        (
+            "wgmma.cu",
+            "barrier_wait_cluster(ring.empty + 8 * ring.slot, ring.parity ^ 1)",
+            "barrier_wait_cluster(ring.empty + 8 * ring.slot, ring.parity)",
+        ),
+        &["emulated: deadlock"],
+    ),
+    fault(
+        "short_transaction_count",
+        "gemm/fixed",
+        "gemm_wgmma",
+        (
+            "wgmma.cu",
+            "barrier_expect(full, STAGE_BYTES)",
+            "barrier_expect(full, STAGE_BYTES - HALF * 128)",
+        ),
+        COUNTS,
+    ),
+    fault(
+        "long_transaction_count",
+        "gemm/fixed",
+        "gemm_wgmma",
+        (
+            "wgmma.cu",
+            "barrier_expect(full, STAGE_BYTES)",
+            "barrier_expect(full, STAGE_BYTES + 16)",
+        ),
+        &["emulated: deadlock"],
+    ),
+    // The copy engine swizzles by 128 bytes, the products by 64.
+    fault(
+        "wrong_swizzle",
+        "gemm/fixed",
+        "gemm_wgmma",
+        ("hopper.cu", "(u64)1 << 62", "(u64)2 << 62"),
+        VALUES,
+    ),
+    fault(
+        "panel_written_while_it_is_stored",
+        "gemm/fixed",
+        "gemm_wgmma",
+        ("wgmma.cu", "    if (lane == 0) wait_for_stores<1>();\n", ""),
+        NOT_WAITED_FOR,
+    ),
+    fault(
+        "block_ends_while_it_stores",
+        "gemm/fixed",
+        "gemm_wgmma",
+        (
+            "wgmma.cu",
+            "  if (threadIdx.x % 32 == 0) wait_for_stores<0>();",
+            "",
+        ),
+        NOT_WAITED_FOR,
+    ),
+    // Launches of moe_ffn begin before those before them have ended.
+    fault(
+        "dropped_wait_for_the_launch_before",
+        "moe_ffn/fixed",
+        "expert_rows_group",
+        ("dependent.cu", "  asm volatile(\"griddepcontrol.wait;\" ::: \"memory\");\n", ""),
+        &["emulated: dependency not waited for"],
     ),
 ];

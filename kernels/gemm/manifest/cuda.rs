@@ -4,6 +4,7 @@ use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
 use super::{CUDA_BLOCKS, CUDA_ELEMENTS, CUDA_ROUTING, TILED_CONSTRAINTS, TILED_CUDA};
+use crate::DEPENDENT_CU;
 
 /// As [`super::TILED`], with tiles of 128 x 128.
 pub(in super::super) static SIMT: Kernel = Kernel {
@@ -66,6 +67,7 @@ const GROUPED_MMA_SOURCES: &[Source] = &[Source {
     language: Language::CudaC,
     code: Code::Text(&[
         CUDA_ELEMENTS,
+        DEPENDENT_CU,
         CUDA_ROUTING,
         MATRIX,
         MMA_TEXT,

@@ -6,7 +6,7 @@ use ropeway_core::Error;
 use ropeway_core::Result;
 use ropeway_core::dtype::DType;
 use ropeway_core::info::{DeviceInfo, DeviceKind};
-use ropeway_core::kernel::{Config, Kernel, ModuleKey};
+use ropeway_core::kernel::{Config, DEPENDENT_LAUNCH, Kernel, ModuleKey};
 use ropeway_core::op::{PlanRequest, TuneKey};
 use ropeway_core::plan::{Arg, Determinism, Expr, Extent, Plan};
 
@@ -192,6 +192,7 @@ pub(in crate::moe) fn moe_ffn(op: &MoeFfn, request: &PlanRequest<'_>) -> Result<
     if by_steps {
         let key = rows_module(kernel, config, experts, dtype, dtype);
         append_steps(&mut plan, key, &routed, operands, sizes, request)?;
+        overlap_launches(&mut plan, request.info);
         return Ok(plan);
     }
     let rows_kernel = rows_kernels(op, request.info, experts)?[0];
@@ -408,6 +409,16 @@ fn append_experts(
     let grid = [hidden.div_ceil(block).into(), experts_at_work, 1.into()];
     launch(plan, key, "moe_down", grid, [1; 3], args);
     Ok(())
+}
+
+/// Has each launch begin before the one before it has ended, where the device can: the CUDA kernels of all steps wait for it themselves.
+fn overlap_launches(plan: &mut Plan, info: &DeviceInfo) {
+    if !info.has("sm_90") {
+        return;
+    }
+    for module in &mut plan.modules {
+        module.config.set(DEPENDENT_LAUNCH, 1);
+    }
 }
 
 /// Adds the permutation and the copy of token rows into `scattered`.

@@ -22,9 +22,9 @@ use operands::{Operands, Sizes, arguments, flags};
 mod ascend;
 mod mma;
 mod operands;
-mod wgmma;
 #[cfg(all(test, feature = "spec"))]
 mod tests;
+mod wgmma;
 
 /// Rows that `attention_decode` can take at most.
 const FEW_ROWS: u64 = 8;

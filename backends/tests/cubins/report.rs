@@ -91,6 +91,9 @@ pub fn wanted(key: &ModuleKey) -> Vec<&'static str> {
     if ["map_rows_group", "norm_rows_group", "argsort_rows_group"].contains(&key.kernel.name) {
         return Vec::new();
     }
+    if key.kernel.name.contains("_wgmma") {
+        return vec!["HGMMA", "UTMALDG"];
+    }
     let integers = key.config.dtype("A_DTYPE") == Some(DType::I8);
     match (key.kernel.name.contains("_mma"), integers) {
         (true, false) => vec!["HMMA", "LDSM", "LDGSTS"],

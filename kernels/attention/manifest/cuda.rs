@@ -198,14 +198,17 @@ pub(in super::super) fn wgmma_threads(config: &Config) -> u32 {
 pub(in super::super) fn wgmma_value_panel(config: &Config) -> u64 {
     let columns = config.get("DV_MAX").unwrap_or(128) as u64;
     let widths = [64, 32, 16];
-    let found = widths.into_iter().find(|&width| columns.is_multiple_of(width));
+    let found = widths
+        .into_iter()
+        .find(|&width| columns.is_multiple_of(width));
     found.expect("columns are a multiple of 16")
 }
 
 /// Bytes of the queries and the two rings of attention_wgmma.cu, and what may be lost to align them.
 pub(in super::super) fn wgmma_dynamic_memory(config: &Config) -> u64 {
     let [d, dv] = ["D_MAX", "DV_MAX"].map(|name| config.get(name).unwrap_or(128) as u64);
-    let [keys, consumers, ring] = ["KEYS", "CONSUMERS", "RING"].map(|name| config.value(name) as u64);
+    let [keys, consumers, ring] =
+        ["KEYS", "CONSUMERS", "RING"].map(|name| config.value(name) as u64);
     // Keys and queries lie in panels of 64 columns; results take the queries' place.
     let [d_panels, dv_panels] = [d, dv].map(|columns| columns.div_ceil(64));
     let queries = consumers * 64 * 128 * d_panels.max(dv_panels);

@@ -1,6 +1,5 @@
 //! The launch of `attention_wgmma`: warpgroups and the copy engine of Hopper.
 
-use ropeway_core::DType;
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Config, ModuleKey};
 use ropeway_core::op::Op;
@@ -28,8 +27,8 @@ impl Problem {
     /// Whether warpgroups take it; with options in the scores their registers have room for 128 columns of values.
     pub(super) fn fits_wgmma(&self, op: &dyn Op) -> bool {
         let named = |operand: &str| ["mask", "alibi_slopes"].contains(&operand);
-        let options = self.softmax.softcap > 0.0
-            || op.operands().iter().any(|operand| named(operand.name));
+        let options =
+            self.softmax.softcap > 0.0 || op.operands().iter().any(|operand| named(operand.name));
         // A tile is whole pages or part of one, and a page whole lines of eight, as swizzled.
         let pages = self.layout != 2 || self.block_size.is_power_of_two() && self.block_size >= 8;
         self.fits_mma() && self.keys > 0 && pages && (!options || self.dv <= 128)
@@ -51,15 +50,17 @@ fn complete(problem: &Problem, config: &Config, options: bool, info: &DeviceInfo
         .set("DV_MAX", dv)
         .set("OPTIONS", i64::from(options))
         .set_dtype("DTYPE", problem.dtype);
-    let [consumers, keys, ring] =
-        ["CONSUMERS", "KEYS", "RING"].map(|name| config.value(name));
+    let [consumers, keys, ring] = ["CONSUMERS", "KEYS", "RING"].map(|name| config.value(name));
     // Of a rectangular batch, no more warpgroups than have rows.
     let most = match problem.layout {
         0 => problem.rows.div_ceil(WARPGROUP_ROWS).max(1) as i64,
         _ => consumers,
     };
     let paged = |keys: &i64| problem.layout != 2 || keys.count_ones() == 1;
-    let keys = KEYS.into_iter().filter(|&fewer| fewer <= keys).filter(paged);
+    let keys = KEYS
+        .into_iter()
+        .filter(|&fewer| fewer <= keys)
+        .filter(paged);
     for consumers in (1..=consumers.min(most)).rev() {
         for keys in keys.clone() {
             for ring in (2.min(ring)..=ring).rev() {
@@ -133,7 +134,6 @@ pub(super) fn append(
     works: impl Fn(u64) -> Expr,
     mut args: Vec<Arg>,
 ) {
-    debug_assert!(matches!(problem.dtype, DType::F16 | DType::BF16));
     let options = flags(problem, operands) & IN_SCORES != 0;
     let config = complete(problem, config, options, info);
     let keys = config.value("KEYS") as u64;
@@ -142,7 +142,12 @@ pub(super) fn append(
         _ => keys,
     };
     args.push(map(problem, operands.k, 64, box_keys));
-    args.push(map(problem, operands.v, wgmma_value_panel(&config), box_keys));
+    args.push(map(
+        problem,
+        operands.v,
+        wgmma_value_panel(&config),
+        box_keys,
+    ));
     let works = works(WARPGROUP_ROWS * config.value("CONSUMERS") as u64);
     let grid = [works, problem.kv_heads.into(), 1.into()];
     let (threads, bytes) = (wgmma_threads(&config), wgmma_dynamic_memory(&config));

@@ -148,7 +148,7 @@ fn configurations(kernel: &Kernel) -> Vec<Config> {
 #[test]
 fn what_is_tunable_keeps_the_rules_of_the_source() {
     let info = sm_80();
-    let sources = |kernel: &&&Kernel| kernel.name.contains("mma");
+    let sources = |kernel: &&&Kernel| kernel.name.contains("_mma");
     for kernel in KERNELS.iter().filter(sources) {
         kernel
             .validate(&kernel.default_config(), &info)

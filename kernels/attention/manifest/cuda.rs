@@ -4,6 +4,7 @@ use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
 use super::{SHARED_CU, SPLIT_KEYS};
+use crate::HOPPER_CU;
 
 /// sm_80 has `cp.async`, and `mma.sync` of bf16.
 const MMA_SOURCES: &[Source] = &[Source {
@@ -143,7 +144,7 @@ pub(in super::super) static ATTENTION_WGMMA: Kernel = Kernel {
         language: Language::CudaC,
         code: Code::Text(&[
             SHARED_CU,
-            ("hopper.cu", include_str!("../../hopper.cu")),
+            HOPPER_CU,
             ("attention_wgmma.cu", include_str!("../attention_wgmma.cu")),
         ]),
         requires: &["sm_90a"],

@@ -4,7 +4,7 @@ use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
 use super::{CUDA_BLOCKS, CUDA_ELEMENTS, CUDA_ROUTING, TILED_CONSTRAINTS, TILED_CUDA};
-use crate::DEPENDENT_CU;
+use crate::{DEPENDENT_CU, HOPPER_CU};
 
 /// As [`super::TILED`], with tiles of 128 x 128.
 pub(in super::super) static SIMT: Kernel = Kernel {
@@ -227,7 +227,6 @@ pub(in super::super) fn stages(config: &Config) -> u64 {
     (config.value("STAGES") * stage).max(sums) as u64
 }
 
-const HOPPER: (&str, &str) = ("hopper.cu", include_str!("../../hopper.cu"));
 const WGMMA_TEXT: (&str, &str) = ("wgmma.cu", include_str!("../wgmma.cu"));
 
 /// TMA, wgmma and setmaxnreg.
@@ -237,7 +236,7 @@ const GEMM_WGMMA_SOURCES: &[Source] = &[Source {
     language: Language::CudaC,
     code: Code::Text(&[
         CUDA_ELEMENTS,
-        HOPPER,
+        HOPPER_CU,
         WGMMA_TEXT,
         ("gemm_wgmma.cu", include_str!("../gemm_wgmma.cu")),
         REDUCE,
@@ -251,7 +250,7 @@ const GROUPED_WGMMA_SOURCES: &[Source] = &[Source {
         CUDA_ELEMENTS,
         DEPENDENT_CU,
         CUDA_ROUTING,
-        HOPPER,
+        HOPPER_CU,
         WGMMA_TEXT,
         ("grouped_wgmma.cu", include_str!("../grouped_wgmma.cu")),
     ]),

@@ -4,6 +4,7 @@ use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
 use super::{CUDA_BLOCKS, CUDA_ELEMENTS, CUDA_ROUTING, TILED_CONSTRAINTS, TILED_CUDA, tiles};
+use crate::HOPPER_CU;
 
 const TEXT: (&str, &str) = ("gemm_scaled.cu", include_str!("../gemm_scaled.cu"));
 
@@ -58,7 +59,6 @@ pub(in super::super) static GROUPED_SCALED: Kernel = Kernel {
     local_memory: tiles,
 };
 
-const HOPPER: (&str, &str) = ("hopper.cu", include_str!("../../hopper.cu"));
 const WGMMA_TEXT: (&str, &str) = (
     "gemm_wgmma_scaled.cu",
     include_str!("../gemm_wgmma_scaled.cu"),
@@ -69,13 +69,13 @@ const WGMMA_FEATURES: &[&str] = &["sm_90a"];
 
 const GEMM_SOURCES: &[Source] = &[Source {
     language: Language::CudaC,
-    code: Code::Text(&[CUDA_ELEMENTS, HOPPER, WGMMA_TEXT]),
+    code: Code::Text(&[CUDA_ELEMENTS, HOPPER_CU, WGMMA_TEXT]),
     requires: WGMMA_FEATURES,
 }];
 
 const GROUPED_SOURCES: &[Source] = &[Source {
     language: Language::CudaC,
-    code: Code::Text(&[CUDA_ELEMENTS, CUDA_ROUTING, HOPPER, WGMMA_TEXT]),
+    code: Code::Text(&[CUDA_ELEMENTS, CUDA_ROUTING, HOPPER_CU, WGMMA_TEXT]),
     requires: WGMMA_FEATURES,
 }];
 

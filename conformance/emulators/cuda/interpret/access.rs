@@ -345,12 +345,14 @@ impl Warp {
                     let by = self.accessor(lane, order);
                     let warp = self.clock();
                     if by.strong {
+                        let flag = state.flag_of(self.rank, at);
                         state.clocks.acquire(
                             warp,
-                            at | SHARED_WINDOW,
+                            flag,
                             matches!(order, Order::Acquire | Order::AcquireRelease),
                         );
                     }
+                    state.note_access(self.rank, at, by);
                     let (shared, at) = state.shared(self.rank, at, lane)?;
                     let total = usize::from(total);
                     let at = shared.0.check_read(at, total, total, by, shared.1)?;
@@ -441,6 +443,7 @@ impl Warp {
             match space {
                 Space::Shared => {
                     let by = self.accessor(lane, order);
+                    state.note_access(self.rank, at, by);
                     let ((shared, clocks), offset) = state.shared(self.rank, at, lane)?;
                     let at_byte = shared.check_write(offset, data, data.len(), by, clocks)?;
                     for (index, register) in values.iter().enumerate() {
@@ -451,11 +454,10 @@ impl Warp {
                         );
                     }
                     if by.strong {
-                        state.clocks.release(
-                            self.clock(),
-                            at | SHARED_WINDOW,
-                            order == Order::Release,
-                        );
+                        let flag = state.flag_of(self.rank, at);
+                        state
+                            .clocks
+                            .release(self.clock(), flag, order == Order::Release);
                     }
                 }
                 Space::Global | Space::Constant | Space::Generic => {
@@ -539,9 +541,11 @@ impl Warp {
             let old = match space {
                 Space::Shared => {
                     let by = self.accessor(lane, Order::Relaxed);
-                    state.clocks.acquire(warp, at | SHARED_WINDOW, acquires);
-                    state.clocks.release(warp, at | SHARED_WINDOW, releases);
+                    let flag = state.flag_of(self.rank, at);
+                    state.clocks.acquire(warp, flag, acquires);
+                    state.clocks.release(warp, flag, releases);
                     let size = usize::from(bytes);
+                    state.note_access(self.rank, at, by);
                     let ((shared, clocks), at) = state.shared(self.rank, at, lane)?;
                     let place = shared.check_read(at, size, size, by, clocks)?;
                     let old = shared.load(place, bytes);

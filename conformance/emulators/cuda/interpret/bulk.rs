@@ -4,6 +4,7 @@
 //! A store is done when it is waited for. Until then nobody may write what it reads.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::access::{Access, PARAMETER_WINDOW, WINDOW_MASK};
 use super::clocks::Clock;
@@ -89,6 +90,16 @@ pub(super) enum InFlight {
         by: Accessor,
         knowledge: Clock,
     },
+}
+
+impl InFlight {
+    /// Whether it goes to a block's shared memory. Copies of threads do too, and end with them.
+    pub(super) fn brings_to(&self, rank: usize) -> bool {
+        match self {
+            InFlight::Load { targets, .. } => targets.iter().any(|(block, ..)| *block == rank),
+            InFlight::Copies { .. } => false,
+        }
+    }
 }
 
 /// A store that has not been waited for.
@@ -213,14 +224,7 @@ impl State {
                     part.copy_from_slice(&fill[..part.len()]);
                 }
             }
-            // Eight bytes at a time where the whole chunk is there.
-            let whole = usize::from(chunk.inside.end) * usize::from(element) == 16
-                && chunk.inside.start == 0
-                && chunk.address.is_multiple_of(8);
-            let (step, parts) = match whole {
-                true => (8, 0..2),
-                false => (element, chunk.inside.clone()),
-            };
+            let (step, parts) = steps(&chunk, element);
             for part in parts {
                 let offset = u64::from(part) * u64::from(step);
                 let access = Access {
@@ -258,11 +262,12 @@ impl State {
         to.chunks(0, |_, chunk| {
             let (bytes, left) = rest.split_at(usize::from(chunk.bytes));
             rest = left;
-            for part in chunk.inside.clone() {
-                let offset = u64::from(part) * u64::from(element);
+            let (step, parts) = steps(&chunk, element);
+            for part in parts {
+                let offset = u64::from(part) * u64::from(step);
                 let access = Access {
                     address: chunk.address.wrapping_add(offset),
-                    bytes: element,
+                    bytes: step,
                     write: true,
                     lane,
                 };
@@ -270,9 +275,9 @@ impl State {
                     Ok(at) => {
                         let Some(found) = &held else { continue };
                         let mut value = [0; 8];
-                        let width = usize::from(element);
+                        let width = usize::from(step);
                         value[..width].copy_from_slice(&bytes[offset as usize..][..width]);
-                        found.region.store(at, element, u64::from_le_bytes(value));
+                        found.region.store(at, step, u64::from_le_bytes(value));
                     }
                     Err(found) => {
                         fault.get_or_insert(found);
@@ -361,7 +366,12 @@ impl Warp {
                     let message = format!("block {rank} of a cluster of {}", state.blocks.len());
                     return Err(Fault::new(Detector::OutOfBounds, lane as u32, message));
                 }
+                state.check_lives(rank, lane)?;
                 let barrier = state.phase_of(rank, barrier, strong)?;
+                // The engine counts in it.
+                let State { blocks, clocks, .. } = &mut *state;
+                let held = &blocks[barrier.0].shared;
+                held.check_proxy(barrier.1 as usize, 8, by, clocks)?;
                 let (block, at) = state.block_of(rank, to, lane)?;
                 let ((shared, clocks), at) = state.shared(block, at, lane)?;
                 if !at.is_multiple_of(align) {
@@ -452,6 +462,18 @@ impl Warp {
             }
         }
         Ok(())
+    }
+}
+
+/// In how many bytes at a time what is inside a tensor is read or written, and which such parts of the chunk it is: eight bytes where the whole
+/// chunk is there.
+fn steps(chunk: &Chunk, element: u8) -> (u8, Range<u8>) {
+    let whole = usize::from(chunk.inside.end) * usize::from(element) == 16
+        && chunk.inside.start == 0
+        && chunk.address.is_multiple_of(8);
+    match whole {
+        true => (8, 0..2),
+        false => (element, chunk.inside.clone()),
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Clocks {
     released: HashMap<u64, Clock>,
     /// The count of its warp at which each thread last had its writes ordered before what engines read.
     for_engines: Vec<u32>,
+    /// Warps of a block, and of the cluster: engines have the clocks behind them.
+    warps: [usize; 2],
 }
 
 fn join(into: &mut [u32], other: &[u32]) {
@@ -31,8 +33,9 @@ fn join(into: &mut [u32], other: &[u32]) {
 }
 
 impl Clocks {
-    /// Clocks of so many warps that know nothing of each other.
-    pub fn new(warps: usize) -> Clocks {
+    /// Clocks of so many warps of each block, of blocks, and of so many engines, which know nothing of each other.
+    pub fn new(of_block: usize, blocks: usize, engines: usize) -> Clocks {
+        let warps = of_block * blocks + engines;
         let mut of = vec![vec![0; warps].into_boxed_slice(); warps];
         for (warp, clock) in of.iter_mut().enumerate() {
             clock[warp] = 1;
@@ -43,6 +46,23 @@ impl Clocks {
             observed: vec![None; warps],
             released: HashMap::new(),
             for_engines: vec![0; 32 * warps],
+            warps: [of_block, of_block * blocks],
+        }
+    }
+
+    /// What to call a thread of the cluster, or an engine.
+    pub fn name(&self, thread: u32) -> String {
+        let (warp, [of_block, all]) = (thread as usize / super::LANES, self.warps);
+        let within = thread as usize % (of_block * super::LANES);
+        if warp >= all {
+            "an engine (a bulk copy)".into()
+        } else if all == of_block {
+            format!("thread {within}")
+        } else {
+            format!(
+                "thread {within} of block {} of the cluster",
+                warp / of_block
+            )
         }
     }
 

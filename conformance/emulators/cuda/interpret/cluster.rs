@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use super::access::{RANK_MASK, RANK_SHIFT};
+use super::access::{RANK_MASK, RANK_SHIFT, SHARED_WINDOW};
 use super::bulk::InFlight;
 use super::clocks::{Clock, Clocks, merge};
 use super::launch::{Common, Random, step_limit};
 use super::phases::Phased;
 use super::report::{Detector, Fault, Report};
-use super::shared::Shared;
+use super::shared::{Accessor, Shared};
 use super::warp::{Wait, Warp};
 use super::{LANES, access::Cache};
 use crate::ptx::instruction::{BarrierKind, BarrierReduction, Op};
@@ -42,8 +42,17 @@ pub(super) struct Block {
     barriers: [Barrier; BARRIERS],
     /// Its mbarriers, by their addresses.
     pub(super) phases: HashMap<u64, Phased>,
+    threads: u32,
     /// Threads of the block that have ended.
     pub(super) exited: u32,
+    /// The last access of each warp of another block, with that warp's count.
+    from_elsewhere: HashMap<usize, (Accessor, u32)>,
+}
+
+impl Block {
+    fn has_ended(&self) -> bool {
+        self.exited == self.threads
+    }
 }
 
 /// What the warps of a cluster share.
@@ -115,10 +124,16 @@ impl Cluster {
                         shared: Shared::new(shared as usize, launch.options.watch),
                         barriers: Default::default(),
                         phases: HashMap::new(),
+                        threads,
                         exited: 0,
+                        from_elsewhere: HashMap::new(),
                     })
                     .collect(),
-                clocks: Clocks::new(first_engine + if has_engines { ENGINES } else { 0 }),
+                clocks: Clocks::new(
+                    warps as usize,
+                    size as usize,
+                    if has_engines { ENGINES } else { 0 },
+                ),
                 engines_taken: 0,
                 first_engine,
                 engines: Vec::new(),
@@ -335,8 +350,82 @@ impl State {
                 let message = format!("block {} of a cluster of {}", named - 1, self.blocks.len());
                 Err(Fault::new(Detector::OutOfBounds, lane as u32, message))
             }
-            // Who has ended has no memory any more.
-            named => Ok((named - 1, inner)),
+            named => {
+                self.check_lives(named - 1, lane)?;
+                Ok((named - 1, inner))
+            }
+        }
+    }
+
+    /// Whether a block has not ended, and with it its shared memory.
+    pub(super) fn check_lives(&self, rank: usize, lane: usize) -> Result<(), Box<Fault>> {
+        if self.blocks[rank].has_ended() {
+            let message = format!("shared memory of block {rank} of the cluster, which has ended");
+            return Err(Fault::new(Detector::UseAfterFree, lane as u32, message));
+        }
+        Ok(())
+    }
+
+    /// What an address of shared memory is called where values are handed over through it, from whichever block.
+    pub(super) fn flag_of(&self, rank: usize, address: u64) -> u64 {
+        let named = address >> RANK_SHIFT & RANK_MASK;
+        let named = if named == 0 { rank as u64 + 1 } else { named };
+        address & !(RANK_MASK << RANK_SHIFT) | named << RANK_SHIFT | SHARED_WINDOW
+    }
+
+    /// Notes an access to the shared memory of another block, which may not end before.
+    #[inline]
+    pub(super) fn note_access(&mut self, rank: usize, address: u64, by: Accessor) {
+        let named = (address >> RANK_SHIFT & RANK_MASK) as usize;
+        if named != 0 && named - 1 != rank {
+            let warp = by.thread as usize / LANES;
+            let count = self.clocks.known(warp)[warp];
+            if let Some(block) = self.blocks.get_mut(named - 1) {
+                block.from_elsewhere.insert(warp, (by, count));
+            }
+        }
+    }
+
+    /// Threads of a block end; with the last of them its shared memory, which nobody may need any more.
+    pub(super) fn end_threads(
+        &mut self,
+        rank: usize,
+        warp: usize,
+        lanes: u32,
+    ) -> Result<(), Box<Fault>> {
+        let block = &mut self.blocks[rank];
+        block.exited += lanes.count_ones();
+        if !block.has_ended() {
+            return Ok(());
+        }
+        let lane = lanes.trailing_zeros();
+        let block = &self.blocks[rank];
+        if self.engines.iter().any(|copy| copy.brings_to(rank)) {
+            let message = "the block ends before bulk copies into its shared memory have";
+            return Err(Fault::new(Detector::AsyncCopy, lane, message));
+        }
+        let warps = self.first_engine / self.blocks.len();
+        let first = warp / warps * warps;
+        let is_known = |of: usize, count: u32| {
+            (first..first + warps).any(|warp| self.clocks.known(warp)[of] >= count)
+        };
+        let mut unknown: Vec<_> = block
+            .from_elsewhere
+            .iter()
+            .filter(|(of, (_, count))| !is_known(**of, *count))
+            .map(|(_, (by, _))| by)
+            .collect();
+        unknown.sort_unstable_by_key(|by| by.thread);
+        match unknown.first() {
+            None => Ok(()),
+            Some(by) => {
+                let message = format!(
+                    "the block's end, and with it that of its shared memory, and an access by {} (instruction {}) have no order",
+                    self.clocks.name(by.thread),
+                    by.pc
+                );
+                Err(Fault::new(Detector::Race, lane, message))
+            }
         }
     }
 

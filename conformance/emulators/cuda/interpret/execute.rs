@@ -287,6 +287,11 @@ impl Warp {
             }
             Op::ProxyFence => state.clocks.fence_for_engines(self.clock(), active),
             Op::DependencyWait => self.depends_no_more = true,
+            // Mbarriers only, which engines may count in then.
+            Op::PhaseInitFence => {
+                state.clocks.fence_for_engines(self.clock(), active);
+                state.clocks.fence(self.clock());
+            }
             Op::Fence => state.clocks.fence(self.clock()),
             Op::Trap => {
                 return Err(Fault::new(

@@ -59,6 +59,7 @@ impl State {
         // Who uses it has to be ordered behind who made it.
         let ((shared, clocks), offset) = self.shared(rank, address, lane)?;
         shared.check_read(offset, 8, 8, by, clocks)?;
+        self.note_access(rank, address, by);
         Ok((block, at))
     }
 

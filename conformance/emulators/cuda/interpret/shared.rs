@@ -169,7 +169,7 @@ impl Shared {
         let mut looked_at = Access::default();
         for cell in &mut self.cells[at..at + bytes] {
             if cell.pending {
-                return Err(pending("read", address, cell.writer, by));
+                return Err(pending("read", address, cell.writer, by, clocks));
             }
             if self.watch.uninitialised && !cell.initialised {
                 let message = format!(
@@ -180,7 +180,7 @@ impl Shared {
             if self.watch.races {
                 if cell.writer != looked_at {
                     if !(by.strong && cell.strong || Self::ordered(cell.writer, access, known)) {
-                        return Err(race("read", "write", address, cell.writer, by));
+                        return Err(race("read", "write", address, cell.writer, (by, clocks)));
                     }
                     looked_at = cell.writer;
                 }
@@ -215,7 +215,7 @@ impl Shared {
         let access = Self::access(by, known);
         for (index, cell) in self.cells[at..at + data.len()].iter_mut().enumerate() {
             if cell.pending {
-                return Err(pending("write", address, cell.writer, by));
+                return Err(pending("write", address, cell.writer, by, clocks));
             }
             if cell.engines > 0 {
                 let message = format!(
@@ -228,12 +228,12 @@ impl Shared {
                 let same = cell.initialised && self.data[at + index] == data[index];
                 let follows = by.strong && cell.strong || Self::ordered(cell.writer, access, known);
                 if !same && !follows {
-                    return Err(race("write", "write", address, cell.writer, by));
+                    return Err(race("write", "write", address, cell.writer, (by, clocks)));
                 }
                 if !by.strong {
                     for reader in cell.readers {
                         if !same && !Self::ordered(reader, access, known) {
-                            return Err(race("write", "read", address, reader, by));
+                            return Err(race("write", "read", address, reader, (by, clocks)));
                         }
                     }
                     cell.readers = [Access::default(); 2];
@@ -321,23 +321,43 @@ impl Shared {
         clocks: &Clocks,
     ) -> Result<usize, Box<Fault>> {
         let at = self.check_read(address, bytes, align, by, clocks)?;
+        self.check_proxy(at, bytes, by, clocks)?;
         for cell in &mut self.cells[at..at + bytes] {
-            let writer = cell.writer;
-            if self.watch.races
-                && cell.ordinary
-                && writer.thread != 0
-                && !clocks.is_fenced_for_engines(writer.number(), writer.count)
-            {
-                let message = format!(
-                    "an engine reads shared memory at {address}, which thread {} (instruction {}) wrote without fence.proxy.async behind it",
-                    writer.number(),
-                    writer.pc
-                );
-                return Err(Fault::new(Detector::Proxy, by.lane(), message));
-            }
             cell.engines += 1;
         }
         Ok(at)
+    }
+
+    /// Whether engines see what lies at a place that was checked.
+    ///
+    /// # Errors
+    /// Ordinary writes that no fence of the proxy follows.
+    pub fn check_proxy(
+        &self,
+        at: usize,
+        bytes: usize,
+        by: Accessor,
+        clocks: &Clocks,
+    ) -> Result<(), Box<Fault>> {
+        let unseen = |cell: &&Cell| {
+            cell.ordinary
+                && cell.writer.thread != 0
+                && !clocks.is_fenced_for_engines(cell.writer.number(), cell.writer.count)
+        };
+        if !self.watch.races {
+            return Ok(());
+        }
+        match self.cells[at..at + bytes].iter().find(unseen) {
+            None => Ok(()),
+            Some(cell) => {
+                let message = format!(
+                    "an engine needs shared memory at {at}, which {} (instruction {}) wrote without fence.proxy.async behind it",
+                    clocks.name(cell.writer.number()),
+                    cell.writer.pc
+                );
+                Err(Fault::new(Detector::Proxy, by.lane(), message))
+            }
+        }
     }
 
     /// Notes that an engine has read, and that its thread has waited for it.
@@ -376,18 +396,24 @@ impl Shared {
     }
 }
 
-fn pending(what: &str, address: u64, writer: Access, by: Accessor) -> Box<Fault> {
+fn pending(what: &str, address: u64, writer: Access, by: Accessor, clocks: &Clocks) -> Box<Fault> {
     let message = format!(
-        "{what} of shared memory at {address} before what thread {} copies there has been waited for",
-        writer.number()
+        "{what} of shared memory at {address} before what {} copies there has been waited for",
+        clocks.name(writer.number())
     );
     Fault::new(Detector::AsyncCopy, by.lane(), message)
 }
 
-fn race(now: &str, before: &str, address: u64, earlier: Access, by: Accessor) -> Box<Fault> {
+fn race(
+    now: &str,
+    before: &str,
+    address: u64,
+    earlier: Access,
+    (by, clocks): (Accessor, &Clocks),
+) -> Box<Fault> {
     let message = format!(
-        "{now} of shared memory at {address} and a {before} by thread {} (instruction {}) have no order",
-        earlier.number(),
+        "{now} of shared memory at {address} and a {before} by {} (instruction {}) have no order",
+        clocks.name(earlier.number()),
         earlier.pc
     );
     Fault::new(Detector::Race, by.lane(), message)

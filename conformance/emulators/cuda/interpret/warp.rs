@@ -421,8 +421,8 @@ impl Warp {
                 message,
             ));
         }
+        state.end_threads(self.rank, self.clock(), lanes)?;
         self.live &= !lanes;
-        state.blocks[self.rank].exited += lanes.count_ones();
         // Who waits for lanes that ended has to look again.
         for group in &mut self.groups {
             if group.wait == Wait::Lanes {

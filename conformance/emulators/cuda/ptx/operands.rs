@@ -187,6 +187,7 @@ impl Operands {
             | Op::BulkCommit
             | Op::BulkWait { .. }
             | Op::ProxyFence
+            | Op::PhaseInitFence
             | Op::WgmmaFence
             | Op::WgmmaCommit
             | Op::WgmmaWait { .. }

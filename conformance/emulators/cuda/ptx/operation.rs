@@ -456,6 +456,8 @@ pub enum Op {
     },
     /// `fence.proxy.async`
     ProxyFence,
+    /// `fence.mbarrier_init`
+    PhaseInitFence,
     Wgmma(Box<Wgmma>),
     /// `wgmma.fence`
     WgmmaFence,
@@ -501,4 +503,41 @@ pub struct Instruction {
     pub op: Op,
     /// Its line in the text.
     pub line: u32,
+}
+
+impl Op {
+    /// Whether it is of `sm_90a` alone.
+    pub(super) fn is_of_sm_90a(&self) -> bool {
+        matches!(
+            self,
+            Op::Wgmma(_)
+                | Op::WgmmaFence
+                | Op::WgmmaCommit
+                | Op::WgmmaWait { .. }
+                | Op::SetRegisters { .. }
+        )
+    }
+
+    /// Whether it came with `sm_90`.
+    pub(super) fn is_of_sm_90(&self) -> bool {
+        matches!(
+            self,
+            Op::BulkLoad { .. }
+                | Op::BulkStore { .. }
+                | Op::BulkCommit
+                | Op::BulkWait { .. }
+                | Op::PhaseExpect { .. }
+                | Op::PhaseArrive {
+                    expect: Some(_),
+                    ..
+                }
+                | Op::PhaseTest { waits: true, .. }
+                | Op::PhaseInitFence
+                | Op::ProxyFence
+                | Op::MapAddress { .. }
+                | Op::ClusterArrive
+                | Op::ClusterWait
+                | Op::DependencyWait
+        )
+    }
 }

@@ -384,11 +384,19 @@ impl<'a> Parser<'a> {
             line: self.line(),
         });
         let product = |instruction: &&Instruction| matches!(instruction.op, Op::Wgmma(_));
-        if let Some(product) = function.code.iter().find(product) {
-            if self.module.target != "sm_90a" {
-                let message = format!("wgmma: .target is {}, not sm_90a", self.module.target);
-                return Err(Error::new(product.line, message));
+        let target = self.module.architecture().unwrap_or_default();
+        for instruction in &function.code {
+            let (needs, is_met) = match &instruction.op {
+                op if op.is_of_sm_90a() => ("sm_90a", self.module.target == "sm_90a"),
+                op if op.is_of_sm_90() => ("sm_90", target.0 >= 90),
+                _ => continue,
+            };
+            if !is_met {
+                let message = format!("needs {needs}, and .target is {}", self.module.target);
+                return Err(Error::new(instruction.line, message));
             }
+        }
+        if function.code.iter().any(|of| product(&of)) {
             let operands = function
                 .code
                 .iter()

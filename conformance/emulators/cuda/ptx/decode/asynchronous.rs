@@ -229,8 +229,8 @@ impl Decoder<'_, '_> {
             "fence" => return Ok(Op::WgmmaFence),
             "commit_group" => return Ok(Op::WgmmaCommit),
             "wait_group" => {
-                let Operand::Integer(left) = self.operand(0)? else {
-                    return Err(self.refuse("the number of groups is an immediate"));
+                let Operand::Integer(left @ 0..=7) = self.operand(0)? else {
+                    return Err(self.refuse("the number of groups is an immediate up to 7"));
                 };
                 return Ok(Op::WgmmaWait { left: *left as u32 });
             }

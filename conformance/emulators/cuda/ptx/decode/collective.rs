@@ -170,7 +170,12 @@ impl Decoder<'_, '_> {
             let _ = self.take("global") || self.take("shared::cta") || self.take("shared::cluster");
             return Ok(Op::ProxyFence);
         }
-        self.take("mbarrier_init");
+        if self.take("mbarrier_init") {
+            return match self.take("release") && self.take("cluster") {
+                true => Ok(Op::PhaseInitFence),
+                false => Err(self.refuse("it is .release.cluster")),
+            };
+        }
         if base == "fence" {
             for order in ["sc", "acq_rel", "acquire", "release"] {
                 self.take(order);

@@ -1,6 +1,7 @@
 //! Runs PTX on the interpreter alone, without the driver.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use ropeway_emulated_cuda::interpret::tensor::TensorMap;
 use ropeway_emulated_cuda::interpret::{Launch, Options, Report, Statistics, run};
 use ropeway_emulated_cuda::memory::{AddressSpace, State};
 use ropeway_emulated_cuda::ptx::Module;
@@ -11,6 +12,8 @@ pub enum Argument<'a> {
     Memory(&'a mut [u8]),
     /// Bytes of a scalar.
     Scalar(Vec<u8>),
+    /// A map of a tensor that begins so many bytes into the memory argument of this number.
+    Map(usize, u64, TensorMap),
 }
 
 impl From<u32> for Argument<'_> {
@@ -35,8 +38,10 @@ impl From<f32> for Argument<'_> {
 #[derive(Clone, Copy)]
 pub struct Shape {
     pub grid: [u32; 3],
+    pub cluster: [u32; 3],
     pub block: [u32; 3],
     pub shared: u32,
+    pub programmatic: bool,
     pub options: Options,
 }
 
@@ -44,8 +49,10 @@ impl Shape {
     pub fn new(grid: u32, block: u32) -> Shape {
         Shape {
             grid: [grid, 1, 1],
+            cluster: [1; 3],
             block: [block, 1, 1],
             shared: 0,
+            programmatic: false,
             options: Options::default(),
         }
     }
@@ -76,20 +83,27 @@ pub fn launch_entry(
     let function = module.function(entry).unwrap_or(&module.functions[0]);
     let memory = AddressSpace::default();
     let mut parameters = vec![0; function.parameter_bytes as usize];
-    let mut allocations = Vec::new();
     assert_eq!(arguments.len(), function.parameters.len());
-    for (argument, parameter) in arguments.iter().zip(&function.parameters) {
+    let allocations: Vec<_> = arguments
+        .iter()
+        .map(|argument| {
+            let Argument::Memory(data) = argument else {
+                return None;
+            };
+            let allocation = memory.allocate(0, data.len(), 0xFF, false, State::Live)?;
+            allocation.region.write(0, data);
+            Some(allocation)
+        })
+        .collect();
+    let base = |index: usize| allocations[index].as_ref().unwrap().base;
+    for (index, (argument, parameter)) in arguments.iter().zip(&function.parameters).enumerate() {
         let bytes = match argument {
-            Argument::Memory(data) => {
-                let allocation = memory
-                    .allocate(0, data.len(), 0xFF, false, State::Live)
-                    .unwrap();
-                allocation.region.write(0, data);
-                let base = allocation.base.to_le_bytes().to_vec();
-                allocations.push(allocation);
-                base
-            }
+            Argument::Memory(_) => base(index).to_le_bytes().to_vec(),
             Argument::Scalar(bytes) => bytes.clone(),
+            Argument::Map(of, offset, map) => {
+                let address = base(*of) + offset;
+                TensorMap { address, ..*map }.encode().to_vec()
+            }
         };
         assert_eq!(bytes.len(), parameter.bytes as usize, "{}", parameter.name);
         parameters[parameter.offset as usize..][..bytes.len()].copy_from_slice(&bytes);
@@ -120,12 +134,12 @@ pub fn launch_entry(
     let result = run(Launch {
         function,
         grid: shape.grid,
-        cluster: [1; 3],
+        cluster: shape.cluster,
         block: shape.block,
         parameters: &parameters,
         dynamic_shared: shape.shared,
         cooperative: false,
-        programmatic: false,
+        programmatic: shape.programmatic,
         memory: &memory,
         device: 0,
         peers: 0,
@@ -133,16 +147,16 @@ pub fn launch_entry(
         options: shape.options,
         cancelled: None,
     });
-    let mut allocations = allocations.into_iter();
-    for argument in arguments {
-        if let Argument::Memory(data) = argument {
-            allocations.next().unwrap().region.read(0, data);
+    for (argument, allocation) in arguments.iter_mut().zip(allocations) {
+        if let (Argument::Memory(data), Some(allocation)) = (argument, allocation) {
+            allocation.region.read(0, data);
         }
     }
     result
 }
 
 pub const HEADER: &str = ".version 8.8\n.target sm_90\n.address_size 64\n";
+pub const HEADER_90A: &str = ".version 8.8\n.target sm_90a\n.address_size 64\n";
 
 /// Runs a body for a warp: lane i finds `a`, `b`, `c` in columns of row i, and leaves `d` (and `e`).
 ///

@@ -9,13 +9,14 @@ import ctypes
 import pathlib
 import sys
 
-ARCHITECTURE = b"--gpu-architecture=compute_80"
+ARCHITECTURES = {"hopper.cu": b"compute_90a"}
 
 
 def compile_ptx(nvrtc, path):
     program = ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), path.read_bytes(), path.name.encode(), 0, None, None)
-    options = (ctypes.c_char_p * 1)(ARCHITECTURE)
+    architecture = ARCHITECTURES.get(path.name, b"compute_80")
+    options = (ctypes.c_char_p * 1)(b"--gpu-architecture=" + architecture)
     status = nvrtc.nvrtcCompileProgram(program, len(options), options)
     size = ctypes.c_size_t()
     nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))

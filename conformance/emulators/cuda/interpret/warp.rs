@@ -68,6 +68,8 @@ pub(super) struct Warp {
     pub(super) cluster_arrivals: u32,
     /// Whether it has waited for the launch before.
     pub(super) depends_no_more: bool,
+    /// Whether no group could run when it last had its turn.
+    is_stuck: bool,
     /// Where the group that runs stands.
     pub(super) pc: u32,
     /// Where each lane stood when it faulted or waited.
@@ -111,6 +113,7 @@ impl Warp {
             products: Products::default(),
             cluster_arrivals: 0,
             depends_no_more: false,
+            is_stuck: false,
             pc: 0,
             last: 0,
         }
@@ -121,7 +124,13 @@ impl Warp {
     }
 
     pub(super) fn can_run(&self) -> bool {
-        self.groups.iter().any(|group| !group.wait.is_parked())
+        let ready = |group: &Group| match group.wait {
+            Wait::Nothing => true,
+            // They may have come together since.
+            Wait::Lanes => !self.is_stuck,
+            _ => false,
+        };
+        self.groups.iter().any(ready)
     }
 
     /// A phase of an mbarrier has completed: whoever waits for one asks again.
@@ -211,8 +220,10 @@ impl Warp {
         let mut any = state.random.draw().is_multiple_of(4);
         while left > 0 {
             let Some(chosen) = self.choose(state, std::mem::take(&mut any)) else {
+                self.is_stuck = true;
                 return self.stuck(launch);
             };
+            self.is_stuck = false;
             self.run_group(launch, state, chosen, &mut left)?;
         }
         Ok(())

@@ -18,7 +18,9 @@ const SEEDS: u64 = 20;
 fn gemm(text: &str, seed: u64) -> Result<bool, Box<Report>> {
     let (m, n, k) = (256_usize, 128_usize, 320_usize);
     let small = |count: usize, step: usize| -> Vec<i32> {
-        (0..count).map(|i| (i * step % 1009 % 5) as i32 - 2).collect()
+        (0..count)
+            .map(|i| (i * step % 1009 % 5) as i32 - 2)
+            .collect()
     };
     let (a, b) = (small(m * k, 7), small(n * k, 11));
     let bits = |values: &[i32]| {
@@ -91,7 +93,10 @@ fn dropped(n: usize, words: &str) -> String {
         let (guard, _) = line.split_once(words).unwrap();
         // A label or a brace before it stays, and what is behind it on its line.
         let behind = line.rsplit_once(';').map_or("", |(_, behind)| behind);
-        format!("{}{behind}", guard.rsplit_once(';').map_or("", |(before, _)| before))
+        format!(
+            "{}{behind}",
+            guard.rsplit_once(';').map_or("", |(before, _)| before)
+        )
     })
 }
 
@@ -142,35 +147,81 @@ fn the_kernel_is_right_and_never_reported() {
 
 #[test]
 fn products_that_are_not_waited_for() {
-    check("no wait before a stage is handed back", &dropped(0, "wgmma.wait_group.sync.aligned 1"), &[Engine]);
-    check("a stage handed back too early", &last_operand_of_wait(), &[Engine]);
-    check("no wait before sums are read", &dropped(0, "wgmma.wait_group.sync.aligned 0"), &[Engine]);
-    check("no fence before products", &dropped(0, "wgmma.fence"), &[Engine]);
+    check(
+        "no wait before a stage is handed back",
+        &dropped(0, "wgmma.wait_group.sync.aligned 1"),
+        &[Engine],
+    );
+    check(
+        "a stage handed back too early",
+        &last_operand_of_wait(),
+        &[Engine],
+    );
+    check(
+        "no wait before sums are read",
+        &dropped(0, "wgmma.wait_group.sync.aligned 0"),
+        &[Engine],
+    );
+    check(
+        "no fence before products",
+        &dropped(0, "wgmma.fence"),
+        &[Engine],
+    );
 }
 
 /// Two products in flight where a stage is handed back behind one.
 fn last_operand_of_wait() -> String {
-    rewrite(0, "wgmma.wait_group.sync.aligned 1", |_| "wgmma.wait_group.sync.aligned 2;".into())
+    rewrite(0, "wgmma.wait_group.sync.aligned 1", |_| {
+        "wgmma.wait_group.sync.aligned 2;".into()
+    })
 }
 
 #[test]
 fn engines_that_do_not_see_what_threads_wrote() {
-    check("no fence before the store", &dropped(0, "fence.proxy.async"), &[Proxy]);
-    check("no fence behind the mbarriers", &dropped(0, "fence.mbarrier_init"), &[Proxy]);
+    check(
+        "no fence before the store",
+        &dropped(0, "fence.proxy.async"),
+        &[Proxy],
+    );
+    check(
+        "no fence behind the mbarriers",
+        &dropped(0, "fence.mbarrier_init"),
+        &[Proxy],
+    );
 }
 
 #[test]
 fn phases_that_are_waited_for_wrongly() {
     check("parity of an empty stage", &other_parity(0), &[Deadlock]);
-    check("parity of a full stage", &other_parity(1), &[AsyncCopy, Uninitialised, Race, Engine, Deadlock]);
+    check(
+        "parity of a full stage",
+        &other_parity(1),
+        &[AsyncCopy, Uninitialised, Race, Engine, Deadlock],
+    );
     let expect = "mbarrier.arrive.expect_tx";
-    check("too few bytes", &last_operand(0, expect, "8192"), &[AsyncCopy, Uninitialised, Deadlock, Race]);
-    check("too many bytes", &last_operand(0, expect, "16400"), &[Deadlock]);
-    check("a stage that is not handed back", &dropped(0, "mapa.shared::cluster.u32"), &[Deadlock]);
-    check("a tile for one block only", &rewrite(0, "multicast::cluster", |line| {
-        let (first, _) = line.rsplit_once(',').unwrap();
-        format!(".reg .b16 one; mov.b16 one, 1;\n{first}, one;")
-    }), &[Deadlock]);
+    check(
+        "too few bytes",
+        &last_operand(0, expect, "8192"),
+        &[AsyncCopy, Uninitialised, Deadlock, Race],
+    );
+    check(
+        "too many bytes",
+        &last_operand(0, expect, "16400"),
+        &[Deadlock],
+    );
+    check(
+        "a stage that is not handed back",
+        &rewrite(0, "mapa.shared::cluster.u32", |_| String::new()),
+        &[Deadlock],
+    );
+    check(
+        "a tile for one block only",
+        &rewrite(0, "multicast::cluster", |line| {
+            let (first, _) = line.rsplit_once(',').unwrap();
+            format!(".reg .b16 one; mov.b16 one, 1;\n{first}, one;")
+        }),
+        &[Deadlock],
+    );
 }
 
 #[test]
@@ -179,29 +230,69 @@ fn blocks_that_begin_and_end_without_each_other() {
         let first = dropped(n, "barrier.cluster.arrive");
         let second = dropped(n, "barrier.cluster.wait");
         let lines = first.lines().zip(second.lines());
-        let both: Vec<_> = lines.map(|(a, b)| if a.len() < b.len() { a } else { b }).collect();
+        let both: Vec<_> = lines
+            .map(|(a, b)| if a.len() < b.len() { a } else { b })
+            .collect();
         both.join("\n")
     };
-    check("no barrier at the start", &without(0), &[Phase, Race, Uninitialised]);
-    check("no barrier at the end", &without(1), &[Race, UseAfterFree, AsyncCopy]);
+    check(
+        "no barrier at the start",
+        &without(0),
+        &[Phase, Race, Uninitialised],
+    );
+    check(
+        "no barrier at the end",
+        &without(1),
+        &[Race, UseAfterFree, AsyncCopy],
+    );
 }
 
 #[test]
 fn stores_that_are_not_waited_for() {
-    check("before the next results", &dropped(0, "cp.async.bulk.wait_group.read 0"), &[Engine]);
-    check("before the end", &dropped(0, "cp.async.bulk.wait_group 0"), &[Engine]);
-    check("no barrier before the results", &dropped(0, "bar.sync"), &[Engine, Race]);
-    check("no barrier behind the results", &dropped(1, "bar.sync"), &[Engine, Race, Proxy, Uninitialised]);
+    check(
+        "before the next results",
+        &dropped(0, "cp.async.bulk.wait_group.read 0"),
+        &[Engine],
+    );
+    check(
+        "before the end",
+        &dropped(0, "cp.async.bulk.wait_group 0"),
+        &[Engine],
+    );
+    check(
+        "no barrier before the results",
+        &dropped(0, "bar.sync"),
+        &[Engine, Race],
+    );
+    check(
+        "no barrier behind the results",
+        &dropped(1, "bar.sync"),
+        &[Engine, Race, Proxy, Uninitialised],
+    );
 }
 
 #[test]
 fn what_is_laid_out_wrongly() {
-    check("a tile at no multiple of 1024", &rewrite(0, "cp.async.bulk.tensor.2d.shared", |line| line.replacen("], [", "+512], [", 1)), &[Misaligned]);
+    check(
+        "a tile at no multiple of 1024",
+        &rewrite(0, "cp.async.bulk.tensor.2d.shared", |line| {
+            line.replacen("], [", "+512], [", 1)
+        }),
+        &[Misaligned],
+    );
     // Of 64 bytes: bits 62 and 63 of each descriptor.
     let mut other = HOPPER.to_owned();
-    for descriptor in [0x4000_0040_0001_0000_u64, 0x4000_0040_0001_0002, 0x4000_0040_0001_0004, 0x4000_0040_0001_0006] {
+    for descriptor in [
+        0x4000_0040_0001_0000_u64,
+        0x4000_0040_0001_0002,
+        0x4000_0040_0001_0004,
+        0x4000_0040_0001_0006,
+    ] {
         assert!(HOPPER.contains(&format!("{descriptor};")));
-        other = other.replace(&format!("{descriptor};"), &format!("{:#x};", descriptor ^ 3 << 62));
+        other = other.replace(
+            &format!("{descriptor};"),
+            &format!("{:#x};", descriptor ^ 3 << 62),
+        );
     }
     check("another swizzle", &other, &[]);
 }

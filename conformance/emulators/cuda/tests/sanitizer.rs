@@ -368,6 +368,9 @@ fn barriers_that_not_all_threads_reach() {
 fn deadlock() {
     // A barrier for 96 threads of a block of 64.
     assert_eq!(detector(64, "bar.sync 1, 96;").0, Detector::Deadlock);
+    // One lane waits for another warp, the other lanes for it.
+    let apart = "setp.ne.u32 p, t, 0;\n@p bra JOIN;\nbarrier.sync 1, 64;\nJOIN: bar.warp.sync -1;";
+    assert_eq!(detector(32, apart).0, Detector::Deadlock);
     // Warps wait at different barriers.
     let crossed = "setp.lt.u32 p, t, 32;\nselp.b32 v, 1, 2, p;\nbar.sync v, 64;";
     assert_eq!(detector(64, crossed).0, Detector::BarrierDivergence);

@@ -32,6 +32,7 @@ const ENGINE: &[&str] = &[
     "emulated: uninitialised shared memory",
     "emulated: race",
 ];
+const PROXY: &[&str] = &["emulated: no fence of the proxy"];
 const NOT_WAITED_FOR: &[&str] = &["emulated: product or bulk store not waited for"];
 /// Bytes or arrivals that do not add up: a phase that never completes, or one that completes before its bytes are there.
 const COUNTS: &[&str] = &[
@@ -248,7 +249,7 @@ pub const FAULTS: &[Fault] = &[
             "    fence_for_engines();\n    __syncwarp();",
             "    __syncwarp();",
         ),
-        &["emulated: no fence of the proxy"],
+        PROXY,
     ),
     fault(
         "wrong_parity_of_consumers",
@@ -319,6 +320,106 @@ pub const FAULTS: &[Fault] = &[
             "",
         ),
         NOT_WAITED_FOR,
+    ),
+    // Attention by warpgroups.
+    fault(
+        "attention_reads_hidden_values",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "const bool tail = there < KEYS",
+            "const bool tail = false && there < KEYS",
+        ),
+        VALUES,
+    ),
+    fault(
+        "dropped_fence_of_queries",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "  fence_for_engines();\n  barrier_of(AMONG",
+            "  barrier_of(AMONG",
+        ),
+        PROXY,
+    ),
+    fault(
+        "dropped_barrier_of_queries",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "  barrier_of(AMONG + warpgroup, 128);\n\n",
+            "\n",
+        ),
+        &[
+            "emulated: no fence of the proxy",
+            "emulated: race",
+            "emulated: uninitialised shared memory",
+        ],
+    ),
+    fault(
+        "wrong_parity_of_keys",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "barrier_wait(k_full + 8 * k_place.index, k_place.parity)",
+            "barrier_wait(k_full + 8 * k_place.index, k_place.parity ^ 1)",
+        ),
+        ENGINE,
+    ),
+    fault(
+        "values_not_waited_for",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "      barrier_wait(v_full + 8 * v_place.index, v_place.parity);\n      products_begin",
+            "      products_begin",
+        ),
+        ENGINE,
+    ),
+    fault(
+        "values_copied_too_early",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "barrier_wait(v_empty + 8 * v_place.index, v_place.parity ^ 1);",
+            "",
+        ),
+        ENGINE,
+    ),
+    fault(
+        "dropped_wait_for_scores",
+        "attention/fixed",
+        "attention_wgmma",
+        ("attention_wgmma.cu", "      products_wait<1>();\n", ""),
+        NOT_WAITED_FOR,
+    ),
+    fault(
+        "short_count_of_keys",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "barrier_expect(full, values ? V_BYTES : K_BYTES);\n      __syncwarp",
+            "barrier_expect(full, values ? V_BYTES : K_BYTES - 128);\n      __syncwarp",
+        ),
+        COUNTS,
+    ),
+    fault(
+        "rows_rescaled_crosswise",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "acc[c] *= rescale[c / 2 % 2]",
+            "acc[c] *= rescale[c % 2]",
+        ),
+        VALUES,
     ),
     // Launches of moe_ffn begin before those before them have ended.
     fault(

@@ -94,7 +94,7 @@ fn decoding_gives_two_blocks_a_multiprocessor_where_rows_suffice() {
 fn k_is_split_where_tiles_are_few_and_added_up_in_order() {
     let plan = product(&sm_80(), [16, 1024, 4096], [BF16; 2], true);
     let entries: Vec<_> = plan.launches.iter().map(|launch| launch.entry).collect();
-    assert_eq!(entries, ["gemm_mma", "gemm_mma_reduce"]);
+    assert_eq!(entries, ["gemm_mma", "gemm_reduce"]);
     // 16 tiles of 64 columns on 108 multiprocessors: six parts of k.
     let parts = plan.launches[0].grid[1].evaluate(&[]);
     assert_eq!(parts, 6);

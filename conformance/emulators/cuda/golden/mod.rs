@@ -5,6 +5,7 @@
 //! the machine has, [`run`] on the interpreter; [`compare`] says whether the one may stand for the other: to the last bit, but for approximations and
 //! float sums of matrix units, whose bounds are the ISA's.
 
+mod hopper;
 #[allow(unsafe_code, reason = "the C interface of the driver that records")]
 pub mod real;
 pub mod vectors;
@@ -48,6 +49,8 @@ pub struct Record {
     pub device: String,
     /// The driver's version of CUDA.
     pub driver: String,
+    /// The device's compute capability, as `9.0`: kernels of another alone are not in the record.
+    pub architecture: String,
     /// Results by name.
     pub entries: BTreeMap<String, Entry>,
 }
@@ -155,8 +158,8 @@ impl Record {
     /// The record as text: a header, then `name hash hexadecimal-output` a line.
     pub fn to_text(&self) -> String {
         let mut text = format!(
-            "# results of ropeway-cuda-emulator record\ndevice {}\ndriver {}\n",
-            self.device, self.driver
+            "# results of ropeway-cuda-emulator record\ndevice {}\ndriver {}\narchitecture {}\n",
+            self.device, self.driver, self.architecture
         );
         for (name, entry) in &self.entries {
             let _ = write!(text, "{name} {:016x} ", entry.hash);
@@ -184,6 +187,7 @@ impl Record {
             match name {
                 "device" => record.device = rest.into(),
                 "driver" => record.driver = rest.into(),
+                "architecture" => record.architecture = rest.into(),
                 _ => {
                     let (hash, output) = rest.split_once(' ').ok_or_else(malformed)?;
                     let bytes = (0..output.len()).step_by(2).map(|at| {
@@ -206,6 +210,7 @@ impl Record {
     pub fn verify(&self) -> Vec<(String, String)> {
         all()
             .into_iter()
+            .filter(|vector| vector.runs_on(&self.architecture))
             .filter_map(|vector| {
                 let outcome = match self.entries.get(&vector.name) {
                     None => Err("is not in the record".into()),
@@ -249,6 +254,7 @@ mod tests {
         Record {
             device: "this interpreter".into(),
             driver: "none".into(),
+            architecture: "9.0".into(),
             entries: all().into_iter().map(entry).collect(),
         }
     }
@@ -265,5 +271,18 @@ mod tests {
         wrong.entries.remove("popc.b32");
         let names: Vec<_> = wrong.verify().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["add.s32", "popc.b32", "min.f32"]);
+        // What a device does not have is not asked for.
+        let mut earlier = record;
+        earlier.architecture = "8.0".into();
+        earlier.entries.retain(|name, _| !name.starts_with("wgmma"));
+        assert_eq!(earlier.verify(), []);
+        earlier.architecture = "9.0".into();
+        assert!(
+            earlier
+                .verify()
+                .iter()
+                .all(|(name, _)| name.starts_with("wgmma"))
+        );
+        assert!(earlier.verify().len() > 20);
     }
 }

@@ -16,6 +16,8 @@ pub struct Driver {
     pub device: String,
     /// The driver's version of CUDA.
     pub version: String,
+    /// The device's compute capability, as `9.0`.
+    pub architecture: String,
 }
 
 type Call<A> = Result<A, String>;
@@ -47,6 +49,7 @@ impl Driver {
                 .ok_or_else(|| format!("no driver: {} cannot be loaded", NAMES.join(", ")))?,
             device: String::new(),
             version: String::new(),
+            architecture: String::new(),
         };
         let mut version = 0_i32;
         let mut name = [0_u8; 128];
@@ -69,6 +72,19 @@ impl Driver {
             0
         )?;
         call!(driver, "cuCtxSetCurrent", fn(usize), context)?;
+        let mut capability = [0_i32; 2];
+        // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
+        for (part, attribute) in capability.iter_mut().zip([75_u32, 76]) {
+            call!(
+                driver,
+                "cuDeviceGetAttribute",
+                fn(*mut i32, u32, i32),
+                part,
+                attribute,
+                0
+            )?;
+        }
+        driver.architecture = format!("{}.{}", capability[0], capability[1]);
         let length = name
             .iter()
             .position(|byte| *byte == 0)

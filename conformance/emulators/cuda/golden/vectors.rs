@@ -17,6 +17,15 @@ pub struct Vector {
     pub output_bytes: usize,
     /// How results are compared.
     pub rule: Rule,
+    /// The one architecture that has its instructions; `None` for what every GPU since sm_80 takes.
+    pub only_on: Option<&'static str>,
+}
+
+impl Vector {
+    /// Whether a device of this architecture (`9.0`) has its instructions.
+    pub fn runs_on(&self, architecture: &str) -> bool {
+        self.only_on.is_none_or(|only| only == architecture)
+    }
 }
 
 /// What every GPU since sm_80 takes.
@@ -57,16 +66,16 @@ const EDGES_16: [u16; 16] = [
 ];
 
 /// splitmix64, begun by a name.
-struct Numbers(u64);
+pub(super) struct Numbers(u64);
 
 impl Numbers {
-    fn of(name: &str) -> Numbers {
+    pub(super) fn of(name: &str) -> Numbers {
         Numbers(name.bytes().fold(0x1234_5678_9ABC_DEF0, |state, byte| {
             (state ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)
         }))
     }
 
-    fn draw(&mut self) -> u64 {
+    pub(super) fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -145,6 +154,7 @@ ret; }}
         input,
         output_bytes: ROWS as usize * 8,
         rule,
+        only_on: None,
     }
 }
 
@@ -391,6 +401,7 @@ pub fn all() -> Vec<Vector> {
         ));
     }
     vectors.extend(matrices());
+    vectors.extend(super::hopper::all());
     vectors
 }
 
@@ -420,6 +431,7 @@ st.global.v4.b32 [%o], {{d0, d1, d2, d3}}; ret; }}
             input: (0..256_u16).flat_map(u16::to_le_bytes).collect(),
             output_bytes: 512,
             rule: Rule::Exact,
+            only_on: None,
         });
     }
     for (shape, k, ty, sums) in [
@@ -530,5 +542,6 @@ st.global.b32 [%o], d0; st.global.b32 [%o+4], d1; st.global.b32 [%o+8], d2; st.g
         } else {
             Rule::Sums((k + 1) as f64 * 2f64.powi(-23))
         },
+        only_on: None,
     }
 }

@@ -49,7 +49,8 @@ impl Decoder<'_, '_> {
         for space in ["shared", "shared::cta", "shared::cluster"] {
             self.take(space);
         }
-        if self.take("relaxed") && !self.modifiers.contains(&"expect_tx") {
+        let counts_bytes = ["expect_tx", "complete_tx"];
+        if self.take("relaxed") && !counts_bytes.iter().any(|of| self.modifiers.contains(of)) {
             return Err(self.refuse("what orders nothing is not accepted"));
         }
         if self.modifiers.pop() != Some("b64") {

@@ -248,6 +248,15 @@ on_emulated_cuda() (
     exit $status
 )
 
+# As on_emulated_cuda, with a device of this compute capability.
+#
+#   as_architecture MAJOR.MINOR COMMAND...
+as_architecture() (
+    export ROPEWAY_EMULATED_CUDA_ARCHITECTURE=$1
+    shift
+    on_emulated_cuda "$@"
+)
+
 # Runs a command where CANN is the emulated one, installed as a version of it. What opens must say that it is emulated, and a process that leaves
 # breaches of CANN's contract behind fails.
 #
@@ -509,11 +518,13 @@ fi
 if nvrtc=$(nvrtc_directory); then
     # NVRTC, the interpreter of a case and the tests one after the other keep a core busy each.
     beside "CUDA kernels to machine code" machine_code
-    beside "check on the emulated CUDA driver" on_emulated_cuda \
-        "$TARGET/release/ropeway" check --device cuda --jobs 1 --full --cases 500 --seed 1
+    for architecture in 8.0 9.0; do
+        beside "check on the emulated CUDA driver, $architecture" as_architecture "$architecture" \
+            "$TARGET/release/ropeway" check --device cuda --jobs 1 --full --cases 250 --seed "${architecture%.*}"
+    done
     beside "CUDA backend and C programs on the emulated driver" on_emulated_cuda \
         cargo test --workspace --release -j "$JOBS" --lib --test cuda --test programs -- cuda
-    beside "faults planted in CUDA kernels" on_emulated_cuda cargo test --workspace --release -j "$JOBS" --test cuda_faults
+    beside "faults planted in CUDA kernels" as_architecture 9.0 cargo test --workspace --release -j "$JOBS" --test cuda_faults
     beside "check without NVRTC on the emulated CUDA driver" without_nvrtc
     if [ -n "${ROPEWAY_MINILM:-}" ]; then
         beside "MiniLM on the emulated CUDA driver" on_emulated_cuda "$TARGET/release/examples/minilm" --device cuda "A short sentence"

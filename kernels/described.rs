@@ -80,6 +80,14 @@ pub(crate) fn sm_80() -> DeviceInfo {
     cuda(&["sm_70", "sm_72", "sm_75", "sm_80"], 163 << 10)
 }
 
+/// An H100, likewise.
+pub(crate) fn sm_90a() -> DeviceInfo {
+    let features = [
+        "sm_70", "sm_72", "sm_75", "sm_80", "sm_89", "sm_90", "sm_90a",
+    ];
+    cuda(&features, 227 << 10)
+}
+
 /// A V100, likewise.
 pub(crate) fn sm_70() -> DeviceInfo {
     cuda(&["sm_70"], 96 << 10)

@@ -22,6 +22,12 @@ use ropeway_core::op::OpKind;
 
 pub use tuned::TUNED;
 
+/// Hopper's asynchronous units, for CUDA kernels.
+pub(crate) const HOPPER_CU: (&str, &str) = ("hopper.cu", include_str!("hopper.cu"));
+
+/// Launches of CUDA kernels that begin before the launch before them has ended.
+pub(crate) const DEPENDENT_CU: (&str, &str) = ("dependent.cu", include_str!("dependent.cu"));
+
 /// What the vector kernels in AscendC stand on.
 pub(crate) const LINES: (&str, &str) = ("lines.asc", include_str!("lines.asc"));
 

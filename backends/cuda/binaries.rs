@@ -29,7 +29,7 @@ pub struct Target {
 }
 
 impl Target {
-    fn new(capability: u32, output: Output) -> Target {
+    pub(super) fn new(capability: u32, output: Output) -> Target {
         Target {
             capability,
             only: false,

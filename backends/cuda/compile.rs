@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use cudarc::driver::sys as cu;
 use ropeway_core::device::{Function, FunctionInfo, Module, OpenOptions};
-use ropeway_core::kernel::{Code, Config, Language, Source};
+use ropeway_core::kernel::{Code, Config, DEPENDENT_LAUNCH, Language, Source};
 use ropeway_core::{Error, Result};
 
 use super::binaries::{self, Binaries, Target};
 use super::device::Shared;
 use super::nvrtc::{self, Output};
-use super::sys::{RawFunction, RawModule};
+use super::sys::{self, RawFunction, RawModule};
 use crate::cache::{Cache, Key};
 
 /// Dynamic shared memory that a launch may have without asking.
@@ -59,6 +59,9 @@ impl Compiler {
         Ok(Arc::new(CudaModule {
             shared: shared.clone(),
             module: shared.keep(module),
+            begins_early: config.get(DEPENDENT_LAUNCH) == Some(1)
+                && shared.info.has("sm_90")
+                && sys::has("cuLaunchKernelEx"),
         }))
     }
 
@@ -205,6 +208,8 @@ pub(super) fn options(config: &Config, architecture: &str) -> Vec<String> {
 struct CudaModule {
     shared: Arc<Shared>,
     module: Arc<RawModule>,
+    /// Its kernels wait themselves for the launch before them.
+    begins_early: bool,
 }
 
 impl Module for CudaModule {
@@ -229,6 +234,7 @@ impl Module for CudaModule {
             raw,
             name: entry.to_owned(),
             parameters: raw.parameters(),
+            begins_early: self.begins_early,
             allowed_shared_memory: AtomicU32::new(FREE_SHARED_MEMORY.saturating_sub(local_memory)),
             info,
         }))
@@ -242,6 +248,8 @@ pub(super) struct CudaFunction {
     pub(super) name: String,
     /// Where the driver tells.
     pub(super) parameters: Option<usize>,
+    /// Whether it waits itself for the launch before it.
+    pub(super) begins_early: bool,
     allowed_shared_memory: AtomicU32,
     pub(super) info: FunctionInfo,
 }

@@ -504,7 +504,7 @@ impl Queue for CudaQueue {
             // is to a word or a map that lives until the call returns, which copies them.
             unsafe {
                 self.raw.launch(
-                    function.raw.0,
+                    (function.raw.0, function.begins_early),
                     grid,
                     call.group,
                     call.local_memory,

@@ -398,16 +398,40 @@ impl RawStream {
     }
 
     /// # Safety
-    /// `parameters` must point to the kernel's parameters in number, order and size.
+    /// `parameters` must point to the kernel's parameters in number, order and size. A function that `begins_early` may do so before what was
+    /// launched before it has ended, and waits for it; the driver must have `cuLaunchKernelEx`.
     pub(super) unsafe fn launch(
         &self,
-        function: cu::CUfunction,
+        (function, begins_early): (cu::CUfunction, bool),
         grid: [u32; 3],
         group: [u32; 3],
         shared_memory: u32,
         parameters: *mut *mut c_void,
     ) -> Result<()> {
         let ([x, y, z], [i, j, k]) = (grid, group);
+        if begins_early {
+            let mut value = cu::CUlaunchAttributeValue { pad: [0; 64] };
+            value.programmaticStreamSerializationAllowed = 1;
+            let mut attribute = cu::CUlaunchAttribute {
+                id: cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                pad: [0; 4],
+                value,
+            };
+            let config = cu::CUlaunchConfig {
+                gridDimX: x,
+                gridDimY: y,
+                gridDimZ: z,
+                blockDimX: i,
+                blockDimY: j,
+                blockDimZ: k,
+                sharedMemBytes: shared_memory,
+                hStream: self.raw,
+                attrs: &raw mut attribute,
+                numAttrs: 1,
+            };
+            // SAFETY: the caller's promise; the configuration and its attribute live until the call returns.
+            return unsafe { run!(cuLaunchKernelEx(&raw const config, function, parameters, ptr::null_mut())) };
+        }
         // SAFETY: the caller's promise; the function belongs to a module that is loaded.
         unsafe {
             run!(cuLaunchKernel(
@@ -689,6 +713,13 @@ pub(super) fn tensor_map(
             ));
         }
     };
+    // Where there is one index, the stride to the next says nothing; the hardware wants a multiple of 16 bytes all the same.
+    let mut strides = *strides;
+    for (stride, extent) in strides.iter_mut().zip(extents) {
+        if *extent == 1 {
+            *stride = stride.next_multiple_of(16).max(16);
+        }
+    }
     let mut encoded = cu::CUtensorMap { opaque: [0; 16] };
     // SAFETY: `rank` is at most 5, which all arrays have (strides: one fewer, the innermost is implied).
     unsafe {

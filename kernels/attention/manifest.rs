@@ -9,7 +9,10 @@ mod ascend;
 mod cuda;
 
 pub(super) use ascend::{ATTENTION_CUBE, ATTENTION_FUSED, ATTENTION_PACK, ATTENTION_VECTOR};
-pub(super) use cuda::{ATTENTION_MMA, ATTENTION_MMA_FEW, mma_local_memory, mma_rows, mma_threads};
+pub(super) use cuda::{
+    ATTENTION_MMA, ATTENTION_MMA_FEW, ATTENTION_WGMMA, mma_local_memory, mma_rows, mma_threads,
+    wgmma_dynamic_memory, wgmma_local_memory, wgmma_threads, wgmma_value_panel,
+};
 
 /// The kernels of this folder.
 pub(super) const KERNELS: &[&Kernel] = &[
@@ -19,6 +22,7 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &ATTENTION_DECODE,
     &ATTENTION_MMA,
     &ATTENTION_MMA_FEW,
+    &ATTENTION_WGMMA,
     &ATTENTION_TILED,
     &ATTENTION_MERGE,
     &ATTENTION_NATIVE,

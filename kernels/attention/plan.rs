@@ -14,7 +14,7 @@ use ropeway_core::{Error, Result};
 use super::manifest::{
     ATTENTION_CUBE, ATTENTION_DECODE, ATTENTION_FUSED, ATTENTION_KEYS, ATTENTION_MERGE,
     ATTENTION_MMA, ATTENTION_MMA_FEW, ATTENTION_NATIVE, ATTENTION_PREFILL, ATTENTION_ROWS,
-    ATTENTION_TILED, LANE_ROWS, TILED_GROUP, TILED_ROWS, rows_local_memory,
+    ATTENTION_TILED, ATTENTION_WGMMA, LANE_ROWS, TILED_GROUP, TILED_ROWS, rows_local_memory,
 };
 use super::{Attention, PagedAttention, Softmax, VarlenAttention};
 use operands::{Operands, Sizes, arguments, flags};
@@ -24,6 +24,7 @@ mod mma;
 mod operands;
 #[cfg(all(test, feature = "spec"))]
 mod tests;
+mod wgmma;
 
 /// Rows that `attention_decode` can take at most.
 const FEW_ROWS: u64 = 8;
@@ -73,6 +74,8 @@ struct Problem {
     sequences: u64,
     /// The most keys of all sequences together (varlen), of one otherwise.
     keys: u64,
+    /// Keys of a block of the cache; 1 where there is none.
+    block_size: u64,
     /// Whether k and v have stride 1 on their last axis.
     unit: bool,
     /// Whether each of q, k and v has.
@@ -99,6 +102,7 @@ impl Problem {
             rows: op.q_len().saturating_mul(group(op.heads(), op.kv_heads())),
             sequences: op.batch(),
             keys: op.kv_len(),
+            block_size: 1,
             unit: unit(&op.k) && unit(&op.v),
             units: [&op.q, &op.k, &op.v].map(unit),
             fours: [&op.q, &op.k, &op.v]
@@ -124,6 +128,7 @@ impl Problem {
             rows: op.tokens().saturating_mul(group(op.heads(), op.kv_heads())),
             sequences: op.batch(),
             keys: op.kv_tokens(),
+            block_size: 1,
             unit: unit(&op.k) && unit(&op.v),
             units: [&op.q, &op.k, &op.v].map(unit),
             fours: [&op.q, &op.k, &op.v]
@@ -149,6 +154,7 @@ impl Problem {
             rows: op.tokens().saturating_mul(group(op.heads(), op.kv_heads())),
             sequences: op.batch(),
             keys: op.max_kv_len(),
+            block_size: op.block_size(),
             unit: unit(&op.k_cache) && unit(&op.v_cache),
             units: [&op.q, &op.k_cache, &op.v_cache].map(unit),
             fours: [&op.q, &op.k_cache, &op.v_cache]
@@ -236,6 +242,13 @@ impl Problem {
             if self.few_mma() {
                 kernels.insert(0, &ATTENTION_MMA_FEW);
             }
+        }
+        if self.fits_wgmma(op) {
+            let before = match (self.many_for_wgmma(), self.few_mma()) {
+                (true, _) => 0,
+                (false, few) => 1 + usize::from(few),
+            };
+            kernels.insert(before, &ATTENTION_WGMMA);
         }
         let mut lack = Error::unsupported("no kernel");
         let most = info.limits.loop_rounds.unwrap_or(u64::MAX);
@@ -606,7 +619,9 @@ fn finish(
             _ => rows.clone().div_ceil(tile_rows) + sizes.sequences.clone(),
         };
         let few_works = (division.few_rows > 0).then_some(few_works);
-        mma::append(&mut plan, problem, &key, info, few_works, many_works, args);
+        mma::append(
+            &mut plan, problem, operands, &key, info, few_works, many_works, args,
+        );
     } else if division.few_rows > 0 && in_lanes {
         let mut few = ModuleKey {
             kernel: &ATTENTION_KEYS,

@@ -32,9 +32,21 @@ const SMOOTH_LIPSCHITZ: f64 = 1.13;
 /// Lipschitz constant of silu alone, as swiglu uses it.
 const SILU_LIPSCHITZ: f64 = 1.1;
 
+/// Products of 8-bit floats that matrix units may sum among themselves before they go to f32.
+const EIGHT_BIT_BLOCK: u64 = 128;
+/// Unit roundoff of such a sum: Hopper's accumulator keeps 13 bits behind the largest product's leading one.
+const EIGHT_BIT_U: f64 = 1.0 / (1u64 << 13) as f64;
+/// Roundings of a block of 128 products between its sum and the whole: two scales, their product with it, an addition.
+const SCALINGS: u64 = 4;
+
 /// γ_n of numerical analysis: the relative error of n roundings.
 fn gamma(n: u64) -> f64 {
-    let nu = n as f64 * U;
+    gamma_of(n, U)
+}
+
+/// The same with another unit roundoff.
+fn gamma_of(n: u64, u: f64) -> f64 {
+    let nu = n as f64 * u;
     nu / (1.0 - nu)
 }
 
@@ -98,6 +110,8 @@ pub(crate) struct Epilogue {
     pub activation: Activation,
     /// The operands are I8, `c` and `bias` I32.
     pub integers: bool,
+    /// The operands are 8-bit floats.
+    pub eight_bits: bool,
     /// `alpha` or `beta` scale something, so that integers are computed in f32.
     pub scaled: bool,
     /// The output dtype.
@@ -114,6 +128,7 @@ impl Epilogue {
             alpha: 1.0,
             activation,
             integers: false,
+            eight_bits: false,
             scaled: false,
             out,
             data,
@@ -169,6 +184,16 @@ impl Epilogue {
                 gamma(6) * (product.abs() + c.abs() + bias.abs())
             }
             _ if self.integers => 0.0,
+            DataClass::Adversarial if self.eight_bits => {
+                let [within, between] = self.eight_bit_sums();
+                (gamma_of(within, EIGHT_BIT_U) + gamma(between + SCALINGS + 3)) * magnitude
+            }
+            DataClass::Random if self.eight_bits => {
+                let [within, between] = self.eight_bit_sums().map(|n| (n as f64).sqrt());
+                let sum = LAMBDA * (within * EIGHT_BIT_U + between * ULP) * dot.squares.sqrt();
+                self.alpha.abs() * sum
+                    + gamma(SCALINGS + 3) * (product.abs() + c.abs() + bias.abs())
+            }
             DataClass::Adversarial => gamma(self.k + 3) * magnitude,
             DataClass::Random => {
                 let sum = LAMBDA * (self.k as f64).sqrt() * ULP * dot.squares.sqrt();
@@ -176,6 +201,14 @@ impl Epilogue {
             }
         };
         Approximate { value, error }
+    }
+
+    /// Products of a block that is summed in few bits, and such blocks.
+    fn eight_bit_sums(&self) -> [u64; 2] {
+        [
+            self.k.min(EIGHT_BIT_BLOCK),
+            self.k.div_ceil(EIGHT_BIT_BLOCK),
+        ]
     }
 
     fn is_smooth(&self) -> bool {

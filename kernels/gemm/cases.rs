@@ -4,6 +4,7 @@ use ropeway_core::DType::{self, BF16, F16, F32, I8, I32, Q4_0};
 use ropeway_core::spec::{DataClass, Fill, Recipe, Special};
 
 mod blocks;
+mod eight_bits;
 mod problem;
 mod strategy;
 
@@ -25,13 +26,84 @@ pub(super) fn gemm() -> Vec<Recipe> {
         adversarial(),
         non_finite(),
         unread(),
+        aligned(),
         weight_blocks(),
+        eight_bits::gemm(),
     ]
     .concat()
     .iter()
     .map(Product::recipe)
     .chain(shared_memory())
     .collect()
+}
+
+/// Operands whose rows begin at multiples of 16 bytes, as copy engines want them, over several tiles none of which is full.
+fn aligned() -> Vec<Product> {
+    let case = |label| Product::new(label, 72, 144, 136);
+    let mut cases = Vec::new();
+    for (trans_a, trans_b) in [(false, false), (false, true), (true, false), (true, true)] {
+        let exact = Product::new("aligned", 136, 272, 200)
+            .trans(trans_a, trans_b)
+            .data(SMALL);
+        cases.extend([exact.clone().dtype(F16), exact.dtype(BF16).out(F32)]);
+    }
+    cases.extend([
+        // Tiles one above the other.
+        Product::new("aligned", 400, 264, 72)
+            .dtype(BF16)
+            .trans(false, true),
+        // Rows of d that begin anywhere.
+        Product::new("aligned", 72, 141, 136)
+            .dtype(BF16)
+            .trans(false, true)
+            .bias(),
+        // Few rows and a long k, which is split where it is split at all.
+        Product::new("aligned_deep", 8, 72, 4096)
+            .dtype(BF16)
+            .trans(false, true)
+            .c(&[8, 72])
+            .beta(0.5),
+        Product::new("aligned_deep", 8, 80, 2048)
+            .dtype(F16)
+            .trans(false, true)
+            .activation("swiglu")
+            .bias(),
+        case("aligned_epilogue")
+            .dtype(F16)
+            .activation("relu")
+            .bias(),
+        case("aligned_epilogue")
+            .dtype(BF16)
+            .activation("gelu")
+            .bias()
+            .c(&[72, 144]),
+        case("aligned_epilogue").dtype(F16).activation("gelu_tanh"),
+        case("aligned_epilogue")
+            .dtype(BF16)
+            .activation("silu")
+            .alpha(0.7)
+            .c(&[1, 144])
+            .beta(-1.3),
+        case("aligned_epilogue").dtype(BF16).activation("swiglu"),
+        case("aligned_epilogue")
+            .dtype(F16)
+            .trans(true, true)
+            .activation("swiglu")
+            .bias()
+            .c(&[72, 144])
+            .out(F32),
+    ]);
+    let batch = || Product::new("aligned_batch", 40, 72, 64).data(SMALL);
+    cases.extend([
+        batch().batch(&[4], &[]).dtype(F16),
+        batch().batch(&[], &[3]).dtype(BF16).trans(true, true),
+        batch().batch(&[2, 1], &[3]).dtype(BF16).bias(),
+        batch()
+            .batch(&[2, 1, 2], &[3, 1])
+            .dtype(F16)
+            .trans(false, true),
+    ]);
+    cases
 }
 
 /// Every kind of shape, with random data.
@@ -579,10 +651,19 @@ pub(super) fn grouped_gemm() -> Vec<Recipe> {
         case("deep", &[4, 3], 20, 4096).dtype(F16),
         case("large", &[100, 31, 0, 69], 192, 256),
         case("tiles", &[40, 0, 30], 136, 256).dtype(BF16),
+        case("aligned", &[130, 0, 3, 77], 136, 72)
+            .rest(9)
+            .dtype(BF16)
+            .data(SMALL),
+        case("aligned", &[16, 33, 0, 64], 272, 72)
+            .swiglu()
+            .dtype(F16),
+        case("aligned", &[5, 48], 33, 72).dtype(BF16).out(F32),
         case("nan_row", &[5, 4], 12, 14).data(nan_row()),
     ]
     .iter()
     .chain(&expert_blocks(None))
+    .chain(&eight_bits::grouped_gemm())
     .map(Grouped::recipe)
     .chain([offsets_inside_a_tensor()])
     .collect()
@@ -631,10 +712,18 @@ pub(super) fn grouped_gemm_masked() -> Vec<Recipe> {
             .stored(Storage::Interleaved, Storage::ColumnMajor)
             .data(SMALL),
         case("large", &[100, 31, 64], 128, 192, 256),
+        case("aligned", &[130, 0, 3, 77], 140, 136, 72)
+            .dtype(F16)
+            .data(SMALL),
+        case("aligned", &[16, 33, 0, 5], 40, 80, 72)
+            .swiglu()
+            .dtype(BF16)
+            .out(F32),
         case("nan_row", &[5, 4], 6, 12, 14).data(nan_row()),
     ]
     .iter()
     .chain(&expert_blocks(Some(21)))
+    .chain(&eight_bits::grouped_gemm_masked())
     .map(Grouped::recipe)
     .collect()
 }

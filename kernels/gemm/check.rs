@@ -18,7 +18,7 @@ pub use grouped::{GroupedGemmBuilder, MaskedGroupedGemmBuilder};
 pub use product::GemmBuilder;
 
 /// Block of k, and of n in `b_scale`, that shares one scale of an 8-bit float operand.
-const SCALE_BLOCK: u64 = 128;
+pub(super) const SCALE_BLOCK: u64 = 128;
 
 /// The dtypes that `out_dtype` can name.
 const OUT_DTYPES: &[(&str, DType)] = &[
@@ -40,7 +40,7 @@ const BLOCK_FORMATS: &[(&str, Option<DType>)] = &[
     ("q6_k", Some(DType::Q6K)),
 ];
 
-/// What says how `b` (or both) are quantised. Scales are checked, and then refused: no kernel reads them yet.
+/// What says how `b` (or both) are quantised.
 #[derive(Clone, Copy, Debug, Default)]
 struct Quantisation {
     b_format: Option<DType>,
@@ -213,6 +213,12 @@ fn expect_scaled(name: &str, a: DType, b: DType) -> Result<()> {
     ))
 }
 
+/// A scale of an 8-bit float operand, of this shape.
+fn expect_scale(name: &str, scale: &TensorDesc, shape: &[u64], meaning: &str) -> Result<()> {
+    expect_dtype(name, scale, DType::F32, "F32")?;
+    expect_shape(name, scale, shape, meaning)
+}
+
 fn is_f8(dtype: DType) -> bool {
     matches!(dtype, DType::F8E4M3 | DType::F8E5M2)
 }
@@ -290,12 +296,18 @@ fn check_spans(operands: &[(&str, Option<TensorDesc>)]) -> Result<()> {
 
 /// Whether a sound product of these dtypes is one that Ropeway has kernels for on some device.
 fn supported(a: DType, b: DType, d: DType, integers: bool) -> Result<()> {
-    if let Some(dtype) = [a, b, d].into_iter().find(|&dtype| is_f8(dtype)) {
+    if is_f8(d) {
         return Err(Error::unsupported(format!(
-            "{dtype}: no kernel reads or writes 8-bit floats yet"
+            "{d}: no kernel writes 8-bit floats yet"
         )));
     }
+    if [a, b].contains(&DType::F8E5M2) {
+        return Err(Error::unsupported(
+            "F8_E5M2: of 8-bit floats kernels read F8_E4M3 only",
+        ));
+    }
     match (a, b) {
+        (DType::F8E4M3, DType::F8E4M3) => Ok(()),
         (DType::F32 | DType::F16 | DType::BF16, _) if a == b => Ok(()),
         (DType::F32, DType::F16 | DType::BF16) | (DType::F16, DType::F32) => Ok(()),
         (DType::F32 | DType::F16, b) if DType::GGML_BLOCKS.contains(&b) => Ok(()),

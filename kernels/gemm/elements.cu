@@ -9,7 +9,7 @@
  *   alpha sum + beta c + bias   ->  activation  ->  rounded once  ->  d
  *
  * Macro    default  meaning
- * A_DTYPE  0        dtype of a: 0 f32, 1 f16, 2 bf16, 3 i8
+ * A_DTYPE  0        dtype of a: 0 f32, 1 f16, 2 bf16, 3 i8, 5 e4m3
  * B_DTYPE  A_DTYPE  dtype of b; from 10 on blocks of weights (blocks.cu), whose places are bytes
  * C_DTYPE  A_DTYPE  dtype of c and bias (i8: 4, i32)
  * D_DTYPE  C_DTYPE  dtype of d (i8: 3, 4 i32, 0 f32)
@@ -19,6 +19,7 @@
 #define BF16 2
 #define I8 3
 #define I32 4
+#define E4M3 5
 #ifndef A_DTYPE
 #define A_DTYPE F32
 #define A_DTYPE_IS_DEFAULT
@@ -61,7 +62,7 @@ typedef int sum_t;
 typedef float sum_t;
 #endif
 
-#define BYTES_OF(dtype) ((dtype) == I8 || (dtype) >= 10 ? 1u : (dtype) == F16 || (dtype) == BF16 ? 2u : 4u)
+#define BYTES_OF(dtype) ((dtype) == I8 || (dtype) == E4M3 || (dtype) >= 10 ? 1u : (dtype) == F16 || (dtype) == BF16 ? 2u : 4u)
 
 /* The address of element i. */
 __device__ __forceinline__ const void* element_at(const void* x, u64 i, int dtype)
@@ -92,12 +93,20 @@ __device__ __forceinline__ u16 bf16_of(float v)
   return (u16)(v != v ? (bits >> 16) | 0x40u : rounded);
 }
 
+/* Shifted into place the bits are an f16 of exponents 8 less, subnormal numbers too. 0x7f is NaN, and there is no infinity. */
+__device__ __forceinline__ float f32_of_e4m3(u32 bits)
+{
+  float v = 256.0f * f32_of_f16((u16)((bits & 0x80u) << 8 | (bits & 0x7fu) << 7));
+  return (bits & 0x7fu) == 0x7fu ? __uint_as_float(0x7fffffffu) : v;
+}
+
 __device__ __forceinline__ float load_1(const void* x, u64 i, int dtype)
 {
   if (dtype == F32) return ((const float*)x)[i];
   if (dtype == F16) return f32_of_f16(((const u16*)x)[i]);
   if (dtype == BF16) return f32_of_bf16(((const u16*)x)[i]);
   if (dtype == I8) return (float)((const signed char*)x)[i];
+  if (dtype == E4M3) return f32_of_e4m3(((const u8*)x)[i]);
   return (float)((const int*)x)[i];
 }
 
@@ -121,6 +130,11 @@ __device__ __forceinline__ void load_factors_4(const void* x, sum_t v[4], int dt
   if (dtype == F32) {
     float4 four = *(const float4*)x;
     v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+    return;
+  }
+  if (dtype == E4M3) {
+    u32 bytes = *(const u32*)x;
+    for (int i = 0; i < 4; i++) v[i] = f32_of_e4m3(bytes >> 8 * i & 0xffu);
     return;
   }
   uint2 words = *(const uint2*)x;

@@ -4,7 +4,7 @@
  *          y: parts of k, k_split each        z: batches
  *
  *          n ->
- *   m    1  3  5  7 ..        With several parts, each stores its plain sums, [part][batch][m][n] in f32 (i8: i32), and gemm_mma_reduce adds
+ *   m    1  3  5  7 ..        With several parts, each stores its plain sums, [part][batch][m][n] in f32 (i8: i32), and gemm_reduce adds
  *   |    2  4  6  8 ..        them up in order: the result is the same in each run.
  *
  * Tunables: see mma.cu.
@@ -53,27 +53,4 @@ gemm_mma(const void* a, u64 a_offset, const void* b, u64 b_offset, const void* c
   store_tile(sums, shared, [&](u32 row, u32 column, const sum_t* sum, const sum_t* up) {
     if (row0 + row < m) store_pair(e, at_once, row0 + row, of_b.first + column, columns, sum, up);
   });
-}
-
-/* d of the sums of all parts of k: one element a thread.   grid (columns of d / 256, rows, batches)   block 256 */
-extern "C" __global__ void __launch_bounds__(256)
-gemm_mma_reduce(const sum_t* partial, u64 partial_offset, const void* c, u64 c_offset, const void* bias, u64 bias_offset, void* d, u64 d_offset,
-                u32 m, u32 n, u32 parts, u32 batch_inner, float alpha, float beta, u32 has, u32 activation,
-                u64 c_row, u64 c_col, u64 c_batch_outer, u64 c_batch_inner, u64 bias_col, u64 d_row, u64 d_col, u64 d_batch_outer, u64 d_batch_inner)
-{
-  u64 outer = blockIdx.z / batch_inner, inner = blockIdx.z % batch_inner;
-  u32 columns = SWIGLU ? n / 2 : n, column = blockIdx.x * 256 + threadIdx.x, row = blockIdx.y;
-  if (column >= columns) return;
-  const sum_t* from = partial + partial_offset + ((u64)blockIdx.z * m + row) * n + column;
-  u64 part = (u64)gridDim.z * m * n;
-  sum_t sum = 0, up = 0;
-  for (u32 i = 0; i < parts; i++) {
-    sum += from[i * part];
-    if (SWIGLU) up += from[i * part + columns];
-  }
-  Epilogue e = {alpha, beta, has, activation,
-                element_at(c, c_offset + outer * c_batch_outer + inner * c_batch_inner, C_DTYPE), element_at(bias, bias_offset, C_DTYPE),
-                c_row, c_col, 0, bias_col,
-                (void*)element_at(d, d_offset + outer * d_batch_outer + inner * d_batch_inner, D_DTYPE), d_row, d_col, n / 2};
-  store_sum(e, sum, up, row, column);
 }

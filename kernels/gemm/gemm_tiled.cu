@@ -246,7 +246,9 @@ __device__ __forceinline__ void store_tile(sum_t sums[PER_ITEM][PER_ITEM], sum_t
   }
 }
 
-#if !GROUPED
+#if A_DTYPE == E4M3
+/* gemm_scaled.cu has the entries. */
+#elif !GROUPED
 extern "C" __global__ void BOUNDS
 gemm_tiled(const void* a, u64 a_offset, const void* b, u64 b_offset, const void* c, u64 c_offset, const void* bias, u64 bias_offset, void* d,
            u64 d_offset, u32 m, u32 n, u32 k, u32 batch_inner, float alpha, float beta, u32 has, u32 activation,
@@ -277,6 +279,7 @@ grouped_tiled(const void* a, u64 a_offset, const void* b, u64 b_offset, const in
               u32* status, u64 status_offset, u32 rows, u32 experts, u32 capacity, u32 masked, u32 n, u32 k, u32 activation,
               u64 a_expert, u64 a_row, u64 a_col, u64 b_expert, u64 b_row, u64 b_col, u64 d_expert, u64 d_row, u64 d_col)
 {
+  wait_for_previous_launch();
   __shared__ __align__(16) sum_t tiles[2 * BUFFERS * BUFFER];
   sum_t sums[PER_ITEM][PER_ITEM];
   routing += routing_offset;

@@ -12,14 +12,14 @@ use ropeway_core::op::{PlanRequest, TuneKey};
 use ropeway_core::plan::{Arg, Determinism, Expr, Launch, Plan, Symbol};
 
 use super::manifest::{
-    GROUPED_CUBE, GROUPED_MMA, GROUPED_MMA_SMALL, GROUPED_NATIVE, GROUPED_PACKED, GROUPED_SUBGROUP,
-    GROUPED_TILED,
+    GROUPED_CUBE, GROUPED_MMA, GROUPED_MMA_SMALL, GROUPED_NATIVE, GROUPED_PACKED, GROUPED_SCALED,
+    GROUPED_SUBGROUP, GROUPED_TILED, GROUPED_WGMMA, GROUPED_WGMMA_SMALL,
 };
 use super::plan::ascend;
 pub(crate) use super::plan::ascend::Way;
 use super::plan::{
     activation_code, available, b_panels, b_rule, blocks, cuda, f32_bytes, mma, module, plain_rule,
-    subgroup, supported_dtypes, tile_of, workspace,
+    scaled, subgroup, supported_dtypes, tile_of, wgmma, workspace,
 };
 use super::{Activation, GroupedGemm, MaskedGroupedGemm};
 
@@ -34,6 +34,8 @@ pub(crate) struct GroupedProduct {
     pub(crate) b: Arg,
     /// Strides of expert, n and k.
     pub(crate) b_strides: [Expr; 3],
+    /// What a and b are multiplied by.
+    pub(crate) scales: [Scale; 2],
     /// I32: `expert_offsets` [experts + 1], or `counts` [experts] if masked.
     pub(crate) routing: Arg,
     /// [rows, n] or [experts, capacity, n]; half of n under swiglu.
@@ -60,18 +62,59 @@ pub(crate) struct GroupedProduct {
     pub(crate) ways: [Way; 2],
     /// Whether d's columns lie side by side.
     pub(crate) d_is_dense: bool,
+    /// Whether tensor maps take a and b as they lie, k side by side.
+    pub(crate) is_mapped: bool,
+    /// Whether one takes d.
+    pub(crate) d_is_mapped: bool,
 }
 
-/// The kernels for grouped products of these dtypes and this k, best first.
+/// Factors of an operand in 8-bit floats: one for each row (of b: 128 rows) and 128 k; none by default.
+#[derive(Clone, Debug)]
+pub(crate) struct Scale {
+    /// Where they lie.
+    pub(crate) arg: Arg,
+    /// Strides of expert, row and block of k.
+    pub(crate) strides: [Expr; 3],
+}
+
+impl Default for Scale {
+    fn default() -> Scale {
+        Scale {
+            arg: Arg::Absent,
+            strides: [0; 3].map(Expr::Const),
+        }
+    }
+}
+
+impl Scale {
+    /// An operand whose axes from `rows` on are rows and blocks of k.
+    pub(super) fn of(operand: usize, experts: Option<usize>, rows: usize) -> Scale {
+        let stride = |axis| Expr::stride(operand, axis);
+        Scale {
+            arg: Arg::operand(operand),
+            strides: [
+                experts.map_or(Expr::Const(0), stride),
+                stride(rows),
+                stride(rows + 1),
+            ],
+        }
+    }
+}
+
+/// The kernels for grouped products of these dtypes and this k, best first; `is_mapped`: tensor maps take a and b.
 pub(crate) fn candidates(
     dtypes: [DType; 3],
     k: u64,
+    is_mapped: bool,
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
     let [a, b, d] = dtypes;
     supported_dtypes(a, b, d)?;
+    if scaled::is_eight_bits(a) {
+        return available(&scaled::grouped_candidates(is_mapped, info)?, info);
+    }
     if info.languages.contains(&Language::CudaC) {
-        return available(&cuda::grouped_candidates(dtypes), info);
+        return available(&cuda::grouped_candidates(dtypes, is_mapped), info);
     }
     if info.languages.contains(&Language::AscendC) {
         return available(&[&GROUPED_CUBE], info);
@@ -112,8 +155,9 @@ pub(crate) fn choose(
             ("k", product.k),
         ],
     };
-    let mut wanted = candidates(product.dtypes, product.k, request.info)?;
+    let mut wanted = candidates(product.dtypes, product.k, product.is_mapped, request.info)?;
     cuda::order_by_rows(&mut wanted, product);
+    scaled::order_by_rows(&mut wanted, product);
     request.choose(&key, &wanted)
 }
 
@@ -138,6 +182,18 @@ pub(crate) fn append(
     }
     if [GROUPED_MMA.name, GROUPED_MMA_SMALL.name].contains(&kernel.name) {
         mma::append_grouped(plan, kernel, config, product);
+        return Ok(());
+    }
+    if [GROUPED_WGMMA.name, GROUPED_WGMMA_SMALL.name].contains(&kernel.name) {
+        wgmma::append_grouped(plan, kernel, config, info, product);
+        return Ok(());
+    }
+    if kernel.name == GROUPED_SCALED.name {
+        scaled::append_grouped(plan, config, product);
+        return Ok(());
+    }
+    if scaled::is_by_warpgroups(kernel) {
+        scaled::append_grouped_by_warpgroups(plan, kernel, config, info, product);
         return Ok(());
     }
     if kernel.name == GROUPED_TILED.name {
@@ -188,6 +244,10 @@ fn append_native(plan: &mut Plan, config: &Config, product: &GroupedProduct) {
     args.push(Arg::U32(activation_code(product.activation).into()));
     for strides in [&product.a_strides, &product.b_strides, &product.d_strides] {
         args.extend(strides.clone().map(Arg::U64));
+    }
+    for scale in &product.scales {
+        args.push(scale.arg.clone());
+        args.extend(scale.strides.clone().map(Arg::U64));
     }
     plan.launches.push(Launch {
         module,
@@ -285,11 +345,29 @@ fn append_packed(plan: &mut Plan, config: &Config, product: &GroupedProduct) -> 
     Ok(())
 }
 
-/// Operands of both ops: a, b, offsets or counts, d.
+/// Operands of both ops: a, b, offsets or counts, the scales that there are, d.
 const A: usize = 0;
 const B: usize = 1;
 const ROUTING: usize = 2;
-const D: usize = 3;
+const SCALES: usize = 3;
+
+/// The number of d.
+fn d_operand(scales: [Option<TensorDesc>; 2]) -> usize {
+    SCALES + scales.iter().flatten().count()
+}
+
+/// The scales of a, whose rows are axis `rows`, and of b.
+fn scales([a, b]: [Option<TensorDesc>; 2], rows: usize, k: u64) -> [Scale; 2] {
+    let of = |scale: Option<TensorDesc>, operand, experts, rows| match scale {
+        Some(_) if k > 0 => Scale::of(operand, experts, rows),
+        _ => Scale::default(),
+    };
+    let b_operand = SCALES + usize::from(a.is_some());
+    [
+        of(a, SCALES, rows.checked_sub(1), rows),
+        of(b, b_operand, Some(0), 1),
+    ]
+}
 
 fn strides(operand: usize, first: usize) -> [Expr; 3] {
     [0, 1, 2].map(|i| match (first + i).checked_sub(1) {
@@ -311,6 +389,23 @@ fn is_dense(desc: &TensorDesc) -> bool {
     desc.shape()[last] <= 1 || desc.layout.strides()[last] == 1
 }
 
+/// Whether a tensor map takes rows as they lie, columns side by side.
+pub(crate) fn are_mapped_rows(desc: &TensorDesc) -> bool {
+    wgmma::is_mapped(desc, desc.layout.rank() - 1)
+}
+
+/// Whether tensor maps take a and b; of 8-bit floats, whether besides a tile's halves under swiglu have one scale each.
+fn are_mapped(
+    a: &TensorDesc,
+    b: &TensorDesc,
+    b_format: Option<DType>,
+    activation: Activation,
+) -> bool {
+    let halves_are_whole =
+        || !scaled::is_eight_bits(a.dtype) || scaled::halves_are_whole(activation, b.shape()[1]);
+    b_format.is_none() && are_mapped_rows(a) && are_mapped_rows(b) && halves_are_whole()
+}
+
 impl GroupedProduct {
     /// Requires of what is bound to an operand's last axis what a kernel for cube cores takes for granted.
     fn require_units(&self, kernel: &Kernel, plan: &mut Plan) {
@@ -318,7 +413,7 @@ impl GroupedProduct {
             return;
         }
         let [a, b] = self.ways.map(|way| way == Way::Along);
-        for (operand, _) in [(A, a), (B, b), (D, self.d_is_dense)]
+        for (operand, _) in [(A, a), (B, b), (plan.operands.len() - 1, self.d_is_dense)]
             .into_iter()
             .filter(|(_, required)| *required)
         {
@@ -328,14 +423,17 @@ impl GroupedProduct {
     }
 
     fn of_offsets(op: &GroupedGemm) -> GroupedProduct {
+        let op_scales = [op.a_scale, op.b_scale];
+        let d = d_operand(op_scales);
         GroupedProduct {
             a: Arg::operand(A),
             a_strides: strides(A, 0),
             b: Arg::operand(B),
             b_strides: strides(B, 1),
+            scales: scales(op_scales, 0, op.k()),
             routing: Arg::operand(ROUTING),
-            d: Arg::operand(D),
-            d_strides: strides(D, 0),
+            d: Arg::operand(d),
+            d_strides: strides(d, 0),
             rows: Expr::extent(A, 0),
             rows_max: op.a.shape()[0],
             capacity: None,
@@ -346,19 +444,24 @@ impl GroupedProduct {
             dtypes: [op.a.dtype, op.b_dtype(), op.d.dtype],
             ways: ways(&op.a, &op.b),
             d_is_dense: is_dense(&op.d),
+            is_mapped: are_mapped(&op.a, &op.b, op.b_format, op.activation),
+            d_is_mapped: are_mapped_rows(&op.d),
         }
     }
 
     fn of_counts(op: &MaskedGroupedGemm) -> GroupedProduct {
         let [experts, capacity] = [op.a.shape()[0], op.a.shape()[1]];
+        let op_scales = [op.a_scale, op.b_scale];
+        let d = d_operand(op_scales);
         GroupedProduct {
             a: Arg::operand(A),
             a_strides: strides(A, 1),
             b: Arg::operand(B),
             b_strides: strides(B, 1),
+            scales: scales(op_scales, 1, op.k()),
             routing: Arg::operand(ROUTING),
-            d: Arg::operand(D),
-            d_strides: strides(D, 1),
+            d: Arg::operand(d),
+            d_strides: strides(d, 1),
             rows: Expr::from(experts.saturating_mul(capacity)),
             rows_max: experts.saturating_mul(capacity),
             capacity: Some(capacity),
@@ -369,15 +472,28 @@ impl GroupedProduct {
             dtypes: [op.a.dtype, op.b_dtype(), op.d.dtype],
             ways: ways(&op.a, &op.b),
             d_is_dense: is_dense(&op.d),
+            is_mapped: are_mapped(&op.a, &op.b, op.b_format, op.activation),
+            d_is_mapped: are_mapped_rows(&op.d),
         }
     }
+}
+
+/// The rules of the scales that there are.
+fn push_scales(plan: &mut Plan, [a, b]: [Option<TensorDesc>; 2], varies: Option<usize>) {
+    let rule = |(name, scale, varies): (_, Option<TensorDesc>, _)| {
+        scale.map(|scale| plain_rule(name, &scale, false, varies))
+    };
+    let rules = [("a_scale", a, varies), ("b_scale", b, None)].map(rule);
+    plan.operands.extend(rules.into_iter().flatten());
 }
 
 pub(super) fn grouped_gemm_candidates(
     op: &GroupedGemm,
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
-    candidates([op.a.dtype, op.b_dtype(), op.d.dtype], op.k(), info)
+    let dtypes = [op.a.dtype, op.b_dtype(), op.d.dtype];
+    let is_mapped = are_mapped(&op.a, &op.b, op.b_format, op.activation);
+    candidates(dtypes, op.k(), is_mapped, info)
 }
 
 pub(super) fn grouped_gemm(op: &GroupedGemm, request: &PlanRequest<'_>) -> Result<Plan> {
@@ -392,8 +508,9 @@ pub(super) fn grouped_gemm(op: &GroupedGemm, request: &PlanRequest<'_>) -> Resul
         plain_rule("a", &op.a, false, Some(0)),
         b_rule(&op.b, op.b_format),
         plain_rule("expert_offsets", &op.expert_offsets, false, None),
-        plain_rule("d", &op.d, true, Some(0)),
     ];
+    push_scales(&mut plan, [op.a_scale, op.b_scale], Some(0));
+    plan.operands.push(plain_rule("d", &op.d, true, Some(0)));
     product.require_units(kernel, &mut plan);
     append(&mut plan, kernel, &config, request.info, &product)?;
     Ok(plan)
@@ -403,7 +520,9 @@ pub(super) fn grouped_gemm_masked_candidates(
     op: &MaskedGroupedGemm,
     info: &DeviceInfo,
 ) -> Result<Vec<&'static Kernel>> {
-    candidates([op.a.dtype, op.b_dtype(), op.d.dtype], op.k(), info)
+    let dtypes = [op.a.dtype, op.b_dtype(), op.d.dtype];
+    let is_mapped = are_mapped(&op.a, &op.b, op.b_format, op.activation);
+    candidates(dtypes, op.k(), is_mapped, info)
 }
 
 pub(super) fn grouped_gemm_masked(
@@ -417,8 +536,9 @@ pub(super) fn grouped_gemm_masked(
         plain_rule("a", &op.a, false, None),
         b_rule(&op.b, op.b_format),
         plain_rule("counts", &op.counts, false, None),
-        plain_rule("d", &op.d, true, None),
     ];
+    push_scales(&mut plan, [op.a_scale, op.b_scale], None);
+    plan.operands.push(plain_rule("d", &op.d, true, None));
     product.require_units(kernel, &mut plan);
     append(&mut plan, kernel, &config, request.info, &product)?;
     Ok(plan)

@@ -12,6 +12,7 @@ grouped_mma(const void* a, u64 a_offset, const void* b, u64 b_offset, const int*
             u32* status, u64 status_offset, u32 rows, u32 experts, u32 capacity, u32 masked, u32 n, u32 k, u32 activation,
             u64 a_expert, u64 a_row, u64 a_col, u64 b_expert, u64 b_row, u64 b_col, u64 d_expert, u64 d_row, u64 d_col)
 {
+  wait_for_previous_launch();
   extern __shared__ __align__(128) u8 shared[];
   routing += routing_offset;
   u32 columns = SWIGLU ? n / 2 : n, across = SWIGLU ? BLOCK_N / 2 : BLOCK_N, tiles_n = (columns + across - 1) / across;

@@ -4,12 +4,21 @@ use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
 use super::{native, spirv};
+use crate::DEPENDENT_CU;
 
 mod ascend;
 mod cuda;
+mod scaled;
 
 pub(super) use ascend::{CUBE, CUBE_LINES, GROUPED_CUBE};
-pub(super) use cuda::{GROUPED_MMA, GROUPED_MMA_SMALL, MMA, MMA_SMALL, SIMT, mma_threads, stages};
+pub(super) use cuda::{
+    GROUPED_MMA, GROUPED_MMA_SMALL, GROUPED_WGMMA, GROUPED_WGMMA_SMALL, MMA, MMA_SMALL, SIMT,
+    WGMMA, WGMMA_SMALL, mma_threads, stages, wgmma_shared_memory, wgmma_threads,
+};
+pub(super) use scaled::{
+    GROUPED_SCALED, GROUPED_WGMMA_SCALED, GROUPED_WGMMA_SCALED_SMALL, SCALED, WGMMA_SCALED,
+    WGMMA_SCALED_SMALL, wgmma_scaled_shared_memory, wgmma_scaled_threads,
+};
 
 /// The kernels of this folder.
 pub(super) const KERNELS: &[&Kernel] = &[
@@ -21,14 +30,24 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &GEMV_LANES,
     &MATRIX,
     &SIMT,
+    &WGMMA,
+    &WGMMA_SMALL,
     &MMA,
     &MMA_SMALL,
     &GROUPED_NATIVE,
     &GROUPED_PACKED,
     &GROUPED_SUBGROUP,
     &GROUPED_TILED,
+    &GROUPED_WGMMA,
+    &GROUPED_WGMMA_SMALL,
     &GROUPED_MMA,
     &GROUPED_MMA_SMALL,
+    &SCALED,
+    &GROUPED_SCALED,
+    &WGMMA_SCALED,
+    &WGMMA_SCALED_SMALL,
+    &GROUPED_WGMMA_SCALED,
+    &GROUPED_WGMMA_SCALED_SMALL,
     &CUBE,
     &GROUPED_CUBE,
     &CUBE_LINES,
@@ -318,7 +337,13 @@ pub(super) static GROUPED_TILED: Kernel = Kernel {
         },
         Source {
             language: Language::CudaC,
-            code: Code::Text(&[CUDA_ELEMENTS, CUDA_BLOCKS, CUDA_ROUTING, TILED_CUDA]),
+            code: Code::Text(&[
+                CUDA_ELEMENTS,
+                CUDA_BLOCKS,
+                DEPENDENT_CU,
+                CUDA_ROUTING,
+                TILED_CUDA,
+            ]),
             requires: &[],
         },
         Source {

@@ -59,6 +59,10 @@ pub struct Gemm {
     pub c: Option<TensorDesc>,
     /// `[n]`, of the dtype of `a` (I8: I32).
     pub bias: Option<TensorDesc>,
+    /// F32 [m, k / 128], rounded up: factors of an 8-bit float `a`.
+    pub a_scale: Option<TensorDesc>,
+    /// F32 [n / 128, k / 128], rounded up: factors of an 8-bit float `b`.
+    pub b_scale: Option<TensorDesc>,
     /// [..., m, n] (swiglu: n / 2 columns).
     pub d: TensorDesc,
     /// `a` is stored transposed.
@@ -173,6 +177,8 @@ impl Gemm {
                 + read(Some(self.b), product)
                 + read(self.c, self.reads_c())
                 + read(self.bias, true)
+                + read(self.a_scale, product)
+                + read(self.b_scale, product)
                 + distinct_bytes(&self.d),
         }
     }
@@ -189,6 +195,8 @@ impl Op for Gemm {
             present("b", Some(self.b), false),
             present("c", self.c, false),
             present("bias", self.bias, false),
+            present("a_scale", self.a_scale, false),
+            present("b_scale", self.b_scale, false),
             present("d", Some(self.d), true),
         ]
         .into_iter()
@@ -227,7 +235,7 @@ impl OpKind for GemmKind {
     }
 
     fn inputs(&self) -> &'static [&'static str] {
-        &["a", "b", "c", "bias"]
+        &["a", "b", "c", "bias", "a_scale", "b_scale"]
     }
 
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
@@ -255,6 +263,10 @@ pub struct GroupedGemm {
     pub b_format: Option<DType>,
     /// I32 [experts + 1], on the device.
     pub expert_offsets: TensorDesc,
+    /// F32 [rows, k / 128], rounded up: factors of an 8-bit float `a`.
+    pub a_scale: Option<TensorDesc>,
+    /// F32 [experts, n / 128, k / 128], rounded up: factors of an 8-bit float `b`.
+    pub b_scale: Option<TensorDesc>,
     /// [rows, n] (swiglu: n / 2 columns).
     pub d: TensorDesc,
     /// `None` or `Swiglu`.
@@ -298,11 +310,18 @@ impl GroupedGemm {
         let reached = (self.rows() as f64 / self.experts().max(1) as f64).min(1.0);
         Cost {
             flops: 2.0 * self.rows() as f64 * self.n() as f64 * self.k() as f64,
-            bytes: reached * distinct_bytes(&self.b)
-                + [self.a, self.expert_offsets, self.d]
-                    .iter()
-                    .map(distinct_bytes)
-                    .sum::<f64>(),
+            bytes: reached
+                * (distinct_bytes(&self.b) + self.b_scale.as_ref().map_or(0.0, distinct_bytes))
+                + [
+                    Some(self.a),
+                    Some(self.expert_offsets),
+                    self.a_scale,
+                    Some(self.d),
+                ]
+                .iter()
+                .flatten()
+                .map(distinct_bytes)
+                .sum::<f64>(),
         }
     }
 }
@@ -317,6 +336,8 @@ impl Op for GroupedGemm {
             present("a", Some(self.a), false),
             present("b", Some(self.b), false),
             present("expert_offsets", Some(self.expert_offsets), false),
+            present("a_scale", self.a_scale, false),
+            present("b_scale", self.b_scale, false),
             present("d", Some(self.d), true),
         ]
         .into_iter()
@@ -351,7 +372,7 @@ impl OpKind for GroupedGemmKind {
     }
 
     fn inputs(&self) -> &'static [&'static str] {
-        &["a", "b", "expert_offsets"]
+        &["a", "b", "expert_offsets", "a_scale", "b_scale"]
     }
 
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {
@@ -400,6 +421,10 @@ pub struct MaskedGroupedGemm {
     pub b_format: Option<DType>,
     /// I32 `[experts]`, on the device.
     pub counts: TensorDesc,
+    /// F32 [experts, capacity, k / 128], rounded up: factors of an 8-bit float `a`.
+    pub a_scale: Option<TensorDesc>,
+    /// F32 [experts, n / 128, k / 128], rounded up: factors of an 8-bit float `b`.
+    pub b_scale: Option<TensorDesc>,
     /// [experts, capacity, n] (swiglu: n / 2 columns); rows past the count are zero.
     pub d: TensorDesc,
     /// `None` or `Swiglu`.
@@ -442,8 +467,10 @@ impl MaskedGroupedGemm {
         let rows = self.experts() as f64 * self.capacity() as f64;
         Cost {
             flops: 2.0 * rows * self.n() as f64 * self.k() as f64,
-            bytes: [self.a, self.b, self.counts, self.d]
+            bytes: [Some(self.a), Some(self.b), Some(self.counts), Some(self.d)]
                 .iter()
+                .chain(&[self.a_scale, self.b_scale])
+                .flatten()
                 .map(distinct_bytes)
                 .sum(),
         }
@@ -460,6 +487,8 @@ impl Op for MaskedGroupedGemm {
             present("a", Some(self.a), false),
             present("b", Some(self.b), false),
             present("counts", Some(self.counts), false),
+            present("a_scale", self.a_scale, false),
+            present("b_scale", self.b_scale, false),
             present("d", Some(self.d), true),
         ]
         .into_iter()
@@ -494,7 +523,7 @@ impl OpKind for MaskedGroupedGemmKind {
     }
 
     fn inputs(&self) -> &'static [&'static str] {
-        &["a", "b", "counts"]
+        &["a", "b", "counts", "a_scale", "b_scale"]
     }
 
     fn parse(&self, signature: &Signature) -> Result<Box<dyn Op>> {

@@ -1,5 +1,6 @@
 //! The cpu device's functions. Products go through the device's matrix product service, in f32; other dtypes are
 //! converted block by block, so that no operand is ever copied whole. i8 goes through f32 too: sums of 1,024 products are exact there.
+//! 8-bit floats are multiplied by their scales as they are converted.
 
 use bytemuck::Pod;
 use half::{bf16, f16};
@@ -28,7 +29,7 @@ const GELU_TANH: i64 = 3;
 const SILU: i64 = 4;
 const SWIGLU: i64 = 5;
 
-/// `gemm`, with the arguments of the plan: a, b, c, bias, d, sizes, epilogue, strides.
+/// `gemm`, with the arguments of the plan: a, b, c, bias, d, sizes, epilogue, strides, scales.
 pub(super) fn gemm(call: &mut NativeCall<'_>) -> Result<()> {
     let (a, b) = (source(call, "A_DTYPE")?, source(call, "B_DTYPE")?);
     let addend = match call.config().dtype("A_DTYPE") {
@@ -64,18 +65,26 @@ fn gemm_into<T: Element>(
     let c_strides = sizes::<4>(call)?;
     let bias_stride = call.size()?;
     let d_strides = sizes::<4>(call)?;
+    let (a_scale, b_scale) = (scale(call)?, scale(call)?);
     for batch in 0..outer * inner {
         let side = |elements, [row, column, by_outer, by_inner]: [usize; 4]| Side {
             elements,
             at: batch / inner * by_outer + batch % inner * by_inner,
             row,
             column,
+            scale: None,
         };
         let c = side(c, c_strides);
         let d_side = side(Elements::None, d_strides);
         let product = Product {
-            a: side(a, a_strides),
-            b: side(b, b_strides),
+            a: Side {
+                scale: a_scale.map(|scale| scale.of_rows(0)),
+                ..side(a, a_strides)
+            },
+            b: Side {
+                scale: b_scale.map(|scale| scale.of_weights(0)),
+                ..side(b, b_strides)
+            },
             n,
             k,
             epilogue: Epilogue {
@@ -98,7 +107,7 @@ fn gemm_into<T: Element>(
     Ok(())
 }
 
-/// `grouped_gemm`, with the arguments of the plan: a, b, offsets or counts, d, status, sizes, activation, strides.
+/// `grouped_gemm`, with the arguments of the plan: a, b, offsets or counts, d, status, sizes, activation, strides, scales.
 pub(super) fn grouped_gemm(call: &mut NativeCall<'_>) -> Result<()> {
     let (a, b) = (source(call, "A_DTYPE")?, source(call, "B_DTYPE")?);
     match call.config().dtype("D_DTYPE") {
@@ -125,6 +134,7 @@ fn grouped_into<T: Element>(
     let [a_expert, a_row, a_column] = sizes(call)?;
     let [b_expert, b_row, b_column] = sizes(call)?;
     let [d_expert, d_row, d_column] = sizes(call)?;
+    let (a_scale, b_scale) = (scale(call)?, scale(call)?);
     let columns = if activation == SWIGLU { n / 2 } else { n };
     // Offsets that descend or pass the end give empty experts, as in the kernels.
     let mut wrong = masked == 0 && routing[0] != 0;
@@ -142,6 +152,7 @@ fn grouped_into<T: Element>(
         jobs.push(if masked != 0 {
             Job {
                 expert,
+                first: 0,
                 a_at: expert * a_expert,
                 d_at: expert * d_expert,
                 rows: end,
@@ -151,6 +162,7 @@ fn grouped_into<T: Element>(
             let begin = std::mem::replace(&mut done, end);
             Job {
                 expert,
+                first: begin,
                 a_at: begin * a_row,
                 d_at: begin * d_row,
                 rows: end - begin,
@@ -161,6 +173,7 @@ fn grouped_into<T: Element>(
     if masked == 0 {
         jobs.push(Job {
             expert: 0,
+            first: 0,
             a_at: 0,
             d_at: done * d_row,
             rows: 0,
@@ -178,12 +191,17 @@ fn grouped_into<T: Element>(
                 at: job.a_at,
                 row: a_row,
                 column: a_column,
+                scale: a_scale.map(|scale| match masked {
+                    0 => scale.of_rows(job.first * scale.row),
+                    _ => scale.of_rows(job.expert * scale.expert),
+                }),
             },
             b: Side {
                 elements: b,
                 at: job.expert * b_expert,
                 row: b_column,
                 column: b_row,
+                scale: b_scale.map(|scale| scale.of_weights(job.expert * scale.expert)),
             },
             n,
             k,
@@ -241,6 +259,8 @@ fn grouped_into<T: Element>(
 /// The rows of one expert: `rows` to compute, the rest up to `limit` to zero.
 struct Job {
     expert: usize,
+    /// The first row, where rows of all experts are numbered through.
+    first: usize,
     a_at: usize,
     d_at: usize,
     rows: usize,
@@ -282,6 +302,7 @@ fn source_of<'a>(call: &mut NativeCall<'a>, dtype: DType) -> Result<Elements<'a>
         DType::BF16 => of(call, Elements::BF16),
         DType::I8 => of(call, Elements::I8),
         DType::I32 => of(call, Elements::I32),
+        DType::F8E4M3 => of(call, Elements::F8E4M3),
         format if DType::GGML_BLOCKS.contains(&format) => Ok(call
             .read_optional()?
             .map_or(Elements::None, |bytes| Elements::Blocks(format, bytes))),
@@ -296,6 +317,73 @@ struct Side<'a> {
     at: usize,
     row: usize,
     column: usize,
+    /// What its elements are multiplied by.
+    scale: Option<Scale<'a>>,
+}
+
+/// Rows and columns of b, and k, that share a scale.
+const SCALE_BLOCK: usize = super::check::SCALE_BLOCK as usize;
+
+/// The scales of an operand as they are passed: [experts..., rows, blocks of k], and strides.
+#[derive(Clone, Copy)]
+struct Scales<'a> {
+    values: &'a [f32],
+    expert: usize,
+    row: usize,
+    block: usize,
+}
+
+impl<'a> Scales<'a> {
+    /// Those of a [m, k], from the element `at` on: one for each row.
+    fn of_rows(self, at: usize) -> Scale<'a> {
+        Scale {
+            values: &self.values[at.min(self.values.len())..],
+            rows: 1,
+            columns: SCALE_BLOCK,
+            row: self.row,
+            column: self.block,
+        }
+    }
+
+    /// Those of b [k, n], from the element `at` on: one for each block of columns.
+    fn of_weights(self, at: usize) -> Scale<'a> {
+        Scale {
+            values: &self.values[at.min(self.values.len())..],
+            rows: SCALE_BLOCK,
+            columns: SCALE_BLOCK,
+            row: self.block,
+            column: self.row,
+        }
+    }
+}
+
+/// The scales of a matrix: one for so many rows and columns of it.
+#[derive(Clone, Copy)]
+struct Scale<'a> {
+    values: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row: usize,
+    column: usize,
+}
+
+impl Scale<'_> {
+    /// That of an element.
+    fn at(&self, row: usize, column: usize) -> f32 {
+        self.values[row / self.rows * self.row + column / self.columns * self.column]
+    }
+}
+
+/// The next scales: values, and the strides of experts, rows and blocks of k.
+fn scale<'a>(call: &mut NativeCall<'a>) -> Result<Option<Scales<'a>>> {
+    let values = call.read_optional()?;
+    let [expert, row, block] = sizes(call)?;
+    Ok(values.map(|values| Scales {
+        values,
+        expert,
+        row,
+        block,
+    }))
 }
 
 impl<'a> Side<'a> {
@@ -303,6 +391,13 @@ impl<'a> Side<'a> {
         Side {
             row: self.column,
             column: self.row,
+            scale: self.scale.map(|scale| Scale {
+                rows: scale.columns,
+                columns: scale.rows,
+                row: scale.column,
+                column: scale.row,
+                ..scale
+            }),
             ..*self
         }
     }

@@ -15,8 +15,10 @@ use ropeway_core::plan::{
 };
 use ropeway_core::{Error, Result};
 
+use super::grouped::Scale;
 use super::manifest::{
-    CUBE, GEMV, GEMV_LANES, MATRIX, MMA, MMA_SMALL, NATIVE, PACKED, SIMT, SUBGROUP, TILED,
+    CUBE, GEMV, GEMV_LANES, MATRIX, MMA, MMA_SMALL, NATIVE, PACKED, SCALED, SIMT, SUBGROUP, TILED,
+    WGMMA, WGMMA_SMALL,
 };
 use super::{Activation, Gemm};
 
@@ -26,9 +28,11 @@ pub(super) mod cuda;
 mod lanes;
 mod matrix;
 pub(super) mod mma;
+pub(super) mod scaled;
 pub(super) mod subgroup;
 #[cfg(all(test, feature = "spec"))]
 mod tests;
+pub(super) mod wgmma;
 
 /// Columns of a register tile (`NR` in panels.cl).
 pub(super) const NR: u64 = 32;
@@ -53,6 +57,9 @@ pub(super) use super::grouped::{
 
 pub(super) fn gemm_candidates(op: &Gemm, info: &DeviceInfo) -> Result<Vec<&'static Kernel>> {
     supported_dtypes(op.a.dtype, op.b_dtype(), op.d.dtype)?;
+    if scaled::is_eight_bits(op.a.dtype) {
+        return available(&scaled::gemm_candidates(&Problem::new(op), info)?, info);
+    }
     if info.languages.contains(&Language::CudaC) {
         return available(&cuda::gemm_candidates(&Problem::new(op), info), info);
     }
@@ -97,11 +104,12 @@ pub(super) fn available(
 
 /// The pairs and outputs that the kernels of this folder convert.
 pub(super) fn supported_dtypes(a: DType, b: DType, d: DType) -> Result<()> {
-    use DType::{BF16, F16, F32, I8, I32};
+    use DType::{BF16, F8E4M3, F16, F32, I8, I32};
     let pair = matches!(
         (a, b),
         (F32, F32 | F16 | BF16) | (F16, F16 | F32) | (BF16, BF16) | (I8, I8)
-    ) || (matches!(a, F32 | F16) && DType::GGML_BLOCKS.contains(&b));
+    ) || (matches!(a, F32 | F16) && DType::GGML_BLOCKS.contains(&b))
+        || (a, b) == (F8E4M3, F8E4M3);
     let output = match a {
         I8 => matches!(d, I32 | I8 | F32),
         _ => matches!(d, F32 | F16 | BF16),
@@ -199,6 +207,13 @@ pub(super) fn gemm(op: &Gemm, request: &PlanRequest<'_>) -> Result<Plan> {
         }
         name if name == MMA.name || name == MMA_SMALL.name => {
             mma::gemm(&problem, kernel, &config, request.info, &mut plan)?;
+        }
+        name if name == WGMMA.name || name == WGMMA_SMALL.name => {
+            wgmma::gemm(&problem, kernel, &config, request.info, &mut plan)?;
+        }
+        name if name == SCALED.name => scaled::gemm(&problem, &config, &mut plan),
+        _ if scaled::is_by_warpgroups(kernel) => {
+            scaled::gemm_by_warpgroups(&problem, kernel, &config, request.info, &mut plan);
         }
         name if name == CUBE.name => ascend::gemm(&problem, &config, request.info, &mut plan)?,
         name if name == MATRIX.name => matrix::gemm(&problem, &config, request.info, &mut plan)?,
@@ -375,6 +390,8 @@ struct Problem<'a> {
     b: Side,
     c: Option<Side>,
     bias: Option<usize>,
+    /// The operands that hold the scales of a and of b.
+    scales: [Option<usize>; 2],
     d: Side,
     has: i64,
 }
@@ -387,7 +404,11 @@ impl<'a> Problem<'a> {
         let last = |desc: &TensorDesc, back: usize| desc.shape()[desc.layout.rank() - back];
         let (n, k) = (op.n(), op.k());
         let bias = op.bias.map(|_| 2 + usize::from(op.c.is_some()));
-        let d_operand = 2 + usize::from(op.c.is_some()) + usize::from(op.bias.is_some());
+        let mut d_operand = 2 + usize::from(op.c.is_some()) + usize::from(op.bias.is_some());
+        let scales = [op.a_scale, op.b_scale].map(|scale| {
+            d_operand += usize::from(scale.is_some());
+            scale.map(|_| d_operand - 1)
+        });
         let c = op.c.as_ref().map(|desc| {
             let mut side = Side::new(desc, 2, false, batches);
             if last(desc, 2) != m_max {
@@ -414,6 +435,7 @@ impl<'a> Problem<'a> {
             b: Side::new(&op.b, 1, op.trans_b, batches),
             c,
             bias,
+            scales,
             d: Side::new(&op.d, d_operand, false, batches),
             has: if reads_c { HAS_C } else { 0 }
                 + if op.bias.is_some() { HAS_BIAS } else { 0 }
@@ -447,6 +469,12 @@ impl<'a> Problem<'a> {
         }
         if let Some(bias) = &op.bias {
             rules.push(plain_rule("bias", bias, false, None));
+        }
+        if let Some(scale) = &op.a_scale {
+            rules.push(plain_rule("a_scale", scale, false, Some(0)));
+        }
+        if let Some(scale) = &op.b_scale {
+            rules.push(plain_rule("b_scale", scale, false, None));
         }
         rules.push(plain_rule("d", &op.d, true, rows(&op.d, 2)));
         rules
@@ -492,6 +520,14 @@ impl<'a> Problem<'a> {
     fn bias_stride(&self) -> Expr {
         self.bias
             .map_or(Expr::Const(0), |operand| Expr::stride(operand, 0))
+    }
+
+    /// The scales of a and of b.
+    fn scales(&self) -> [Scale; 2] {
+        self.scales.map(|operand| match operand {
+            Some(operand) if self.k > 0 => Scale::of(operand, None, 0),
+            _ => Scale::default(),
+        })
     }
 
     /// alpha, beta, has, activation
@@ -732,6 +768,10 @@ fn native(problem: &Problem<'_>, config: &Config, plan: &mut Plan) {
         args.extend(problem.c_strides());
         args.push(Arg::U64(problem.bias_stride()));
         args.extend(problem.d.strides());
+        for scale in &problem.scales() {
+            args.push(scale.arg.clone());
+            args.extend(scale.strides.clone().map(Arg::U64));
+        }
         plan.launches.push(Launch {
             module,
             entry: "gemm",

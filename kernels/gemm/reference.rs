@@ -10,6 +10,7 @@ use ropeway_core::{DType, Error, Result};
 use super::bound::{Dot, Epilogue};
 mod blocks;
 
+use super::check::SCALE_BLOCK;
 use super::{Gemm, GroupedGemm, MaskedGroupedGemm, cases, downcast, i32_values};
 
 /// The mathematics of `gemm`.
@@ -25,6 +26,7 @@ impl OpSpec for GemmSpec {
             .bias
             .map(|bias| operand(inputs, "bias", &bias))
             .transpose()?;
+        let scales = Scales::of(inputs, op.a_scale, op.b_scale)?;
         // The tensors at hand may be laid out otherwise than those the op was made for.
         let op = Gemm {
             a: a.desc,
@@ -38,6 +40,7 @@ impl OpSpec for GemmSpec {
             alpha: op.alpha.into(),
             activation: op.activation,
             integers: op.a.dtype == DType::I8,
+            eight_bits: is_eight_bits(op.a.dtype),
             scaled: op.alpha != 1.0 || (op.reads_c() && op.beta != 1.0),
             out: op.d.dtype,
             data,
@@ -56,13 +59,14 @@ impl OpSpec for GemmSpec {
             };
             // A [m, k], B [k, n]
             let (a, b) = if op.reads_product() {
-                (
-                    matrix(a, &op.a_layout(), &batch),
-                    match op.b_format {
-                        Some(format) => blocks::matrix(b, format, &op.b_layout(), &batch, k),
-                        None => matrix(b, &op.b_layout(), &batch),
-                    },
-                )
+                let mut a = matrix(a, &op.a_layout(), &batch);
+                let mut b = match op.b_format {
+                    Some(format) => blocks::matrix(b, format, &op.b_layout(), &batch, k),
+                    None => matrix(b, &op.b_layout(), &batch),
+                };
+                scales.scale_rows(&mut a, k, &[]);
+                scales.scale_weights(&mut b, n, &[]);
+                (a, b)
             } else {
                 (vec![0.0; m * k], vec![0.0; k * n])
             };
@@ -93,20 +97,26 @@ impl OpSpec for GroupedGemmSpec {
         let a = operand(inputs, "a", &op.a)?;
         let b = operand(inputs, "b", &op.b)?;
         let offsets: Vec<_> = i32_values("expert_offsets", inputs)?.collect();
-        let epilogue = Epilogue::plain(
-            roundings(op.k(), op.b_format),
-            op.activation,
-            op.d.dtype,
-            data,
-        );
+        let scales = Scales::of(inputs, op.a_scale, op.b_scale)?;
+        let epilogue = Epilogue {
+            eight_bits: is_eight_bits(op.a.dtype),
+            ..Epilogue::plain(
+                roundings(op.k(), op.b_format),
+                op.activation,
+                op.d.dtype,
+                data,
+            )
+        };
         let (n, k) = (op.n() as usize, op.k() as usize);
         // A [rows, k]; the rows of expert e are those from offsets[e] to offsets[e + 1]
-        let a = matrix(a, &a.desc.layout, &[]);
+        let mut a = matrix(a, &a.desc.layout, &[]);
+        scales.scale_rows(&mut a, k, &[]);
         let zeros = vec![0.0; n];
         let mut expected = Answer::new(&op.d);
         for expert in 0..op.experts() as usize {
             // B[expert] transposed: [k, n]
-            let b = expert_weights(b, op.b_format, expert as u64, k);
+            let mut b = expert_weights(b, op.b_format, expert as u64, k);
+            scales.scale_weights(&mut b, n, &[expert as u64]);
             for row in offsets[expert] as usize..offsets[expert + 1] as usize {
                 let row = row_times_matrix(&a[row * k..(row + 1) * k], &b, n);
                 expected.extend(epilogue.row(&row, &zeros, &zeros));
@@ -134,19 +144,25 @@ impl OpSpec for MaskedGroupedGemmSpec {
         let a = operand(inputs, "a", &op.a)?;
         let b = operand(inputs, "b", &op.b)?;
         let counts: Vec<_> = i32_values("counts", inputs)?.collect();
-        let epilogue = Epilogue::plain(
-            roundings(op.k(), op.b_format),
-            op.activation,
-            op.d.dtype,
-            data,
-        );
+        let scales = Scales::of(inputs, op.a_scale, op.b_scale)?;
+        let epilogue = Epilogue {
+            eight_bits: is_eight_bits(op.a.dtype),
+            ..Epilogue::plain(
+                roundings(op.k(), op.b_format),
+                op.activation,
+                op.d.dtype,
+                data,
+            )
+        };
         let (n, k) = (op.n() as usize, op.k() as usize);
         let zeros = vec![0.0; n];
         let mut expected = Answer::new(&op.d);
         for expert in 0..op.experts() {
             // A[expert] [capacity, k], B[expert] transposed: [k, n]
-            let a = matrix(a, &a.desc.layout, &[expert]);
-            let b = expert_weights(b, op.b_format, expert, k);
+            let mut a = matrix(a, &a.desc.layout, &[expert]);
+            let mut b = expert_weights(b, op.b_format, expert, k);
+            scales.scale_rows(&mut a, k, &[expert]);
+            scales.scale_weights(&mut b, n, &[expert]);
             for row in 0..op.capacity() as usize {
                 if row < counts[expert as usize] as usize {
                     let row = row_times_matrix(&a[row * k..(row + 1) * k], &b, n);
@@ -192,6 +208,54 @@ fn matrix(tensor: &HostTensor, layout: &Layout, batch: &[u64]) -> Vec<f64> {
         }
     }
     values
+}
+
+/// The factors of 8-bit float operands, where the problem has them.
+struct Scales<'a> {
+    a: Option<&'a HostTensor>,
+    b: Option<&'a HostTensor>,
+}
+
+impl<'a> Scales<'a> {
+    fn of(
+        inputs: &'a Operands,
+        a: Option<TensorDesc>,
+        b: Option<TensorDesc>,
+    ) -> Result<Scales<'a>> {
+        Ok(Scales {
+            a: a.map(|desc| operand(inputs, "a_scale", &desc))
+                .transpose()?,
+            b: b.map(|desc| operand(inputs, "b_scale", &desc))
+                .transpose()?,
+        })
+    }
+
+    /// `a` [rows, k] times a_scale [rows, k / 128] at `batch`.
+    fn scale_rows(&self, a: &mut [f64], k: usize, batch: &[u64]) {
+        let Some(scale) = self.a else { return };
+        let blocks = k.div_ceil(SCALE_BLOCK as usize);
+        let scale = matrix(scale, &scale.desc.layout, batch);
+        for (at, a) in a.iter_mut().enumerate() {
+            *a *= scale[at / k * blocks + at % k / SCALE_BLOCK as usize];
+        }
+    }
+
+    /// `b` [k, n] times b_scale [n / 128, k / 128] at `batch`.
+    fn scale_weights(&self, b: &mut [f64], n: usize, batch: &[u64]) {
+        let Some(scale) = self.b else { return };
+        let layout = scale.desc.layout;
+        let blocks = layout.shape()[layout.rank() - 1] as usize;
+        let scale = matrix(scale, &layout, batch);
+        for (at, b) in b.iter_mut().enumerate() {
+            let [row, column] = [at % n, at / n].map(|i| i / SCALE_BLOCK as usize);
+            *b *= scale[row * blocks + column];
+        }
+    }
+}
+
+/// Whether matrix units may sum the products of such an operand in few bits.
+fn is_eight_bits(dtype: DType) -> bool {
+    dtype == DType::F8E4M3
 }
 
 /// Products and what else a sum may be rounded for: a weight out of a block once, as f32 does not hold each of them.

@@ -4,7 +4,7 @@ use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
 use super::{native, spirv};
-use crate::LINES;
+use crate::{DEPENDENT_CU, LINES};
 
 /// The kernels of this folder.
 pub(super) const KERNELS: &[&Kernel] = &[
@@ -42,14 +42,16 @@ const ROUTE_CL: Code = Code::Text(&[("route.cl", include_str!("route.cl"))]);
 const ROWS_CL: Code = Code::Text(&[("rows.cl", include_str!("rows.cl"))]);
 
 const ROUTE_WARP_CU: Code = Code::Text(&[
+    DEPENDENT_CU,
     ("route.cu", include_str!("route.cu")),
     ("route_warp.cu", include_str!("route_warp.cu")),
 ]);
 const ROUTE_GROUP_CU: Code = Code::Text(&[
+    DEPENDENT_CU,
     ("route.cu", include_str!("route.cu")),
     ("route_group.cu", include_str!("route_group.cu")),
 ]);
-const ROWS_CU: Code = Code::Text(&[("rows.cu", include_str!("rows.cu"))]);
+const ROWS_CU: Code = Code::Text(&[DEPENDENT_CU, ("rows.cu", include_str!("rows.cu"))]);
 
 /// `redux.sync` and the conversion to bf16 begin with 8.0.
 const fn cuda(code: Code) -> Source {

@@ -31,6 +31,7 @@ moe_route_group(const logit_t* logits, unsigned long long logits_offset, const f
                 unsigned int renormalize, float scale, unsigned long long token_stride, unsigned long long expert_stride,
                 unsigned long long bias_stride, unsigned long long ids_stride, unsigned long long weights_stride)
 {
+  wait_for_previous_launch();
   __shared__ float score[EXPERTS_CAPACITY];
   __shared__ int key[EXPERTS_CAPACITY];
   __shared__ int chosen[EXPERTS_CAPACITY]; // first what the groups rank by; then the chosen experts, best first

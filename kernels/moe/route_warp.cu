@@ -28,6 +28,7 @@ moe_route_warp(const logit_t* logits, unsigned long long logits_offset, const fl
                unsigned int renormalize, float scale, unsigned long long token_stride, unsigned long long expert_stride,
                unsigned long long bias_stride, unsigned long long ids_stride, unsigned long long weights_stride)
 {
+  wait_for_previous_launch();
   __shared__ float scores_of_warps[WARPS * EXPERTS_CAPACITY];
   __shared__ int group_keys_of_warps[WARPS * EXPERTS_CAPACITY];
   const unsigned int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

@@ -229,6 +229,7 @@ expert_permute(const int* topk_ids, unsigned long long topk_ids_offset, int* exp
                unsigned long long inverse_offset, unsigned int* status, unsigned long long status_offset, unsigned int tokens,
                unsigned int topk, unsigned int experts, unsigned long long token_stride, unsigned long long slot_stride)
 {
+  wait_for_previous_launch();
   __shared__ unsigned int counters[PLACERS * EXPERTS_CAPACITY];
   __shared__ unsigned int warp_sums[WARPS];
   topk_ids += topk_ids_offset;
@@ -247,6 +248,7 @@ expert_count(const int* topk_ids, unsigned long long topk_ids_offset, unsigned i
              unsigned int* status, unsigned long long status_offset, unsigned int tokens, unsigned int topk, unsigned int experts,
              unsigned long long token_stride, unsigned long long slot_stride)
 {
+  wait_for_previous_launch();
   __shared__ unsigned int counters[PLACERS * EXPERTS_CAPACITY];
   const unsigned int tile = blockIdx.x, begin = tile * PERMUTE_TILE, end = min(begin + PERMUTE_TILE, tokens * topk);
   count_experts(counters, topk_ids + topk_ids_offset, begin, end, topk, experts, token_stride, slot_stride,
@@ -263,6 +265,7 @@ extern "C" __global__ void __launch_bounds__(PERMUTE_GROUP)
 expert_scan(unsigned int* tile_rows, unsigned long long tile_rows_offset, int* expert_offsets,
             unsigned long long expert_offsets_offset, unsigned int tiles, unsigned int experts)
 {
+  wait_for_previous_launch();
   __shared__ unsigned int counts[EXPERTS_CAPACITY];
   __shared__ unsigned int warp_sums[WARPS];
   tile_rows += tile_rows_offset;
@@ -298,6 +301,7 @@ expert_place(const int* topk_ids, unsigned long long topk_ids_offset, const unsi
              unsigned long long status_offset, unsigned int tokens, unsigned int topk, unsigned int experts,
              unsigned long long token_stride, unsigned long long slot_stride)
 {
+  wait_for_previous_launch();
   __shared__ unsigned int counters[PLACERS * EXPERTS_CAPACITY];
   const unsigned int tile = blockIdx.x, begin = tile * PERMUTE_TILE, end = min(begin + PERMUTE_TILE, tokens * topk);
   topk_ids += topk_ids_offset;
@@ -337,6 +341,7 @@ expert_copy_rows(const x_t* x, unsigned long long x_offset, const int* inverse, 
                  unsigned int tokens, unsigned int topk, unsigned int experts, unsigned int hidden,
                  unsigned long long token_stride, unsigned long long column_stride, unsigned long long row_stride)
 {
+  wait_for_previous_launch();
   const share_t share = share_of_block(hidden);
   const unsigned int token = share.token, end = share.end;
   if (token >= tokens) return;
@@ -384,6 +389,7 @@ expert_copy_rows(const x_t* x, unsigned long long x_offset, const int* inverse, 
 extern "C" __global__ void __launch_bounds__(PERMUTE_GROUP)
 expert_clear_inverse(int* inverse, unsigned long long inverse_offset, unsigned int ids)
 {
+  wait_for_previous_launch();
   const unsigned int begin = blockIdx.x * PERMUTE_TILE, end = min(begin + PERMUTE_TILE, ids);
   for (unsigned int i = begin + threadIdx.x; i < end; i += PERMUTE_GROUP) inverse[inverse_offset + i] = -1;
 }
@@ -403,6 +409,7 @@ extern "C" __global__ void __launch_bounds__(PERMUTE_GROUP)
 expert_invert(const int* source, unsigned long long source_offset, int* inverse, unsigned long long inverse_offset,
               unsigned int* status, unsigned long long status_offset, unsigned int ids, unsigned long long source_stride)
 {
+  wait_for_previous_launch();
   const unsigned int begin = blockIdx.x * PERMUTE_TILE;
   invert(source + source_offset, inverse + inverse_offset, status + status_offset, begin, min(begin + PERMUTE_TILE, ids), ids,
          source_stride);
@@ -413,6 +420,7 @@ extern "C" __global__ void __launch_bounds__(PERMUTE_GROUP)
 expert_invert_few(const int* source, unsigned long long source_offset, int* inverse, unsigned long long inverse_offset,
                   unsigned int* status, unsigned long long status_offset, unsigned int ids, unsigned long long source_stride)
 {
+  wait_for_previous_launch();
   for (unsigned int i = threadIdx.x; i < ids; i += PERMUTE_GROUP) inverse[inverse_offset + i] = -1;
   __syncthreads(); // cleared before one is claimed
   invert(source + source_offset, inverse + inverse_offset, status + status_offset, 0, ids, ids, source_stride);
@@ -426,6 +434,7 @@ expert_combine(const x_t* rows, unsigned long long rows_offset, const int* inver
                unsigned long long column_stride, unsigned long long token_stride, unsigned long long slot_stride,
                unsigned long long y_stride)
 {
+  wait_for_previous_launch();
   const share_t share = share_of_block(hidden);
   const unsigned int token = share.token, end = share.end;
   if (token >= tokens) return;

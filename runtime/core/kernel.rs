@@ -229,6 +229,11 @@ impl fmt::Debug for Kernel {
     }
 }
 
+/// The constant by which a planner has a kernel begin before the launch before it in the queue has ended (CUDA: programmatic dependent launch), so
+/// that the time between launches is not lost. The source then waits for that launch itself before it touches memory. Devices that have no such
+/// launches pass it on to the source like any other constant.
+pub const DEPENDENT_LAUNCH: &str = "DEPENDENT_LAUNCH";
+
 /// Constants for one compilation: tunables and dtype variants by name. Prints itself, and parses back.
 ///
 /// Dtypes are compile-time variants ([`Config::set_dtype`]): a backend whose binaries are made beforehand picks the

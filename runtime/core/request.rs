@@ -221,6 +221,7 @@ fn encode(dtype: DType, value: f64, data: &mut Vec<u8>) -> Result<()> {
         DType::I8 => data.push(value.round_ties_even() as i8 as u8),
         DType::I32 => data.extend_from_slice(&(value.round_ties_even() as i32).to_le_bytes()),
         DType::U8 => data.push(value.round_ties_even() as u8),
+        DType::F8E4M3 => data.push(encode_e4m3(value)),
         _ => {
             return Err(Error::unsupported(format!(
                 "values cannot be rounded to {dtype} yet"
@@ -228,6 +229,23 @@ fn encode(dtype: DType, value: f64, data: &mut Vec<u8>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The nearest number of F8_E4M3, ties to even; beyond the largest that one, as there is no infinity.
+fn encode_e4m3(value: f64) -> u8 {
+    if value.is_nan() {
+        return 0x7f;
+    }
+    let magnitude = value.abs().min(448.0);
+    // Numbers up to 2^(e + 1) lie 2^(e - 3) apart, and those below 2^-6 as far as those above.
+    let exponent = (-6..=8)
+        .rev()
+        .find(|&exponent| magnitude >= 2f64.powi(exponent))
+        .unwrap_or(-6);
+    // Steps of this size from zero on: the number's bits, as a mantissa that overflows carries into the exponent.
+    let steps = (magnitude / 2f64.powi(exponent - 3)).round_ties_even() as u8;
+    let bits = ((exponent + 6) as u8) * 8 + steps;
+    bits | if value.is_sign_negative() { 0x80 } else { 0 }
 }
 
 /// Inputs or outputs by name.

@@ -68,7 +68,7 @@ pub enum Fill {
         end: u64,
     },
     /// Bytes with random bits where a mask has them: `random & mask | bits`, by the position modulo the pattern's length. For U8 that
-    /// holds a format, such as blocks of weights.
+    /// holds a format, such as blocks of weights, and for 8-bit floats.
     Bits {
         /// `(mask, bits)`, at least one.
         pattern: Vec<(u8, u8)>,
@@ -239,9 +239,15 @@ impl Recipe {
             let values: Vec<f64> = (0..elements)
                 .map(|position| tensor.fill.value(position, &mut random))
                 .collect();
+            // Bits are bytes whatever these stand for.
+            let written = match tensor.fill {
+                Fill::Bits { .. } if dtype.size() == Some(1) => DType::U8,
+                _ => dtype,
+            };
+            let bytes = HostTensor::from_f64(written, &tensor.shape, &values)?.to_bytes();
             stored.insert(
                 tensor.name.clone(),
-                HostTensor::from_f64(dtype, &tensor.shape, &values)?,
+                HostTensor::new(dtype, &tensor.shape, bytes)?,
             );
         }
         let mut inputs = Operands::new();

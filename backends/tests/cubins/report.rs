@@ -51,12 +51,19 @@ pub fn usage(log: &str) -> BTreeMap<String, Usage> {
     entries
 }
 
+/// What ptxas says of warpgroups whose products wait for each other, or whose registers are not handed over.
+const COMPLAINTS: [&str; 2] = ["instructions are serialized", "setmaxnreg"];
+
 /// Fails if an entry spills, keeps arrays in local memory, is missing, or could not be launched as plans do.
 pub fn check_usage<'a>(
     log: &str,
     launches: impl IntoIterator<Item = &'a Launched>,
     info: &DeviceInfo,
 ) -> Result<(), String> {
+    let complains = |line: &&str| COMPLAINTS.iter().any(|complaint| line.contains(complaint));
+    if let Some(line) = log.lines().find(complains) {
+        return Err(format!("ptxas complains: {line}"));
+    }
     let entries = usage(log);
     for (entry, usage) in &entries {
         if usage.spilled > 0 || usage.stack > 0 {
@@ -90,6 +97,19 @@ pub fn wanted(key: &ModuleKey) -> Vec<&'static str> {
     // Moves, comparisons and sums need not multiply.
     if ["map_rows_group", "norm_rows_group", "argsort_rows_group"].contains(&key.kernel.name) {
         return Vec::new();
+    }
+    if key.kernel.name.contains("_wgmma_scaled") {
+        return match key.config.get("D_BY_MAP") {
+            Some(1) => vec!["QGMMA", "UTMALDG", "UTMASTG", "FFMA"],
+            _ => vec!["QGMMA", "UTMALDG", "FFMA"],
+        };
+    }
+    if key.kernel.name.contains("_wgmma") {
+        let mut wanted = vec!["HGMMA", "UTMALDG"];
+        if key.config.get("D_BY_MAP") == Some(1) {
+            wanted.push("UTMASTG");
+        }
+        return wanted;
     }
     let integers = key.config.dtype("A_DTYPE") == Some(DType::I8);
     match (key.kernel.name.contains("_mma"), integers) {

@@ -73,8 +73,11 @@ pub fn write() {
     );
     let rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
     for ([architecture, kernel, config, entry], row) in rows.iter() {
-        writeln!(text, "| {architecture} | {kernel} | {config} | {entry} | {row}")
-            .expect("a text takes all");
+        writeln!(
+            text,
+            "| {architecture} | {kernel} | {config} | {entry} | {row}"
+        )
+        .expect("a text takes all");
     }
     fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }

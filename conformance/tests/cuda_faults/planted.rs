@@ -25,6 +25,23 @@ const NO_ORDER: &[&str] = &[
     "emulated: uninitialised shared memory",
 ];
 const COPY: &[&str] = &["emulated: asynchronous copy not waited for"];
+/// What an engine reads or brings, touched too early: found by the engine's own rules, or as accesses without order.
+const ENGINE: &[&str] = &[
+    "emulated: product or bulk store not waited for",
+    "emulated: asynchronous copy",
+    "emulated: uninitialised shared memory",
+    "emulated: race",
+];
+const PROXY: &[&str] = &["emulated: no fence of the proxy"];
+const NOT_WAITED_FOR: &[&str] = &["emulated: product or bulk store not waited for"];
+/// Bytes or arrivals that do not add up: a phase that never completes, or one that completes before its bytes are there.
+const COUNTS: &[&str] = &[
+    "emulated: deadlock",
+    "emulated: mbarrier",
+    "emulated: asynchronous copy",
+    "emulated: uninitialised shared memory",
+    "emulated: race",
+];
 /// The suite's own comparison: an element beyond its bound, or not finite.
 const VALUES: &[&str] = &["bound", "NaN"];
 
@@ -193,6 +210,256 @@ pub const FAULTS: &[Fault] = &[
             "rows.cu",
             "__popc(same & ((1u << lane) - 1))",
             "__popc(same >> lane >> 1)",
+        ),
+        &["expected", "differs", "bound"],
+    ),
+    // Hopper: sums are stored while products are under way.
+    fault(
+        "dropped_wait_for_products",
+        "gemm/fixed",
+        "gemm_wgmma",
+        (
+            "wgmma.cu",
+            "  products_wait<0>();\n  release(former);",
+            "  release(former);",
+        ),
+        NOT_WAITED_FOR,
+    ),
+    // A stage is given back while the products of the one before are under way, and the next while they are, too.
+    fault(
+        "stage_released_too_early",
+        "gemm/fixed",
+        "gemm_wgmma",
+        ("wgmma.cu", "    products_wait<1>();\n", ""),
+        ENGINE,
+    ),
+    fault(
+        "dropped_fence_of_registers",
+        "gemm/fixed",
+        "gemm_wgmma",
+        ("wgmma.cu", "    products_begin();\n", ""),
+        NOT_WAITED_FOR,
+    ),
+    fault(
+        "dropped_fence_of_the_proxy",
+        "gemm/fixed",
+        "gemm_wgmma",
+        (
+            "wgmma.cu",
+            "    fence_for_engines();\n    __syncwarp();",
+            "    __syncwarp();",
+        ),
+        PROXY,
+    ),
+    fault(
+        "wrong_parity_of_consumers",
+        "gemm/fixed",
+        "gemm_wgmma",
+        (
+            "wgmma.cu",
+            "barrier_wait(ring.full + 8 * ring.slot, ring.parity)",
+            "barrier_wait(ring.full + 8 * ring.slot, ring.parity ^ 1)",
+        ),
+        ENGINE,
+    ),
+    fault(
+        "wrong_parity_of_the_producer",
+        "gemm/fixed",
+        "gemm_wgmma",
+        (
+            "wgmma.cu",
+            "barrier_wait_cluster(ring.empty + 8 * ring.slot, ring.parity ^ 1)",
+            "barrier_wait_cluster(ring.empty + 8 * ring.slot, ring.parity)",
+        ),
+        &["emulated: deadlock"],
+    ),
+    fault(
+        "short_transaction_count",
+        "gemm/fixed",
+        "gemm_wgmma",
+        (
+            "wgmma.cu",
+            "barrier_expect(full, STAGE_BYTES)",
+            "barrier_expect(full, STAGE_BYTES - HALF * 128)",
+        ),
+        COUNTS,
+    ),
+    fault(
+        "long_transaction_count",
+        "gemm/fixed",
+        "gemm_wgmma",
+        (
+            "wgmma.cu",
+            "barrier_expect(full, STAGE_BYTES)",
+            "barrier_expect(full, STAGE_BYTES + 16)",
+        ),
+        &["emulated: deadlock"],
+    ),
+    // The copy engine swizzles by 128 bytes, the products by 64.
+    fault(
+        "wrong_swizzle",
+        "gemm/fixed",
+        "gemm_wgmma",
+        ("hopper.cu", "(u64)1 << 62", "(u64)2 << 62"),
+        VALUES,
+    ),
+    fault(
+        "panel_written_while_it_is_stored",
+        "gemm/fixed",
+        "gemm_wgmma",
+        ("wgmma.cu", "    if (lane == 0) wait_for_stores<1>();\n", ""),
+        NOT_WAITED_FOR,
+    ),
+    fault(
+        "block_ends_while_it_stores",
+        "gemm/fixed",
+        "gemm_wgmma",
+        (
+            "wgmma.cu",
+            "  if (threadIdx.x % 32 == 0) wait_for_stores<0>();",
+            "",
+        ),
+        NOT_WAITED_FOR,
+    ),
+    // Attention by warpgroups.
+    fault(
+        "attention_reads_hidden_values",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "const bool tail = there < KEYS",
+            "const bool tail = false && there < KEYS",
+        ),
+        VALUES,
+    ),
+    fault(
+        "dropped_fence_of_queries",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "  fence_for_engines();\n  barrier_of(AMONG",
+            "  barrier_of(AMONG",
+        ),
+        PROXY,
+    ),
+    fault(
+        "dropped_barrier_of_queries",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "  barrier_of(AMONG + warpgroup, 128);\n\n",
+            "\n",
+        ),
+        &[
+            "emulated: no fence of the proxy",
+            "emulated: race",
+            "emulated: uninitialised shared memory",
+        ],
+    ),
+    fault(
+        "wrong_parity_of_keys",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "barrier_wait(k_full + 8 * k_place.index, k_place.parity)",
+            "barrier_wait(k_full + 8 * k_place.index, k_place.parity ^ 1)",
+        ),
+        ENGINE,
+    ),
+    fault(
+        "values_not_waited_for",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "      barrier_wait(v_full + 8 * v_place.index, v_place.parity);\n      products_begin",
+            "      products_begin",
+        ),
+        ENGINE,
+    ),
+    fault(
+        "values_copied_too_early",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "barrier_wait(v_empty + 8 * v_place.index, v_place.parity ^ 1);",
+            "",
+        ),
+        ENGINE,
+    ),
+    fault(
+        "dropped_wait_for_scores",
+        "attention/fixed",
+        "attention_wgmma",
+        ("attention_wgmma.cu", "      products_wait<1>();\n", ""),
+        NOT_WAITED_FOR,
+    ),
+    fault(
+        "short_count_of_keys",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "barrier_expect(full, values ? V_BYTES : K_BYTES);\n      __syncwarp",
+            "barrier_expect(full, values ? V_BYTES : K_BYTES - 128);\n      __syncwarp",
+        ),
+        COUNTS,
+    ),
+    fault(
+        "rows_rescaled_crosswise",
+        "attention/fixed",
+        "attention_wgmma",
+        (
+            "attention_wgmma.cu",
+            "acc[c] *= rescale[c / 2 % 2]",
+            "acc[c] *= rescale[c % 2]",
+        ),
+        VALUES,
+    ),
+    // Launches of moe_ffn begin before those before them have ended.
+    fault(
+        "dropped_wait_for_the_launch_before",
+        "moe_ffn/fixed",
+        "expert_rows_group",
+        (
+            "dependent.cu",
+            "  asm volatile(\"griddepcontrol.wait;\" ::: \"memory\");\n",
+            "",
+        ),
+        &["emulated: dependency not waited for"],
+    ),
+    // 8-bit floats: sums of a block are scaled while its products are under way.
+    fault(
+        "dropped_wait_for_scaled_products",
+        "gemm/fixed/exact",
+        "gemm_wgmma_scaled",
+        ("gemm_wgmma_scaled.cu", "    products_wait<0>();\n", ""),
+        NOT_WAITED_FOR,
+    ),
+    fault(
+        "scales_of_the_block_before",
+        "gemm/fixed/exact",
+        "gemm_wgmma_scaled",
+        (
+            "gemm_wgmma_scaled.cu",
+            "    if (block + 1 < blocks) {",
+            "    if (block > 0 && block + 1 < blocks) {",
+        ),
+        &["expected", "differs", "bound"],
+    ),
+    fault(
+        "block_of_k_that_is_not_scaled",
+        "gemm/fixed/exact",
+        "gemm_scaled",
+        (
+            "gemm_scaled.cu",
+            "a_scale[i] * b_scale[j]",
+            "(k0 == 0 ? a_scale[i] * b_scale[j] : 1.0f)",
         ),
         &["expected", "differs", "bound"],
     ),

@@ -118,6 +118,21 @@ pub(in crate::attention) fn attention_varlen() -> Vec<Recipe> {
         )
         .lse()
         .adversarial(),
+        varlen(
+            "nan_in_one_sequence_f16",
+            F16,
+            [2, 1],
+            [8, 8],
+            &[30, 20, 33],
+            &[4, 5, 6],
+        )
+        .fills(
+            uniform(3.0),
+            poison(4 * 8, 4 * 8 + 1),
+            poison(9 * 8, 9 * 8 + 3),
+        )
+        .lse()
+        .adversarial(),
         varlen("d1_f32", F32, [2, 1], [1, 1], &[3, 2, 3], &[4, 5, 6]).causal(),
         varlen("no_tokens_f32", F32, [2, 1], [8, 8], &[0, 0], &[3, 0]).lse(),
         varlen("no_keys_f32", F32, [2, 1], [8, 8], &[3, 1], &[0, 0]).lse(),
@@ -260,20 +275,28 @@ pub(in crate::attention) fn attention_paged() -> Vec<Recipe> {
     ]
     .map(RaggedCase::recipe)
     .into_iter()
-    .chain([unreached_blocks_hold_nan()])
+    .chain([
+        unreached_blocks_hold_nan(F32, 4),
+        unreached_blocks_hold_nan(F16, 8),
+    ])
     .collect()
 }
 
 /// Blocks that no sequence reaches, and keys past the last of a block, are NaN and never read.
-fn unreached_blocks_hold_nan() -> Recipe {
-    let (heads, d, block_size) = (2, 8, 4);
+fn unreached_blocks_hold_nan(dtype: DType, block_size: u64) -> Recipe {
+    let (heads, d, keys) = (2, 8, 2 * block_size - 1);
     let row = heads * d;
-    // Block 1 then 3 hold the seven keys; block 0, block 2 and the last key of block 3 are NaN.
-    let unused = (0..4 * row)
-        .chain(8 * row..12 * row)
-        .chain(15 * row..16 * row);
+    // Block 1 then 3 hold the keys; block 0, block 2 and the last key of block 3 are NaN.
+    let block = block_size * row;
+    let unused = (0..block)
+        .chain(2 * block..3 * block)
+        .chain(4 * block - row..4 * block);
     let fill = patched(uniform(1.0), unused, Special::Nan);
-    let name = "unreached_blocks_hold_nan_f32";
+    let (name, tokens) = match dtype {
+        F32 => ("unreached_blocks_hold_nan_f32", 2),
+        // More than kernels for few rows take.
+        _ => ("unreached_blocks_hold_nan_f16", 20),
+    };
     let table = Fill::Values(vec![1.0, 3.0, -1.0]);
     Recipe::new(
         "attention_paged",
@@ -281,11 +304,16 @@ fn unreached_blocks_hold_nan() -> Recipe {
         DataClass::Adversarial,
         seed_of(name),
     )
-    .tensor("q", F32, &[2, heads, d], uniform(3.0))
-    .tensor("cu_q", DType::I32, &[2], Fill::Values(vec![0.0, 2.0]))
-    .tensor("k_cache", F32, &[4, block_size, heads, d], fill.clone())
-    .tensor("v_cache", F32, &[4, block_size, heads, d], fill)
+    .tensor("q", dtype, &[tokens, heads, d], uniform(3.0))
+    .tensor(
+        "cu_q",
+        DType::I32,
+        &[2],
+        Fill::Values(vec![0.0, tokens as f64]),
+    )
+    .tensor("k_cache", dtype, &[4, block_size, heads, d], fill.clone())
+    .tensor("v_cache", dtype, &[4, block_size, heads, d], fill)
     .tensor("block_table", DType::I32, &[1, 3], table)
-    .tensor("kv_lens", DType::I32, &[1], Fill::Constant(7.0))
+    .tensor("kv_lens", DType::I32, &[1], Fill::Constant(keys as f64))
     .attr("return_lse", true)
 }

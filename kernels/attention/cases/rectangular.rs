@@ -210,6 +210,21 @@ pub(in crate::attention) fn attention() -> Vec<Recipe> {
         case("decode_gqa_bf16", BF16, [2, 8, 2], [1, 513], [128, 128])
             .kv_lens(&[513, 300])
             .causal(),
+        // Tiles of many keys end beyond those that there are.
+        case(
+            "absent_keys_hold_nan_f16",
+            F16,
+            [2, 2, 1],
+            [40, 200],
+            [16, 16],
+        )
+        .fills(
+            uniform(3.0),
+            patched(uniform(1.0), 50 * 16..200 * 16, Nan),
+            patched(uniform(1.0), 50 * 16..200 * 16, Nan),
+        )
+        .kv_lens(&[50, 200])
+        .lse(),
         case("decode_gqa_f16", F16, [3, 8, 2], [1, 257], [64, 64])
             .kv_lens(&[1, 257, 0])
             .lse(),

@@ -4,6 +4,7 @@ use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
 use super::{SHARED_CU, SPLIT_KEYS};
+use crate::HOPPER_CU;
 
 /// sm_80 has `cp.async`, and `mma.sync` of bf16.
 const MMA_SOURCES: &[Source] = &[Source {
@@ -132,4 +133,90 @@ pub(in super::super) fn mma_local_memory(config: &Config) -> u64 {
         _ => warps_keys * rows * (dv + 4) * 4,
     };
     tiles.max(joined)
+}
+
+/// Warpgroups and the copy engine of sm_90a, many rows.
+pub(in super::super) static ATTENTION_WGMMA: Kernel = Kernel {
+    name: "attention_wgmma",
+    summary: "warpgroups (wgmma) in turns, keys and values copied by TMA: f16 and bf16 with many rows",
+    version: 1,
+    sources: &[Source {
+        language: Language::CudaC,
+        code: Code::Text(&[
+            SHARED_CU,
+            HOPPER_CU,
+            ("attention_wgmma.cu", include_str!("../attention_wgmma.cu")),
+        ]),
+        requires: &["sm_90a"],
+    }],
+    tunables: &[
+        MMA_SPLIT_KEYS,
+        tunable(
+            "KEYS",
+            &[128, 160, 192, 96, 80, 64],
+            128,
+            "keys in a tile, fewer where registers or shared memory have no room, a power of two of a paged cache",
+        ),
+        tunable(
+            "CONSUMERS",
+            &[2, 3, 1],
+            2,
+            "warpgroups of 64 rows each that multiply, fewer where registers have no room",
+        ),
+        tunable(
+            "RING",
+            &[2, 3, 4],
+            2,
+            "tiles of keys in shared memory, and as many of values, fewer where they do not fit",
+        ),
+    ],
+    constraints: &[
+        Constraint {
+            rule: "three warpgroups have registers for up to 128 keys",
+            holds: |config, _| config.value("CONSUMERS") < 3 || config.value("KEYS") <= 128,
+        },
+        Constraint {
+            rule: "128 * (CONSUMERS + 1) <= max work-group size",
+            holds: |config, info: &DeviceInfo| {
+                let threads = wgmma_threads(config);
+                threads <= info.limits.max_group_size && threads <= info.limits.max_group[0]
+            },
+        },
+    ],
+    // Before the sizes of heads are known, those that fit best; what does not fit is made smaller by the planner.
+    local_memory: |config| match config.get("D_MAX") {
+        Some(_) => wgmma_local_memory(config),
+        None => 0,
+    },
+};
+
+/// Threads of a block of attention_wgmma.cu.
+pub(in super::super) fn wgmma_threads(config: &Config) -> u32 {
+    128 * (1 + config.value("CONSUMERS")) as u32
+}
+
+/// Columns of a panel of values: the widest swizzle that divides theirs.
+pub(in super::super) fn wgmma_value_panel(config: &Config) -> u64 {
+    let columns = config.get("DV_MAX").unwrap_or(128) as u64;
+    let widths = [64, 32, 16];
+    let found = widths
+        .into_iter()
+        .find(|&width| columns.is_multiple_of(width));
+    found.expect("columns are a multiple of 16")
+}
+
+/// Bytes of the queries and the two rings of attention_wgmma.cu, and what may be lost to align them.
+pub(in super::super) fn wgmma_dynamic_memory(config: &Config) -> u64 {
+    let [d, dv] = ["D_MAX", "DV_MAX"].map(|name| config.get(name).unwrap_or(128) as u64);
+    let [keys, consumers, ring] =
+        ["KEYS", "CONSUMERS", "RING"].map(|name| config.value(name) as u64);
+    // Keys and queries lie in panels of 64 columns; results take the queries' place.
+    let [d_panels, dv_panels] = [d, dv].map(|columns| columns.div_ceil(64));
+    let queries = consumers * 64 * 128 * d_panels.max(dv_panels);
+    1024 + queries + ring * keys * (d_panels * 128 + dv * 2)
+}
+
+/// Bytes of shared memory with barriers and what rows see, which are the kernel's own.
+pub(in super::super) fn wgmma_local_memory(config: &Config) -> u64 {
+    wgmma_dynamic_memory(config) + (2 << 10)
 }

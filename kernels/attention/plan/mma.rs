@@ -6,9 +6,10 @@ use ropeway_core::kernel::{Config, ModuleKey};
 use ropeway_core::plan::{Arg, Expr, Plan};
 
 use super::super::manifest::{
-    ATTENTION_MMA, ATTENTION_MMA_FEW, mma_local_memory, mma_rows, mma_threads,
+    ATTENTION_MMA, ATTENTION_MMA_FEW, ATTENTION_WGMMA, mma_local_memory, mma_rows, mma_threads,
 };
-use super::{Problem, launch};
+use super::operands::Operands;
+use super::{Problem, launch, wgmma};
 
 /// The most rows of a sequence and key head that `attention_mma_few` takes: those of one fragment.
 pub(super) const FEW_ROWS: u64 = 16;
@@ -27,9 +28,19 @@ fn columns(size: u64) -> Option<i64> {
     found.map(|most| most as i64)
 }
 
-/// Whether a plan's kernel is one of these.
+/// The columns of keys and of values that kernels are compiled for.
+pub(super) fn head_columns(problem: &Problem) -> [i64; 2] {
+    [problem.d, problem.dv].map(|size| columns(size).expect("checked with the candidates"))
+}
+
+/// Whether a plan's kernel is one of these, or `attention_wgmma`, which divides work as they do.
 pub(super) fn is_mma(key: &ModuleKey) -> bool {
-    [ATTENTION_MMA.name, ATTENTION_MMA_FEW.name].contains(&key.kernel.name)
+    [
+        ATTENTION_MMA.name,
+        ATTENTION_MMA_FEW.name,
+        ATTENTION_WGMMA.name,
+    ]
+    .contains(&key.kernel.name)
 }
 
 impl Problem {
@@ -48,8 +59,7 @@ impl Problem {
 
 /// A configuration with what the problem decides: the sizes of heads, and fewer fragments and tiles where the configuration's have no room.
 fn complete(problem: &Problem, config: &Config, split_keys: i64, info: &DeviceInfo) -> Config {
-    let sizes =
-        [problem.d, problem.dv].map(|size| columns(size).expect("checked with the candidates"));
+    let sizes = head_columns(problem);
     let mut config = config.clone();
     config
         .set("LAYOUT", problem.layout)
@@ -79,6 +89,7 @@ fn local_memory(problem: &Problem, config: &Config) -> u64 {
 pub(super) fn append(
     plan: &mut Plan,
     problem: &Problem,
+    operands: &Operands,
     key: &ModuleKey,
     info: &DeviceInfo,
     few_works: Option<Expr>,
@@ -102,7 +113,17 @@ pub(super) fn append(
         let config = complete(problem, &config, split_keys, info);
         add(&ATTENTION_MMA_FEW, config, works);
     }
-    if !only_few {
+    if key.kernel.name == ATTENTION_WGMMA.name {
+        wgmma::append(
+            plan,
+            problem,
+            operands,
+            &key.config,
+            info,
+            many_works,
+            args(),
+        );
+    } else if !only_few {
         let config = complete(problem, &key.config, split_keys, info);
         let works = many_works(mma_rows(&config));
         add(&ATTENTION_MMA, config, works);

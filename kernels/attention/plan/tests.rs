@@ -3,11 +3,12 @@
 use ropeway_core::DType::{self, BF16, F16, F32, I32};
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::op::{Op, OpKind, PlanRequest};
-use ropeway_core::plan::Plan;
+use ropeway_core::plan::{Arg, Plan};
 use serde_json::{Value, json};
 
+use crate::attention::manifest::wgmma_local_memory;
 use crate::attention::{AttentionKind, PagedAttentionKind};
-use crate::described::{cuda, sm_70, sm_80};
+use crate::described::{cuda, sm_70, sm_80, sm_90a};
 use crate::signatures::parse;
 
 mod ascend;
@@ -76,6 +77,90 @@ fn matrix_units_take_sixteen_bits_from_sm_80_on() {
     }
     let plan = dense(&sm_80(), F32, [32, 8], [512, 512], [128, 128]);
     assert_eq!(kernels(&plan), ["attention_tiled"]);
+}
+
+#[test]
+fn hopper_multiplies_by_warpgroups_where_rows_are_many() {
+    for dtype in [F16, BF16] {
+        let plan = dense(&sm_90a(), dtype, [32, 8], [512, 512], [128, 128]);
+        assert_eq!(kernels(&plan), ["attention_wgmma"]);
+        let launch = &plan.launches[0];
+        assert_eq!(launch.group, [384, 1, 1]);
+        // Queries of two warpgroups, two tiles each of keys and values, and what alignment may take.
+        assert_eq!(launch.local_memory, 1024 + 2 * 64 * 256 + 4 * 128 * 256);
+        // 60 rows of a key head, then one.
+        let plan = dense(&sm_90a(), dtype, [32, 8], [15, 512], [128, 128]);
+        assert_eq!(kernels(&plan)[0], "attention_mma");
+        let plan = dense(&sm_90a(), dtype, [32, 8], [1, 512], [128, 128]);
+        assert_eq!(kernels(&plan)[0], "attention_mma_few");
+    }
+    let plan = dense(&sm_90a(), F32, [32, 8], [512, 512], [128, 128]);
+    assert_eq!(kernels(&plan), ["attention_tiled"]);
+    // 64 heads of one query are a warpgroup's rows, and their keys are split.
+    let plan = dense(&sm_90a(), BF16, [64, 1], [1, 4096], [128, 128]);
+    assert_eq!(kernels(&plan), ["attention_wgmma", "attention_merge"]);
+    assert_eq!(plan.launches[0].group, [256, 1, 1]);
+}
+
+#[test]
+fn tiles_of_warpgroups_fit_registers_and_shared_memory() {
+    for (size, keys) in [
+        ([64, 64], 128),
+        ([80, 80], 128),
+        ([96, 96], 128),
+        ([128, 128], 128),
+        ([192, 128], 128),
+        ([192, 192], 96),
+        ([256, 256], 80),
+    ] {
+        let plan = dense(&sm_90a(), BF16, [8, 8], [512, 512], size);
+        let config = &plan.modules[0].config;
+        assert_eq!(config.value("KEYS"), keys, "{size:?}");
+        assert!(wgmma_local_memory(config) <= 227 << 10, "{size:?}");
+        let [k, v] = plan.launches[0].args.last_chunk().expect("two maps");
+        for (arg, columns) in [(k, 64), (v, [64, 16, 32][panel(size[1])])] {
+            let Arg::TensorMap { map, .. } = arg else {
+                panic!("{arg:?}");
+            };
+            assert_eq!(map.tile, [columns, keys as u32, 1, 1, 1], "{size:?}");
+            assert_eq!(u32::from(map.swizzle), 2 * columns, "{size:?}");
+        }
+    }
+}
+
+/// Which swizzle divides rows of so many columns: 128, 32 or 64 bytes.
+fn panel(columns: u64) -> usize {
+    match columns {
+        80 => 1,
+        96 => 2,
+        _ => 0,
+    }
+}
+
+#[test]
+fn warpgroups_take_options_of_scores_with_narrow_values() {
+    for (size, kernel) in [(128, "attention_wgmma"), (256, "attention_mma")] {
+        let shape = [1, 8, 512, size];
+        let tensors = ["q", "k", "v"].map(|name| (name, BF16, &shape[..]));
+        let attributes = json!({ "softcap": 30.0 });
+        let plan = planned(&sm_90a(), &AttentionKind, &tensors, attributes);
+        assert_eq!(kernels(&plan), [kernel]);
+        if size == 128 {
+            let config = &plan.modules[0].config;
+            assert_eq!(["OPTIONS", "KEYS"].map(|name| config.value(name)), [1, 64]);
+        }
+    }
+}
+
+#[test]
+fn pages_divide_tiles_of_warpgroups() {
+    let plan = paged(&sm_90a(), 600, [32, 8]);
+    let all = ["attention_mma_few", "attention_wgmma", "attention_merge"];
+    assert_eq!(kernels(&plan), all);
+    let Some(Arg::TensorMap { map, .. }) = plan.launches[1].args.last() else {
+        panic!("{:?}", plan.launches[1]);
+    };
+    assert_eq!(map.tile, [64, 64, 1, 1, 1]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use ropeway_core::DType;
 use ropeway_core::spec::{DataClass, Fill, Recipe, seed_of};
 
 use super::blocks::Weights;
+use super::eight_bits::{Scaled, scale_word};
 
 /// How an operand [batch..., rows, columns] lies in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -41,7 +42,7 @@ impl Storage {
         !matches!(self, Storage::Sliding | Storage::Repeated)
     }
 
-    fn word(self) -> &'static str {
+    pub(super) fn word(self) -> &'static str {
         match self {
             Storage::Plain => "plain",
             Storage::Padded => "padded",
@@ -220,6 +221,8 @@ pub(super) struct Product {
     pub seed: Option<u64>,
     /// What `c` and `bias` hold, if not what the data says.
     pub c_fill: Option<Fill>,
+    /// How the scales of a and of b are stored, where there are some.
+    pub scales: [Option<Storage>; 2],
 }
 
 /// Whether b is stored in blocks of weights.
@@ -249,7 +252,19 @@ impl Product {
             data: Data::Random,
             seed: None,
             c_fill: None,
+            scales: [None; 2],
         }
+    }
+
+    /// 8-bit floats, b transposed, with both scales.
+    pub(super) fn scaled(mut self) -> Product {
+        self.scales = [Some(Storage::Plain); 2];
+        self.dtype(DType::F8E4M3).trans(false, true)
+    }
+
+    pub(super) fn scales(mut self, a: Option<Storage>, b: Option<Storage>) -> Product {
+        self.scales = [a, b];
+        self
     }
 
     pub(super) fn size_m(mut self, m: u64) -> Product {
@@ -370,6 +385,15 @@ impl Product {
         if self.bias {
             recipe = recipe.tensor("bias", addend_dtype, &[n], addend);
         }
+        recipe = Scaled {
+            rows: &[m],
+            weights: &[],
+            n,
+            k,
+            data: &self.data,
+            storage: self.scales,
+        }
+        .add_to(recipe);
         for (name, value) in [("trans_a", self.trans_a), ("trans_b", self.trans_b)] {
             if value {
                 recipe = recipe.attr(name, true);
@@ -419,6 +443,7 @@ impl Product {
         if self.activation != "none" {
             name += &format!("_{}", self.activation);
         }
+        name += &scale_word(self.scales);
         name + &storages(&[
             ("a", self.storage[0]),
             ("b", self.storage[1]),
@@ -447,6 +472,8 @@ pub(super) struct Grouped {
     pub data: Data,
     /// Where the data comes from; by default, it follows from the name.
     pub seed: Option<u64>,
+    /// How the scales of a and of b are stored, where there are some.
+    pub scales: [Option<Storage>; 2],
 }
 
 impl Grouped {
@@ -466,7 +493,19 @@ impl Grouped {
             storage: [Storage::Plain; 2],
             data: Data::Random,
             seed: None,
+            scales: [None; 2],
         }
+    }
+
+    /// 8-bit floats with both scales.
+    pub(super) fn scaled(mut self) -> Grouped {
+        self.scales = [Some(Storage::Plain); 2];
+        self.dtype(DType::F8E4M3)
+    }
+
+    pub(super) fn scales(mut self, a: Option<Storage>, b: Option<Storage>) -> Grouped {
+        self.scales = [a, b];
+        self
     }
 
     pub(super) fn masked(mut self, capacity: u64) -> Grouped {
@@ -574,6 +613,15 @@ impl Grouped {
                 recipe.tensor("expert_offsets", DType::I32, &[experts + 1], values)
             }
         };
+        recipe = Scaled {
+            rows: &a_shape[..a_shape.len() - 1],
+            weights: &[experts],
+            n: self.n,
+            k: self.k,
+            data: &self.data,
+            storage: self.scales,
+        }
+        .add_to(recipe);
         if self.swiglu {
             recipe = recipe.attr("activation", "swiglu");
         }
@@ -597,6 +645,7 @@ impl Grouped {
         if self.swiglu {
             name += "_swiglu";
         }
+        name += &scale_word(self.scales);
         name + &storages(&[("a", self.storage[0]), ("b", self.storage[1])])
     }
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::strategy::BoxedStrategy;
-use ropeway_core::DType::{self, BF16, F16, F32, I8};
+use ropeway_core::DType::{self, BF16, F8E4M3, F16, F32, I8};
 use ropeway_core::spec::{Fill, Recipe, Special};
 
 use super::outputs;
@@ -45,8 +45,9 @@ pub(in super::super) fn gemm_strategy() -> BoxedStrategy<Recipe> {
         nature(),
         any::<u64>().no_shrink(),
         blocks,
+        eight_bits(),
     )
-        .prop_map(|(operands, epilogue, nature, seed, blocks)| {
+        .prop_map(|(operands, epilogue, nature, seed, blocks, eight_bits)| {
             let ([m, n, k], (a, b), (trans_a, trans_b), (batch, c_lead), storage) = operands;
             let (c, bias, alpha, beta, activation, out) = epilogue;
             let n = match activation {
@@ -88,9 +89,51 @@ pub(in super::super) fn gemm_strategy() -> BoxedStrategy<Recipe> {
                 problem.trans_b = true;
                 problem.size[2] = whole_blocks(k, format);
             }
+            if let Some(EightBits {
+                scales,
+                out,
+                k: longer,
+            }) = eight_bits
+            {
+                (problem.a, problem.b, problem.out) = (F8E4M3, F8E4M3, Some(out));
+                // Beside an extent of 0 or 1, k stays what it is.
+                if k > 1 {
+                    problem.size[2] = longer;
+                }
+                problem.data = data(nature, F8E4M3, smooth);
+                problem.storage = storage.map(|storage| honest(storage, &problem.data));
+                if scales.iter().any(Option::is_some) {
+                    (problem.trans_a, problem.trans_b) = (false, true);
+                    (problem.a_batch, problem.b_batch) = (Vec::new(), Vec::new());
+                    problem.c = last.map(Vec::from);
+                }
+                problem.scales = scales.map(|scale| Some(honest(scale?, &problem.data)));
+            }
             problem.recipe()
         })
         .boxed()
+}
+
+/// Operands of 8-bit floats: how their scales are stored, where there are some, and the dtype of d.
+#[derive(Clone, Copy, Debug)]
+struct EightBits {
+    scales: [Option<Storage>; 2],
+    out: DType,
+    /// Longer sums of several blocks of scales.
+    k: u64,
+}
+
+fn eight_bits() -> impl Strategy<Value = Option<EightBits>> {
+    let scale = || prop::option::weighted(0.8, storage());
+    let some = (
+        [scale(), scale()],
+        select(super::eight_bits::OUTPUTS),
+        1..=400u64,
+    );
+    prop::option::weighted(
+        0.15,
+        some.prop_map(|(scales, out, k)| EightBits { scales, out, k }),
+    )
 }
 
 /// `grouped_gemm`.
@@ -137,9 +180,14 @@ fn grouped() -> impl Strategy<Value = Grouped> {
         nature(),
         any::<u64>().no_shrink(),
         prop::option::weighted(0.2, select(DType::GGML_BLOCKS.to_vec())),
+        eight_bits(),
     )
         .prop_map(
-            |([_, n, k], (a, b), swiglu, out, storage, nature, seed, blocks)| {
+            |([_, n, k], (a, b), swiglu, out, storage, nature, seed, blocks, eight_bits)| {
+                let ((a, b), k) = match eight_bits {
+                    Some(EightBits { k, .. }) => ((F8E4M3, F8E4M3), k),
+                    None => ((a, b), k),
+                };
                 let data = data(nature, a, swiglu);
                 let (b, k) = match blocks {
                     Some(format) if in_blocks(a, &data) => (format, whole_blocks(k, format)),
@@ -148,9 +196,15 @@ fn grouped() -> impl Strategy<Value = Grouped> {
                 Grouped {
                     a,
                     b,
-                    out: out.map(|index| outputs(a)[index]),
+                    out: match eight_bits {
+                        Some(EightBits { out, .. }) => Some(out),
+                        None => out.map(|index| outputs(a)[index]),
+                    },
                     swiglu,
                     storage: storage.map(|storage| honest(storage, &data)),
+                    scales: eight_bits
+                        .map_or([None; 2], |eight_bits| eight_bits.scales)
+                        .map(|scale| Some(honest(scale?, &data))),
                     data,
                     seed: Some(seed),
                     ..Grouped::new(

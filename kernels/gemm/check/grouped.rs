@@ -7,8 +7,8 @@ use ropeway_core::{DType, Error, Result};
 use super::super::{Activation, GroupedGemm, MaskedGroupedGemm};
 use super::{
     Quantisation, SCALE_BLOCK, check_format, check_spans, expect_dtype, expect_rank,
-    expect_rows_of_blocks, expect_scaled, expect_shape, inner_mismatch, last_two, out_dtype,
-    output, output_columns, read_out_dtype, read_quantisation, supported,
+    expect_rows_of_blocks, expect_scale, expect_scaled, expect_shape, inner_mismatch, last_two,
+    out_dtype, output, output_columns, read_out_dtype, read_quantisation, supported,
 };
 
 /// Describes a [`GroupedGemm`].
@@ -62,6 +62,18 @@ impl GroupedGemmBuilder {
         self
     }
 
+    /// Scales of an 8-bit float `a`: F32 [rows, k / 128] (rounded up), one for each row and 128 k.
+    pub fn a_scale(mut self, a_scale: TensorDesc) -> Self {
+        self.epilogue.quantisation.a_scale = Some(a_scale);
+        self
+    }
+
+    /// Scales of an 8-bit float `b`: F32 [experts, n / 128, k / 128] (rounded up).
+    pub fn b_scale(mut self, b_scale: TensorDesc) -> Self {
+        self.epilogue.quantisation.b_scale = Some(b_scale);
+        self
+    }
+
     /// The dtype of `d`; that of `a` by default.
     pub fn out_dtype(mut self, out_dtype: DType) -> Self {
         self.epilogue.out_dtype = Some(out_dtype);
@@ -92,14 +104,8 @@ impl GroupedGemmBuilder {
             &[offsets],
             "[experts + 1]",
         )?;
-        let scales = [
-            ("a_scale", vec![rows, k.div_ceil(SCALE_BLOCK)]),
-            (
-                "b_scale",
-                vec![experts, n.div_ceil(SCALE_BLOCK), k.div_ceil(SCALE_BLOCK)],
-            ),
-        ];
-        self.epilogue.check_scales(&self.a, &self.b, &scales)?;
+        self.epilogue
+            .check_scales(&self.a, &self.b, &[rows], [experts, n, k])?;
         let d = self.epilogue.finish(
             &self.a,
             &self.b,
@@ -112,6 +118,8 @@ impl GroupedGemmBuilder {
             b: self.b,
             b_format: self.epilogue.quantisation.b_format,
             expert_offsets: self.expert_offsets,
+            a_scale: self.epilogue.quantisation.a_scale,
+            b_scale: self.epilogue.quantisation.b_scale,
             d,
             activation: self.epilogue.activation,
         })
@@ -152,6 +160,18 @@ impl MaskedGroupedGemmBuilder {
         self
     }
 
+    /// Scales of an 8-bit float `a`: F32 [experts, capacity, k / 128] (rounded up), one for each row and 128 k.
+    pub fn a_scale(mut self, a_scale: TensorDesc) -> Self {
+        self.epilogue.quantisation.a_scale = Some(a_scale);
+        self
+    }
+
+    /// Scales of an 8-bit float `b`: F32 [experts, n / 128, k / 128] (rounded up).
+    pub fn b_scale(mut self, b_scale: TensorDesc) -> Self {
+        self.epilogue.quantisation.b_scale = Some(b_scale);
+        self
+    }
+
     /// The dtype of `d`; that of `a` by default.
     pub fn out_dtype(mut self, out_dtype: DType) -> Self {
         self.epilogue.out_dtype = Some(out_dtype);
@@ -181,18 +201,19 @@ impl MaskedGroupedGemmBuilder {
         }
         expect_dtype("counts", &self.counts, DType::I32, "I32")?;
         expect_shape("counts", &self.counts, &[experts], "[experts]")?;
-        let d = self.epilogue.finish(
-            &self.a,
-            &self.b,
-            &[experts, capacity],
-            n,
-            ("counts", self.counts),
-        )?;
+        let rows = [experts, capacity];
+        self.epilogue
+            .check_scales(&self.a, &self.b, &rows, [experts, n, k])?;
+        let d = self
+            .epilogue
+            .finish(&self.a, &self.b, &rows, n, ("counts", self.counts))?;
         Ok(MaskedGroupedGemm {
             a: self.a,
             b: self.b,
             b_format: self.epilogue.quantisation.b_format,
             counts: self.counts,
+            a_scale: self.epilogue.quantisation.a_scale,
+            b_scale: self.epilogue.quantisation.b_scale,
             d,
             activation: self.epilogue.activation,
         })
@@ -200,7 +221,7 @@ impl MaskedGroupedGemmBuilder {
 
     /// Reads a request.
     pub(in super::super) fn parse(signature: &Signature) -> Result<MaskedGroupedGemm> {
-        signature.only(&["a", "b", "counts"])?;
+        signature.only(&["a", "b", "counts", "a_scale", "b_scale"])?;
         let mut builder = MaskedGroupedGemmBuilder::new(
             signature.required("a")?,
             signature.required("b")?,
@@ -244,15 +265,20 @@ impl GroupedEpilogue {
         &self,
         a: &TensorDesc,
         b: &TensorDesc,
-        shapes: &[(&'static str, Vec<u64>); 2],
+        rows: &[u64],
+        [experts, n, k]: [u64; 3],
     ) -> Result<()> {
-        let scales = [self.quantisation.a_scale, self.quantisation.b_scale];
-        for ((name, shape), scale) in shapes.iter().zip(scales) {
-            if let Some(scale) = scale {
-                expect_scaled(name, a.dtype, b.dtype)?;
-                expect_dtype(name, &scale, DType::F32, "F32")?;
-                expect_shape(name, &scale, shape, "one scale a block of 128")?;
-            }
+        let blocks = |extent: u64| extent.div_ceil(SCALE_BLOCK);
+        let Quantisation {
+            a_scale, b_scale, ..
+        } = self.quantisation;
+        for (name, scale, shape) in [
+            ("a_scale", a_scale, [rows, &[blocks(k)]].concat()),
+            ("b_scale", b_scale, vec![experts, blocks(n), blocks(k)]),
+        ] {
+            let Some(scale) = scale else { continue };
+            expect_scaled(name, a.dtype, b.dtype)?;
+            expect_scale(name, &scale, &shape, "one scale a block of 128")?;
         }
         Ok(())
     }
@@ -280,6 +306,8 @@ impl GroupedEpilogue {
             ("a", Some(*a)),
             ("b", Some(*b)),
             (counts.0, Some(counts.1)),
+            ("a_scale", self.quantisation.a_scale),
+            ("b_scale", self.quantisation.b_scale),
             ("d", Some(d)),
         ])?;
         let b_dtype = self.quantisation.b_format.unwrap_or(b.dtype);

@@ -86,9 +86,9 @@ fn hostile() -> impl Strategy<Value = Signature> {
 /// A sound signature of `kind` with one thing wrong at most.
 fn nearly_sound(kind: &'static dyn OpKind) -> impl Strategy<Value = Signature> {
     let names: &[&str] = match kind.name() {
-        "gemm" => &["a", "b", "c", "bias"],
-        "grouped_gemm" => &["a", "b", "expert_offsets"],
-        _ => &["a", "b", "counts"],
+        "gemm" => &["a", "b", "c", "bias", "a_scale", "b_scale"],
+        "grouped_gemm" => &["a", "b", "expert_offsets", "a_scale", "b_scale"],
+        _ => &["a", "b", "counts", "a_scale", "b_scale"],
     };
     let change = (
         select(names.to_vec()),

@@ -7,8 +7,8 @@ use ropeway_core::{DType, Error, Result};
 use super::super::{Activation, Gemm};
 use super::{
     Quantisation, SCALE_BLOCK, at_least_two, broadcast, check_format, check_spans, expect_dtype,
-    expect_rows_of_blocks, expect_scaled, expect_shape, inner_mismatch, last_two, out_dtype,
-    output, output_columns, read_out_dtype, read_quantisation, supported,
+    expect_rows_of_blocks, expect_scale, expect_scaled, expect_shape, inner_mismatch, last_two,
+    out_dtype, output, output_columns, read_out_dtype, read_quantisation, supported,
 };
 
 /// Describes a [`Gemm`]; everything but `a` and `b` has a default.
@@ -126,6 +126,36 @@ impl GemmBuilder {
         self
     }
 
+    /// Scales of an 8-bit float `a`: F32 [m, k / 128] (rounded up), one for each row and 128 k. With `trans_b`, and without batch dimensions.
+    ///
+    /// ```
+    /// use ropeway_core::DType;
+    /// use ropeway_core::memory::TensorDesc;
+    /// use ropeway_kernels::gemm::Gemm;
+    ///
+    /// // A layer of DeepSeek-V3: activations scaled by 1 x 128, weights by 128 x 128.
+    /// let x = TensorDesc::contiguous(DType::F8E4M3, &[64, 7168])?;
+    /// let weight = TensorDesc::contiguous(DType::F8E4M3, &[2112, 7168])?;
+    /// let layer = Gemm::builder(x, weight)
+    ///     .trans_b(true)
+    ///     .a_scale(TensorDesc::contiguous(DType::F32, &[64, 56])?)
+    ///     .b_scale(TensorDesc::contiguous(DType::F32, &[17, 56])?)
+    ///     .out_dtype(DType::BF16)
+    ///     .build()?;
+    /// assert_eq!(layer.d.shape(), [64, 2112]);
+    /// # Ok::<(), ropeway_core::Error>(())
+    /// ```
+    pub fn a_scale(mut self, a_scale: TensorDesc) -> GemmBuilder {
+        self.quantisation.a_scale = Some(a_scale);
+        self
+    }
+
+    /// Scales of an 8-bit float `b`: F32 [n / 128, k / 128] (rounded up), one for each 128 columns and 128 k. As [`a_scale`](Self::a_scale).
+    pub fn b_scale(mut self, b_scale: TensorDesc) -> GemmBuilder {
+        self.quantisation.b_scale = Some(b_scale);
+        self
+    }
+
     /// The dtype of `d`; that of `a` by default (I8: I32).
     pub fn out_dtype(mut self, out_dtype: DType) -> GemmBuilder {
         self.out_dtype = Some(out_dtype);
@@ -202,6 +232,8 @@ impl GemmBuilder {
             ("b", Some(b)),
             ("c", self.c),
             ("bias", self.bias),
+            ("a_scale", self.quantisation.a_scale),
+            ("b_scale", self.quantisation.b_scale),
             ("d", Some(d)),
         ])?;
         let b_dtype = b_format.unwrap_or(b.dtype);
@@ -212,6 +244,8 @@ impl GemmBuilder {
             b_format,
             c: self.c,
             bias: self.bias,
+            a_scale: self.quantisation.a_scale,
+            b_scale: self.quantisation.b_scale,
             d,
             trans_a: self.trans_a,
             trans_b: self.trans_b,
@@ -244,8 +278,7 @@ impl GemmBuilder {
         for (name, scale, rows, meaning) in scales {
             let Some(scale) = scale else { continue };
             expect_scaled(name, self.a.dtype, self.b.dtype)?;
-            expect_dtype(name, &scale, DType::F32, "F32")?;
-            expect_shape(name, &scale, &[rows, k_blocks], meaning)?;
+            expect_scale(name, &scale, &[rows, k_blocks], meaning)?;
             if batched {
                 return Err(Error::invalid(
                     name,

@@ -409,7 +409,7 @@ fn rows_of_b_are_whole_blocks() {
 }
 
 #[test]
-fn scaled_f8_is_sound_but_unsupported() {
+fn scales_go_with_8_bit_floats() {
     let with = |a_scale: &[u64], b_scale: &[u64], dtype, batch: &[u64], attrs| {
         gemm(
             &[
@@ -422,10 +422,25 @@ fn scaled_f8_is_sound_but_unsupported() {
         )
     };
     let nt = || json!({"trans_b": true});
+    let bf16 = || json!({"trans_b": true, "out_dtype": "BF16"});
+    let op = with(&[3, 2], &[2, 2], F8E4M3, &[], bf16()).unwrap();
+    assert_eq!(op.d, TensorDesc::contiguous(BF16, &[3, 130]).unwrap());
+    let names: Vec<_> = op.operands().iter().map(|operand| operand.name).collect();
+    assert_eq!(names, ["a", "b", "a_scale", "b_scale", "d"]);
     refused(
         with(&[3, 2], &[2, 2], F8E4M3, &[], nt()),
         UNSUPPORTED,
-        &["F8_E4M3"],
+        &["F8_E4M3", "writes"],
+    );
+    refused(
+        with(&[3, 2], &[2, 2], DType::F8E5M2, &[], bf16()),
+        UNSUPPORTED,
+        &["F8_E5M2"],
+    );
+    refused(
+        with(&[3, 2], &[2, 2], F8E4M3, &[], json!({"out_dtype": "BF16"})),
+        INVALID,
+        &["b:", "k = 200"],
     );
     refused(
         with(&[3, 1], &[2, 2], F8E4M3, &[], nt()),

@@ -18,6 +18,7 @@ pub(super) enum Elements<'a> {
     BF16(&'a [bf16]),
     I8(&'a [i8]),
     I32(&'a [i32]),
+    F8E4M3(&'a [u8]),
     /// Rows of blocks of this format. Places are bytes, of whole blocks.
     Blocks(DType, &'a [u8]),
 }
@@ -31,6 +32,7 @@ impl Elements<'_> {
             Elements::BF16(x) => x[at].to_f32(),
             Elements::I8(x) => f32::from(x[at]),
             Elements::I32(x) => x[at] as f32,
+            Elements::F8E4M3(x) => E4M3[usize::from(x[at])],
             Elements::Blocks(..) => unreachable!("blocks are read whole"),
         }
     }
@@ -51,7 +53,7 @@ impl Elements<'_> {
             Elements::BF16(x) => bytemuck::cast_slice(&x[range]),
             Elements::I8(x) => bytemuck::cast_slice(&x[range]),
             Elements::I32(x) => bytemuck::cast_slice(&x[range]),
-            Elements::Blocks(_, x) => &x[range],
+            Elements::F8E4M3(x) | Elements::Blocks(_, x) => &x[range],
         }
     }
 
@@ -94,9 +96,35 @@ impl Elements<'_> {
                     *wide = *narrow as f32;
                 }
             }
+            Elements::F8E4M3(x) => {
+                for (wide, narrow) in to.iter_mut().zip(&x[range]) {
+                    *wide = E4M3[usize::from(*narrow)];
+                }
+            }
         }
     }
 }
+
+/// The number of every byte of F8_E4M3: sign, four bits of exponent (bias 7), three of mantissa; no infinity, and one NaN of either sign.
+const E4M3: [f32; 256] = {
+    let mut table = [0.0; 256];
+    let mut bits = 0;
+    while bits < 256 {
+        let (exponent, mantissa) = (bits >> 3 & 15, bits & 7);
+        let magnitude = match (exponent, mantissa) {
+            (15, 7) => f32::NAN,
+            // Multiples of 2^-9.
+            (0, _) => mantissa as f32 / 512.0,
+            _ => f32::from_bits((exponent + 120) << 23 | mantissa << 20),
+        };
+        table[bits as usize] = match bits >> 7 {
+            0 => magnitude,
+            _ => -magnitude,
+        };
+        bits += 1;
+    }
+    table
+};
 
 /// A type that results are stored in.
 pub(super) trait Element: Pod + Send + Sync {

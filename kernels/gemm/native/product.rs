@@ -174,7 +174,8 @@ impl Product<'_> {
         target: Target,
     ) -> bool {
         let (a, b) = (&self.a, &self.b);
-        if matches!(a.elements, Elements::I8(_)) || b.row != 1 || self.k == 0 {
+        let others = matches!(a.elements, Elements::I8(_) | Elements::F8E4M3(_));
+        if others || b.row != 1 || self.k == 0 {
             return false;
         }
         let mut memory = MEMORY.take();
@@ -355,7 +356,7 @@ impl Product<'_> {
         }
     }
 
-    /// A block of an operand in f32: in place if it is f32, else converted into `memory`.
+    /// A block of an operand in f32: in place if it is f32, else converted into `memory`, and scaled.
     fn block_of<'s, 'a: 's>(
         &self,
         side: &Side<'a>,
@@ -380,6 +381,13 @@ impl Product<'_> {
         let memory = at_least(memory, rows.len() * columns.len(), 0.0);
         let widen = |(index, to): (usize, &mut [f32])| {
             side.elements.widen(at + index * line, step, to);
+            let Some(scale) = side.scale else { return };
+            for (place, element) in to.iter_mut().enumerate() {
+                *element *= match by_columns {
+                    true => scale.at(rows.start + place, columns.start + index),
+                    false => scale.at(rows.start + index, columns.start + place),
+                };
+            }
         };
         match self.threads {
             1 => memory.chunks_mut(length).enumerate().for_each(widen),

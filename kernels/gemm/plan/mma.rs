@@ -24,7 +24,7 @@ pub(in super::super) fn takes(a: DType, b: DType) -> bool {
 }
 
 /// Whether an operand comes across k. Views that are bound later may lie otherwise: then the kernel takes elements one by one.
-fn is_across(dtype: DType, line: u64, k: u64) -> bool {
+pub(super) fn is_across(dtype: DType, line: u64, k: u64) -> bool {
     // Matrices of bytes cannot be transposed on their way to registers.
     dtype != DType::I8 && line == 1 && k != 1
 }
@@ -36,7 +36,7 @@ fn slice(config: &Config, dtype: DType) -> u64 {
 }
 
 /// Tiles of d along a tile's rows' direction: b's columns, two of which make one of d under swiglu.
-fn tiles_n(config: &Config, n: u64, activation: Activation) -> u64 {
+pub(super) fn tiles_n(config: &Config, n: u64, activation: Activation) -> u64 {
     let block = config.value("BLOCK_N") as u64;
     match activation {
         Activation::Swiglu => (n / 2).div_ceil(block / 2),
@@ -72,16 +72,7 @@ pub(super) fn gemm(
         .div_ceil(block_m)
         .saturating_mul(tiles_n)
         .saturating_mul(batches);
-    let slice = slice(config, op.a.dtype);
-    let wanted = (u64::from(info.compute_units) / tiles.max(1))
-        .min(problem.k / (LEAST_SLICES * slice))
-        .clamp(1, MOST_PARTS);
-    let part = problem
-        .k
-        .div_ceil(wanted)
-        .next_multiple_of(slice)
-        .max(slice);
-    let parts = problem.k.div_ceil(part).max(1);
+    let Split { part, parts } = split(problem.k, slice(config, op.a.dtype), tiles, info);
     let range = match parts {
         1 => 0..0,
         _ => plan.take_workspace(f32_bytes(&[parts, batches, problem.m_max, problem.n])?),
@@ -95,26 +86,15 @@ pub(super) fn gemm(
             0 => Arg::Absent,
             _ => side.arg(&leading),
         };
-        let targets = [
-            problem.c_arg(&leading),
-            problem.bias_arg(),
-            problem.d.arg(&leading),
-        ];
-        let target_strides = || {
-            let mut strides = problem.c_strides().to_vec();
-            strides.push(Arg::U64(problem.bias_stride()));
-            strides.extend(problem.d.strides());
-            strides
-        };
         let mut args = vec![source(&problem.a), source(&problem.b)];
-        args.extend(targets.clone());
+        args.extend(targets(problem, &leading));
         args.push(workspace(&range, dtype, true));
         args.push(Arg::U32(problem.m.clone()));
         args.extend([problem.n, problem.k, inner, part].map(|v| Arg::U32(v.into())));
         args.extend(problem.epilogue());
         args.extend(problem.a.strides());
         args.extend(problem.b.strides());
-        args.extend(target_strides());
+        args.extend(target_strides(problem));
         plan.launches.push(Launch {
             module,
             entry: "gemm_mma",
@@ -127,30 +107,83 @@ pub(super) fn gemm(
             local_memory: stages(config) as u32,
             args,
         });
-        if parts == 1 {
-            continue;
+        if parts > 1 {
+            let partial = workspace(&range, dtype, false);
+            plan.launches
+                .push(reduce(problem, module, partial, parts, &leading));
         }
-        let mut args = vec![workspace(&range, dtype, false)];
-        args.extend(targets);
-        args.push(Arg::U32(problem.m.clone()));
-        args.extend([problem.n, parts, inner].map(|v| Arg::U32(v.into())));
-        args.extend(problem.epilogue());
-        args.extend(target_strides());
-        let columns = if swiglu { problem.n / 2 } else { problem.n };
-        plan.launches.push(Launch {
-            module,
-            entry: "gemm_mma_reduce",
-            grid: [
-                columns.div_ceil(REDUCE).into(),
-                problem.m.clone(),
-                batches.into(),
-            ],
-            group: [REDUCE as u32, 1, 1],
-            local_memory: 0,
-            args,
-        });
     }
     Ok(())
+}
+
+/// How k is split.
+pub(super) struct Split {
+    /// k of each part, a multiple of the slice.
+    pub(super) part: u64,
+    /// Parts, at least one.
+    pub(super) parts: u64,
+}
+
+/// Splits k where d has so few tiles that the device would not be full.
+pub(super) fn split(k: u64, slice: u64, tiles: u64, info: &DeviceInfo) -> Split {
+    let wanted = (u64::from(info.compute_units) / tiles.max(1))
+        .min(k / (LEAST_SLICES * slice))
+        .clamp(1, MOST_PARTS);
+    let part = k.div_ceil(wanted).next_multiple_of(slice).max(slice);
+    Split {
+        part,
+        parts: k.div_ceil(part).max(1),
+    }
+}
+
+/// c, bias and d.
+pub(super) fn targets(problem: &Problem<'_>, leading: &[u64]) -> [Arg; 3] {
+    [
+        problem.c_arg(leading),
+        problem.bias_arg(),
+        problem.d.arg(leading),
+    ]
+}
+
+/// Their strides.
+pub(super) fn target_strides(problem: &Problem<'_>) -> Vec<Arg> {
+    let mut strides = problem.c_strides().to_vec();
+    strides.push(Arg::U64(problem.bias_stride()));
+    strides.extend(problem.d.strides());
+    strides
+}
+
+/// The launch that adds up the parts of k.
+pub(super) fn reduce(
+    problem: &Problem<'_>,
+    module: usize,
+    partial: Arg,
+    parts: u64,
+    leading: &[u64],
+) -> Launch {
+    let [outer, inner] = problem.launch_batch();
+    let mut args = vec![partial];
+    args.extend(targets(problem, leading));
+    args.push(Arg::U32(problem.m.clone()));
+    args.extend([problem.n, parts, inner].map(|v| Arg::U32(v.into())));
+    args.extend(problem.epilogue());
+    args.extend(target_strides(problem));
+    let columns = match problem.op.activation {
+        Activation::Swiglu => problem.n / 2,
+        _ => problem.n,
+    };
+    Launch {
+        module,
+        entry: "gemm_reduce",
+        grid: [
+            columns.div_ceil(REDUCE).into(),
+            problem.m.clone(),
+            outer.saturating_mul(inner).into(),
+        ],
+        group: [REDUCE as u32, 1, 1],
+        local_memory: 0,
+        args,
+    }
 }
 
 /// Adds the launch of a grouped product.

@@ -11,6 +11,8 @@ use crate::signatures::parse;
 
 mod ascend;
 mod cuda;
+mod hopper;
+mod scaled;
 
 const SHAPE: MatrixShape = MatrixShape {
     m: 16,

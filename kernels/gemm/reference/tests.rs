@@ -495,6 +495,19 @@ fn weight_rows(
     }
 }
 
+/// Rows of an operand times its scales, if it has any, as f32 holds them. `share` rows have one scale.
+fn scale_rows(rows: &mut [Vec<f64>], inputs: &Operands, name: &str, batch: &[u64], share: usize) {
+    let Some(scale) = inputs.get(name) else {
+        return;
+    };
+    let scale = self::rows(scale, &scale.desc.layout, batch);
+    for (i, row) in rows.iter_mut().enumerate() {
+        for (p, element) in row.iter_mut().enumerate() {
+            *element = f64::from((*element * scale[i / share][p / 128]) as f32);
+        }
+    }
+}
+
 fn naive(op: &dyn Op, inputs: &Operands, fault: Fault) -> Result<Operands> {
     let mut values = Vec::new();
     let plain = |activation, out| Naive {
@@ -517,11 +530,13 @@ fn naive(op: &dyn Op, inputs: &Operands, fault: Fault) -> Result<Operands> {
         };
         let bias = inputs.get("bias").map(HostTensor::to_f64);
         for batch in Layout::contiguous(op.batch())?.indices() {
-            let a = rows(&inputs["a"], &op.a_layout(), &batch);
+            let mut a = rows(&inputs["a"], &op.a_layout(), &batch);
+            scale_rows(&mut a, inputs, "a_scale", &[], 1);
             let b_layout = op.b_layout();
             let last = b_layout.rank() - 1;
             let b_layout = b_layout.transposed(last - 1, last);
-            let b = weight_rows(&inputs["b"], op.b_format, &b_layout, &batch, op.k());
+            let mut b = weight_rows(&inputs["b"], op.b_format, &b_layout, &batch, op.k());
+            scale_rows(&mut b, inputs, "b_scale", &[], 128);
             let c = op
                 .c_layout()
                 .map(|layout| rows(&inputs["c"], &layout, &batch));
@@ -542,9 +557,11 @@ fn naive(op: &dyn Op, inputs: &Operands, fault: Fault) -> Result<Operands> {
     } else if let Some(op) = any.downcast_ref::<GroupedGemm>() {
         let naive = plain(op.activation, op.d.dtype);
         let offsets = inputs["expert_offsets"].to_i32()?;
-        let a = rows(&inputs["a"], &op.a.layout, &[]);
+        let mut a = rows(&inputs["a"], &op.a.layout, &[]);
+        scale_rows(&mut a, inputs, "a_scale", &[], 1);
         for expert in 0..op.experts() {
-            let b = weight_rows(&inputs["b"], op.b_format, &op.b.layout, &[expert], op.k());
+            let mut b = weight_rows(&inputs["b"], op.b_format, &op.b.layout, &[expert], op.k());
+            scale_rows(&mut b, inputs, "b_scale", &[expert], 128);
             let [begin, end] = [0, 1].map(|next| offsets[expert as usize + next] as usize);
             for a in &a[begin..end] {
                 let x: Vec<_> = b.iter().map(|b| naive.linear(a, b, 0.0, 0.0)).collect();
@@ -560,8 +577,10 @@ fn naive(op: &dyn Op, inputs: &Operands, fault: Fault) -> Result<Operands> {
         let naive = plain(op.activation, op.d.dtype);
         let counts = inputs["counts"].to_i32()?;
         for expert in 0..op.experts() {
-            let a = rows(&inputs["a"], &op.a.layout, &[expert]);
-            let b = weight_rows(&inputs["b"], op.b_format, &op.b.layout, &[expert], op.k());
+            let mut a = rows(&inputs["a"], &op.a.layout, &[expert]);
+            let mut b = weight_rows(&inputs["b"], op.b_format, &op.b.layout, &[expert], op.k());
+            scale_rows(&mut a, inputs, "a_scale", &[expert], 1);
+            scale_rows(&mut b, inputs, "b_scale", &[expert], 128);
             for a in &a[..counts[expert as usize] as usize] {
                 let x: Vec<_> = b.iter().map(|b| naive.linear(a, b, 0.0, 0.0)).collect();
                 values.extend(naive.row(&x));

@@ -6,7 +6,7 @@ use ropeway_core::Error;
 use ropeway_core::Result;
 use ropeway_core::dtype::DType;
 use ropeway_core::info::{DeviceInfo, DeviceKind};
-use ropeway_core::kernel::{Config, Kernel, ModuleKey};
+use ropeway_core::kernel::{Config, DEPENDENT_LAUNCH, Kernel, ModuleKey};
 use ropeway_core::op::{PlanRequest, TuneKey};
 use ropeway_core::plan::{Arg, Determinism, Expr, Extent, Plan};
 
@@ -59,7 +59,7 @@ pub(in crate::moe) fn moe_ffn_candidates(
         .collect();
     let mut steps = rows_kernels(op, info, experts)?;
     steps.retain(|kernel| is_by_steps(kernel));
-    if grouped::candidates([dtype; 3], op.hidden().max(op.inter()), info).is_err() {
+    if grouped::candidates([dtype; 3], op.hidden().max(op.inter()), false, info).is_err() {
         steps.clear();
     }
     match info.kind {
@@ -191,7 +191,9 @@ pub(in crate::moe) fn moe_ffn(op: &MoeFfn, request: &PlanRequest<'_>) -> Result<
     );
     if by_steps {
         let key = rows_module(kernel, config, experts, dtype, dtype);
-        append_steps(&mut plan, key, &routed, operands, sizes, request)?;
+        let weights = [&op.w_gate_up, &op.w_down].map(grouped::are_mapped_rows);
+        append_steps(&mut plan, key, &routed, operands, sizes, weights, request)?;
+        overlap_launches(&mut plan, request.info);
         return Ok(plan);
     }
     let rows_kernel = rows_kernels(op, request.info, experts)?[0];
@@ -410,6 +412,16 @@ fn append_experts(
     Ok(())
 }
 
+/// Has each launch begin before the one before it has ended, where the device can: the CUDA kernels of all steps wait for it themselves.
+fn overlap_launches(plan: &mut Plan, info: &DeviceInfo) {
+    if !info.has("sm_90") {
+        return;
+    }
+    for module in &mut plan.modules {
+        module.config.set(DEPENDENT_LAUNCH, 1);
+    }
+}
+
 /// Adds the permutation and the copy of token rows into `scattered`.
 fn append_scatter(
     plan: &mut Plan,
@@ -463,13 +475,14 @@ fn append_scatter(
     Ok(())
 }
 
-/// Adds scatter, the two grouped products of gemm, and the sum; rows between them have the dtype of x.
+/// Adds scatter, the two grouped products of gemm, and the sum; rows between them have the dtype of x. `are_mapped`: tensor maps take the weights.
 fn append_steps(
     plan: &mut Plan,
     key: ModuleKey,
     routed: &Routed,
     operands: Operands,
     sizes: Sizes,
+    are_mapped: [bool; 2],
     request: &PlanRequest<'_>,
 ) -> Result<()> {
     let Sizes {
@@ -491,29 +504,38 @@ fn append_steps(
         sizes,
         request.info,
     )?;
-    let product = |a, k: u64, b: Bound, d, n: u64, activation| GroupedProduct {
-        a: workspace(a, dtype, false),
-        a_strides: [0, k, 1].map(Expr::from),
-        b: b.arg(),
-        b_strides: [0, 1, 2].map(|axis| Expr::stride(b.index(), axis)),
-        routing: read(&routed.expert_offsets),
-        d: workspace(d, dtype, true),
-        d_strides: match activation {
-            Activation::Swiglu => [0, n / 2, 1].map(Expr::from),
-            _ => [0, n, 1].map(Expr::from),
-        },
-        rows: ids.count(),
-        rows_max: ids.most,
-        capacity: None,
-        experts: ids.experts,
-        n,
-        k,
-        activation,
-        dtypes: [dtype; 3],
-        // Rows are dense: need_dense_rows.
-        ways: [grouped::Way::Along; 2],
-        d_is_dense: true,
-    };
+    // Rows of the workspace lie one behind another; nothing is mapped where there are none.
+    let rows_are_mapped = |columns: u64| ids.most > 0 && (columns * size).is_multiple_of(16);
+    let product =
+        |a, k: u64, (b, is_mapped): (Bound, bool), d, n: u64, activation| GroupedProduct {
+            a: workspace(a, dtype, false),
+            a_strides: [0, k, 1].map(Expr::from),
+            b: b.arg(),
+            b_strides: [0, 1, 2].map(|axis| Expr::stride(b.index(), axis)),
+            scales: Default::default(),
+            routing: read(&routed.expert_offsets),
+            d: workspace(d, dtype, true),
+            d_strides: match activation {
+                Activation::Swiglu => [0, n / 2, 1].map(Expr::from),
+                _ => [0, n, 1].map(Expr::from),
+            },
+            rows: ids.count(),
+            rows_max: ids.most,
+            capacity: None,
+            experts: ids.experts,
+            n,
+            k,
+            activation,
+            dtypes: [dtype; 3],
+            // Rows are dense: need_dense_rows.
+            ways: [grouped::Way::Along; 2],
+            d_is_dense: true,
+            is_mapped: is_mapped && rows_are_mapped(k),
+            d_is_mapped: rows_are_mapped(match activation {
+                Activation::Swiglu => n / 2,
+                _ => n,
+            }),
+        };
     // What the caller forces is this op's kernel, not that of its products.
     let products = PlanRequest {
         kernel: None,
@@ -524,12 +546,19 @@ fn append_steps(
         product(
             &scattered,
             hidden,
-            operands.w_gate_up,
+            (operands.w_gate_up, are_mapped[0]),
             &h,
             2 * inter,
             Activation::Swiglu,
         ),
-        product(&h, inter, operands.w_down, &rows, hidden, Activation::None),
+        product(
+            &h,
+            inter,
+            (operands.w_down, are_mapped[1]),
+            &rows,
+            hidden,
+            Activation::None,
+        ),
     ] {
         let (kernel, config) = grouped::choose(&product, &products)?;
         grouped::append(plan, kernel, &config, request.info, &product)?;

@@ -94,7 +94,7 @@ fn decoding_gives_two_blocks_a_multiprocessor_where_rows_suffice() {
 fn k_is_split_where_tiles_are_few_and_added_up_in_order() {
     let plan = product(&sm_80(), [16, 1024, 4096], [BF16; 2], true);
     let entries: Vec<_> = plan.launches.iter().map(|launch| launch.entry).collect();
-    assert_eq!(entries, ["gemm_mma", "gemm_mma_reduce"]);
+    assert_eq!(entries, ["gemm_mma", "gemm_reduce"]);
     // 16 tiles of 64 columns on 108 multiprocessors: six parts of k.
     let parts = plan.launches[0].grid[1].evaluate(&[]);
     assert_eq!(parts, 6);
@@ -128,7 +128,7 @@ fn experts_with_few_rows_get_small_tiles() {
 }
 
 /// Every configuration of a kernel's tunables.
-fn configurations(kernel: &Kernel) -> Vec<Config> {
+pub(super) fn configurations(kernel: &Kernel) -> Vec<Config> {
     kernel
         .tunables
         .iter()
@@ -148,7 +148,7 @@ fn configurations(kernel: &Kernel) -> Vec<Config> {
 #[test]
 fn what_is_tunable_keeps_the_rules_of_the_source() {
     let info = sm_80();
-    let sources = |kernel: &&&Kernel| kernel.name.contains("mma");
+    let sources = |kernel: &&&Kernel| kernel.name.contains("_mma");
     for kernel in KERNELS.iter().filter(sources) {
         kernel
             .validate(&kernel.default_config(), &info)

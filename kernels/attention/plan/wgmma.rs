@@ -51,17 +51,18 @@ fn complete(problem: &Problem, config: &Config, options: bool, info: &DeviceInfo
         .set("OPTIONS", i64::from(options))
         .set_dtype("DTYPE", problem.dtype);
     let [consumers, keys, ring] = ["CONSUMERS", "KEYS", "RING"].map(|name| config.value(name));
-    // Of a rectangular batch, no more warpgroups than have rows.
+    // Of a rectangular batch, no more warpgroups than have rows, unless fewer leave a thread too few registers.
     let most = match problem.layout {
         0 => problem.rows.div_ceil(WARPGROUP_ROWS).max(1) as i64,
         _ => consumers,
     };
+    let busy = consumers.min(most);
     let paged = |keys: &i64| problem.layout != 2 || keys.count_ones() == 1;
     let keys = KEYS
         .into_iter()
         .filter(|&fewer| fewer <= keys)
         .filter(paged);
-    for consumers in (1..=consumers.min(most)).rev() {
+    for consumers in (1..=busy).rev().chain(busy + 1..=consumers) {
         for keys in keys.clone() {
             for ring in (2.min(ring)..=ring).rev() {
                 config

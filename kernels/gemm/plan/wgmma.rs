@@ -120,7 +120,10 @@ pub(super) fn map<const RANK: usize, const STRIDES: usize>(
 ) -> Arg {
     const { assert!(RANK == STRIDES + 1, "the innermost stride is 1") };
     let multiple = multiple(dtype);
-    let step = |stride: Expr| stride.max(1).div_ceil(multiple) * Expr::from(multiple);
+    let step = |stride: Expr| match stride {
+        Expr::Const(stride) => Expr::from(stride.max(1).next_multiple_of(multiple)),
+        stride => stride.max(1).div_ceil(multiple) * Expr::from(multiple),
+    };
     let [first, second] = tile.map(|extent| extent as u32);
     Arg::TensorMap {
         base: Box::new(base),

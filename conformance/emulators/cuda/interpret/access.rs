@@ -243,7 +243,7 @@ impl Warp {
             ),
             Op::MapAddress { d, a, rank } => {
                 let value = super::map2(self.register(*a), self.register(*rank), |a, rank| {
-                    a & !(RANK_MASK << RANK_SHIFT) | (rank + 1 & RANK_MASK) << RANK_SHIFT
+                    a & !(RANK_MASK << RANK_SHIFT) | ((rank + 1) & RANK_MASK) << RANK_SHIFT
                 });
                 self.write(*d, active, &value);
                 Ok(())

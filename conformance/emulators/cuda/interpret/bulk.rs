@@ -370,7 +370,7 @@ impl Warp {
                 let barrier = state.phase_of(rank, barrier, strong)?;
                 // The engine counts in it.
                 let State { blocks, clocks, .. } = &mut *state;
-                let held = &blocks[barrier.0].shared;
+                let held = &mut blocks[barrier.0].shared;
                 held.check_proxy(barrier.1 as usize, 8, by, clocks)?;
                 let (block, at) = state.block_of(rank, to, lane)?;
                 let ((shared, clocks), at) = state.shared(block, at, lane)?;

@@ -1,5 +1,7 @@
 //! Shared memory of a block, with what the sanitizer knows of each byte.
 
+use std::ops::Range;
+
 use super::clocks::Clocks;
 use super::report::{Detector, Fault};
 
@@ -26,8 +28,11 @@ impl Access {
     }
 }
 
+/// Bytes that engines and vectors of registers move at a time, and of which mostly the same is known.
+const CHUNK: usize = 16;
+
 /// What is known of a byte.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Cell {
     writer: Access,
     /// The last reader, and the last of another warp.
@@ -41,6 +46,20 @@ struct Cell {
     ordinary: bool,
     /// Engines that are reading it: products and bulk stores that have not been waited for.
     engines: u16,
+}
+
+impl Cell {
+    fn is_read(&mut self, access: Access) {
+        let last = self.readers[0];
+        self.readers[0] = access;
+        if last.thread != 0 && last.thread != access.thread {
+            if last.warp() != access.warp() {
+                self.readers[1] = last;
+            } else if last.count == access.count {
+                self.readers[0].thread |= MANY;
+            }
+        }
+    }
 }
 
 /// Who accesses, and how.
@@ -79,6 +98,8 @@ pub struct Watch {
 pub struct Shared {
     data: Vec<u8>,
     cells: Vec<Cell>,
+    /// Of each chunk of [`CHUNK`] bytes whether all is alike in it: then its first cell speaks for it.
+    alike: Vec<bool>,
     watch: Watch,
 }
 
@@ -88,6 +109,7 @@ impl Shared {
         Shared {
             data: vec![0xFF; bytes],
             cells: vec![Cell::default(); bytes],
+            alike: vec![true; bytes.div_ceil(CHUNK)],
             watch,
         }
     }
@@ -141,12 +163,55 @@ impl Shared {
         }
     }
 
+    /// Runs over what is known of a place: a cell, and the bytes that it speaks for.
+    #[inline]
+    fn each(
+        &mut self,
+        at: usize,
+        bytes: usize,
+        mut f: impl FnMut(&mut Cell, &[u8], Range<usize>) -> Result<(), Box<Fault>>,
+    ) -> Result<(), Box<Fault>> {
+        let end = at + bytes;
+        let mut index = at;
+        while index < end {
+            let chunk = index / CHUNK;
+            let cells = chunk * CHUNK..(chunk * CHUNK + CHUNK).min(self.cells.len());
+            if !self.alike[chunk] {
+                let to = cells.end.min(end);
+                for at in index..to {
+                    f(&mut self.cells[at], &self.data, at..at + 1)?;
+                }
+                index = to;
+            } else if index == cells.start && cells.end <= end {
+                index = cells.end;
+                f(&mut self.cells[cells.start], &self.data, cells)?;
+            } else {
+                // A part of it will differ.
+                let cell = self.cells[cells.start];
+                self.cells[cells].fill(cell);
+                self.alike[chunk] = false;
+            }
+        }
+        Ok(())
+    }
+
+    /// Chunks in which all has become alike.
+    fn join(&mut self, at: usize, bytes: usize) {
+        for chunk in at.div_ceil(CHUNK)..(at + bytes) / CHUNK {
+            if !self.alike[chunk] {
+                let cells = &self.cells[chunk * CHUNK..(chunk + 1) * CHUNK];
+                self.alike[chunk] = cells[1..].iter().all(|cell| *cell == cells[0]);
+            }
+        }
+    }
+
     /// Notes that other lanes of a warp read what one of them just did.
     pub fn read_by_many(&mut self, at: usize, bytes: usize) {
         if self.watch.races {
-            for cell in &mut self.cells[at..at + bytes] {
+            let _ = self.each(at, bytes, |cell, _, _| {
                 cell.readers[0].thread |= MANY;
-            }
+                Ok(())
+            });
         }
     }
 
@@ -163,38 +228,31 @@ impl Shared {
         clocks: &Clocks,
     ) -> Result<usize, Box<Fault>> {
         let at = self.range(address, bytes, align, by)?;
-        let known = clocks.known(by.warp());
+        let (watch, known) = (self.watch, clocks.known(by.warp()));
         let access = Self::access(by, known);
         // Bytes of one value have one writer, whose order needs one look.
         let mut looked_at = Access::default();
-        for cell in &mut self.cells[at..at + bytes] {
+        self.each(at, bytes, |cell, _, _| {
             if cell.pending {
                 return Err(pending("read", address, cell.writer, by, clocks));
             }
-            if self.watch.uninitialised && !cell.initialised {
+            if watch.uninitialised && !cell.initialised {
                 let message = format!(
                     "read of {bytes} bytes at {address} of shared memory, which nobody wrote"
                 );
                 return Err(Fault::new(Detector::Uninitialised, by.lane(), message));
             }
-            if self.watch.races {
+            if watch.races {
                 if cell.writer != looked_at {
                     if !(by.strong && cell.strong || Self::ordered(cell.writer, access, known)) {
                         return Err(race("read", "write", address, cell.writer, (by, clocks)));
                     }
                     looked_at = cell.writer;
                 }
-                let last = cell.readers[0];
-                cell.readers[0] = access;
-                if last.thread != 0 && last.thread != access.thread {
-                    if last.warp() != access.warp() {
-                        cell.readers[1] = last;
-                    } else if last.count == access.count {
-                        cell.readers[0].thread |= MANY;
-                    }
-                }
+                cell.is_read(access);
             }
-        }
+            Ok(())
+        })?;
         Ok(at)
     }
 
@@ -211,9 +269,23 @@ impl Shared {
         clocks: &Clocks,
     ) -> Result<usize, Box<Fault>> {
         let at = self.range(address, data.len(), align, by)?;
-        let known = clocks.known(by.warp());
+        self.note_write(at, data.len(), Some(data), by, clocks)?;
+        Ok(at)
+    }
+
+    /// `data`: what will be written, where it is known.
+    fn note_write(
+        &mut self,
+        at: usize,
+        bytes: usize,
+        data: Option<&[u8]>,
+        by: Accessor,
+        clocks: &Clocks,
+    ) -> Result<(), Box<Fault>> {
+        let address = at as u64;
+        let (watch, known) = (self.watch, clocks.known(by.warp()));
         let access = Self::access(by, known);
-        for (index, cell) in self.cells[at..at + data.len()].iter_mut().enumerate() {
+        self.each(at, bytes, |cell, held, place| {
             if cell.pending {
                 return Err(pending("write", address, cell.writer, by, clocks));
             }
@@ -223,9 +295,12 @@ impl Shared {
                 );
                 return Err(Fault::new(Detector::Engine, by.lane(), message));
             }
-            if self.watch.races {
+            if watch.races {
                 // Two writes of one value leave no doubt about the result.
-                let same = cell.initialised && self.data[at + index] == data[index];
+                let same = cell.initialised
+                    && data.is_some_and(|data| {
+                        held[place.clone()] == data[place.start - at..place.end - at]
+                    });
                 let follows = by.strong && cell.strong || Self::ordered(cell.writer, access, known);
                 if !same && !follows {
                     return Err(race("write", "write", address, cell.writer, (by, clocks)));
@@ -243,8 +318,10 @@ impl Shared {
             cell.writer = access;
             cell.initialised = true;
             cell.ordinary = true;
-        }
-        Ok(at)
+            Ok(())
+        })?;
+        self.join(at, bytes);
+        Ok(())
     }
 
     /// Marks the target of an asynchronous copy: nobody may touch it until it has been waited for. `align`: the multiple it begins at.
@@ -261,29 +338,12 @@ impl Shared {
     ) -> Result<(), Box<Fault>> {
         let at = self.range(address, bytes, align, by)?;
         // The bytes that will come are not known yet: any earlier access that nothing orders is a race.
-        let poison = [0xFF; 128];
-        for begin in (at..at + bytes).step_by(poison.len()) {
-            let cells = begin..(begin + poison.len()).min(at + bytes);
-            let known = self.cells[cells.clone()]
-                .iter()
-                .map(|cell| cell.initialised)
-                .collect::<Vec<_>>();
-            for cell in &mut self.cells[cells.clone()] {
-                cell.initialised = false;
-            }
-            let poison = &poison[..cells.len()];
-            let checked = self.check_write(begin as u64, poison, 1, by, clocks);
-            if let Err(fault) = checked {
-                for (cell, known) in self.cells[cells].iter_mut().zip(known) {
-                    cell.initialised = known;
-                }
-                return Err(fault);
-            }
-            self.data[cells.clone()].copy_from_slice(poison);
-            for cell in &mut self.cells[cells] {
-                cell.pending = true;
-            }
-        }
+        self.note_write(at, bytes, None, by, clocks)?;
+        self.data[at..at + bytes].fill(0xFF);
+        self.each(at, bytes, |cell, _, _| {
+            cell.pending = true;
+            Ok(())
+        })?;
         Ok(())
     }
 
@@ -300,12 +360,13 @@ impl Shared {
         let at = address as usize;
         self.data[at..at + data.len()].copy_from_slice(data);
         let writer = Self::access(by, clocks.known(by.warp()));
-        for cell in &mut self.cells[at..at + data.len()] {
+        let _ = self.each(at, data.len(), |cell, _, _| {
             cell.pending = false;
             cell.initialised = true;
             cell.writer = writer;
             cell.ordinary = !engine;
-        }
+            Ok(())
+        });
     }
 
     /// Notes that an engine begins to read, for a thread, what lies there until it is waited for, and gives the place.
@@ -322,9 +383,10 @@ impl Shared {
     ) -> Result<usize, Box<Fault>> {
         let at = self.check_read(address, bytes, align, by, clocks)?;
         self.check_proxy(at, bytes, by, clocks)?;
-        for cell in &mut self.cells[at..at + bytes] {
+        self.each(at, bytes, |cell, _, _| {
             cell.engines += 1;
-        }
+            Ok(())
+        })?;
         Ok(at)
     }
 
@@ -333,45 +395,44 @@ impl Shared {
     /// # Errors
     /// Ordinary writes that no fence of the proxy follows.
     pub fn check_proxy(
-        &self,
+        &mut self,
         at: usize,
         bytes: usize,
         by: Accessor,
         clocks: &Clocks,
     ) -> Result<(), Box<Fault>> {
-        let unseen = |cell: &&Cell| {
-            cell.ordinary
-                && cell.writer.thread != 0
-                && !clocks.is_fenced_for_engines(cell.writer.number(), cell.writer.count)
-        };
         if !self.watch.races {
             return Ok(());
         }
-        match self.cells[at..at + bytes].iter().find(unseen) {
-            None => Ok(()),
-            Some(cell) => {
-                let message = format!(
-                    "an engine needs shared memory at {at}, which {} (instruction {}) wrote without fence.proxy.async behind it",
-                    clocks.name(cell.writer.number()),
-                    cell.writer.pc
-                );
-                Err(Fault::new(Detector::Proxy, by.lane(), message))
+        self.each(at, bytes, |cell, _, _| {
+            if !cell.ordinary
+                || cell.writer.thread == 0
+                || clocks.is_fenced_for_engines(cell.writer.number(), cell.writer.count)
+            {
+                return Ok(());
             }
-        }
+            let message = format!(
+                "an engine needs shared memory at {at}, which {} (instruction {}) wrote without fence.proxy.async behind it",
+                clocks.name(cell.writer.number()),
+                cell.writer.pc
+            );
+            Err(Fault::new(Detector::Proxy, by.lane(), message))
+        })
     }
 
     /// Notes that an engine has read, and that its thread has waited for it.
     pub fn end_engine_read(&mut self, at: usize, bytes: usize, by: Accessor, clocks: &Clocks) {
-        let reader = Self::access(by, clocks.known(by.warp()));
-        for cell in &mut self.cells[at..at + bytes] {
+        let (watch, reader) = (self.watch, Self::access(by, clocks.known(by.warp())));
+        let _ = self.each(at, bytes, |cell, _, _| {
             cell.engines -= 1;
-            if self.watch.races {
+            if watch.races {
                 let last = std::mem::replace(&mut cell.readers[0], reader);
                 if last.thread != 0 && last.warp() != reader.warp() {
                     cell.readers[1] = last;
                 }
             }
-        }
+            Ok(())
+        });
     }
 
     /// The bytes at a place that was checked.

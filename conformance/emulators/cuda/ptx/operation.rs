@@ -506,38 +506,26 @@ pub struct Instruction {
 }
 
 impl Op {
-    /// Whether it is of `sm_90a` alone.
-    pub(super) fn is_of_sm_90a(&self) -> bool {
-        matches!(
-            self,
-            Op::Wgmma(_)
-                | Op::WgmmaFence
-                | Op::WgmmaCommit
-                | Op::WgmmaWait { .. }
-                | Op::SetRegisters { .. }
-        )
-    }
-
-    /// Whether it came with `sm_90`.
-    pub(super) fn is_of_sm_90(&self) -> bool {
-        matches!(
-            self,
-            Op::BulkLoad { .. }
-                | Op::BulkStore { .. }
-                | Op::BulkCommit
-                | Op::BulkWait { .. }
-                | Op::PhaseExpect { .. }
-                | Op::PhaseArrive {
-                    expect: Some(_),
-                    ..
-                }
-                | Op::PhaseTest { waits: true, .. }
-                | Op::PhaseInitFence
-                | Op::ProxyFence
-                | Op::MapAddress { .. }
-                | Op::ClusterArrive
-                | Op::ClusterWait
-                | Op::DependencyWait
-        )
+    /// Its name and the target it needs, where that is more than the interpreter asks for in general: `sm_90a` alone, or `sm_90` and later.
+    pub(super) fn needs(&self) -> Option<(&'static str, &'static str)> {
+        Some(match self {
+            Op::Wgmma(_) | Op::WgmmaFence | Op::WgmmaCommit | Op::WgmmaWait { .. } => {
+                ("wgmma", "sm_90a")
+            }
+            Op::SetRegisters { .. } => ("setmaxnreg", "sm_90a"),
+            Op::BulkLoad { .. } | Op::BulkStore { .. } => ("cp.async.bulk", "sm_90"),
+            Op::BulkCommit | Op::BulkWait { .. } => ("cp.async.bulk", "sm_90"),
+            Op::PhaseExpect { .. } => ("mbarrier.expect_tx", "sm_90"),
+            Op::PhaseArrive {
+                expect: Some(_), ..
+            } => ("mbarrier.arrive.expect_tx", "sm_90"),
+            Op::PhaseTest { waits: true, .. } => ("mbarrier.try_wait", "sm_90"),
+            Op::PhaseInitFence => ("fence.mbarrier_init", "sm_90"),
+            Op::ProxyFence => ("fence.proxy.async", "sm_90"),
+            Op::MapAddress { .. } => ("mapa", "sm_90"),
+            Op::ClusterArrive | Op::ClusterWait => ("barrier.cluster", "sm_90"),
+            Op::DependencyWait => ("griddepcontrol", "sm_90"),
+            _ => return None,
+        })
     }
 }

@@ -386,13 +386,12 @@ impl<'a> Parser<'a> {
         let product = |instruction: &&Instruction| matches!(instruction.op, Op::Wgmma(_));
         let target = self.module.architecture().unwrap_or_default();
         for instruction in &function.code {
-            let (needs, is_met) = match &instruction.op {
-                op if op.is_of_sm_90a() => ("sm_90a", self.module.target == "sm_90a"),
-                op if op.is_of_sm_90() => ("sm_90", target.0 >= 90),
-                _ => continue,
+            let Some((name, needs)) = instruction.op.needs() else {
+                continue;
             };
-            if !is_met {
-                let message = format!("needs {needs}, and .target is {}", self.module.target);
+            let own = &self.module.target;
+            if own != needs && (needs == "sm_90a" || target.0 < 90) {
+                let message = format!("{name} needs {needs}, and .target is {own}");
                 return Err(Error::new(instruction.line, message));
             }
         }

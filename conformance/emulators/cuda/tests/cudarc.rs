@@ -623,3 +623,352 @@ fn golden_vectors_are_recorded_and_verified() {
     let (verified, text) = command(&["verify", path]);
     assert!(!verified && text.contains("FAILED add.sat.s32"), "{text}");
 }
+
+const CLUSTERS: &str = ".version 8.0\n.target sm_90\n.address_size 64
+.visible .entry free(.param .u64 out) { .reg .b64 o, w; .reg .b32 r, b;
+ld.param.u64 o, [out]; mov.u32 b, %ctaid.x; mov.u32 r, %cluster_ctarank; mul.wide.u32 w, b, 4; add.u64 o, o, w; st.global.b32 [o], r; ret; }
+.visible .entry pairs(.param .u64 out) .explicitcluster .reqnctapercluster 2, 1, 1 { .reg .b64 o, w; .reg .b32 r, b;
+ld.param.u64 o, [out]; mov.u32 b, %ctaid.x; mov.u32 r, %cluster_ctarank; mul.wide.u32 w, b, 4; add.u64 o, o, w; st.global.b32 [o], r; ret; }\n";
+
+/// `CUlaunchConfig` and `CUlaunchAttribute`, by their layout in `cuda.h`.
+#[repr(C)]
+struct Attribute {
+    id: u32,
+    pad: u32,
+    value: [u32; 16],
+}
+
+#[repr(C)]
+struct Configuration {
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: u32,
+    stream: usize,
+    attributes: *const Attribute,
+    count: u32,
+}
+
+/// Launches a kernel of one parameter in clusters, and gives the status.
+fn launch_in_clusters(
+    ptx: &str,
+    name: &str,
+    blocks: u32,
+    cluster: Option<[u32; 3]>,
+    out: &mut u64,
+) -> u32 {
+    let (ptx, name) = (CString::new(ptx).unwrap(), CString::new(name).unwrap());
+    let attribute = Attribute {
+        id: 4,
+        pad: 0,
+        value: std::array::from_fn(|axis| cluster.map_or(0, |of| *of.get(axis).unwrap_or(&0))),
+    };
+    let configuration = Configuration {
+        grid: [blocks, 1, 1],
+        block: [1, 1, 1],
+        shared: 0,
+        stream: 0,
+        attributes: &attribute,
+        count: u32::from(cluster.is_some()),
+    };
+    let mut parameters = [std::ptr::from_mut(out)];
+    type Launch =
+        unsafe extern "C" fn(*const Configuration, sys::CUfunction, *mut *mut u64, usize) -> u32;
+    // SAFETY: the driver's functions of these names have these types, and the kernel takes one address.
+    unsafe {
+        let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let loaded = sys::cuModuleLoadData(&mut module, ptx.as_ptr().cast());
+        assert_eq!(loaded as u32, 0);
+        let found = sys::cuModuleGetFunction(&mut function, module, name.as_ptr());
+        assert_eq!(found as u32, 0);
+        let launch = *sys::culib().get::<Launch>(b"cuLaunchKernelEx").unwrap();
+        launch(&configuration, function, parameters.as_mut_ptr(), 0)
+    }
+}
+
+#[test]
+fn clusters_by_attribute_and_by_the_kernel() {
+    on_emulator(
+        "clusters_by_attribute_and_by_the_kernel",
+        &[("ARCHITECTURE", "9.0")],
+        |_| {
+            use cudarc::driver::DevicePtrMut;
+            let context = CudaContext::new(0).unwrap();
+            let stream = context.default_stream();
+            let mut out = stream.alloc_zeros::<u32>(8).unwrap();
+            let mut address = out.device_ptr_mut(&stream).0;
+            let mut launch = |name: &str, blocks: u32, cluster: Option<[u32; 3]>| {
+                launch_in_clusters(CLUSTERS, name, blocks, cluster, &mut address)
+            };
+            for (name, cluster, ranks) in [
+                ("free", None, [0; 8]),
+                ("free", Some([4, 1, 1]), [0, 1, 2, 3, 0, 1, 2, 3]),
+                ("free", Some([8, 1, 1]), [0, 1, 2, 3, 4, 5, 6, 7]),
+                ("pairs", None, [0, 1, 0, 1, 0, 1, 0, 1]),
+                ("pairs", Some([2, 1, 1]), [0, 1, 0, 1, 0, 1, 0, 1]),
+            ] {
+                assert_eq!(launch(name, 8, cluster), 0, "{name}, {cluster:?}");
+                assert_eq!(
+                    stream.clone_dtoh(&out).unwrap(),
+                    ranks,
+                    "{name}, {cluster:?}"
+                );
+            }
+            let invalid = sys::CUresult::CUDA_ERROR_INVALID_VALUE as u32;
+            let size = sys::CUresult::CUDA_ERROR_INVALID_CLUSTER_SIZE as u32;
+            // No divisor of the grid; more than 8; another than the kernel's; none.
+            assert_eq!(launch("free", 6, Some([4, 1, 1])), size);
+            assert_eq!(launch("free", 16, Some([16, 1, 1])), size);
+            assert_eq!(launch("pairs", 7, None), size);
+            assert_eq!(launch("pairs", 8, Some([4, 1, 1])), invalid);
+            assert_eq!(launch("free", 8, Some([0, 1, 1])), invalid);
+        },
+    );
+}
+
+#[test]
+fn clusters_and_tensor_maps_need_hopper() {
+    on_emulator("clusters_and_tensor_maps_need_hopper", &[], |_| {
+        let _context = CudaContext::new(0).unwrap();
+        let text = CLUSTERS
+            .replace("sm_90", "sm_80")
+            .replace("%cluster_ctarank", "%ctaid.x");
+        let text = text.replace(".explicitcluster .reqnctapercluster 2, 1, 1", "");
+        let unsupported = sys::CUresult::CUDA_ERROR_NOT_SUPPORTED as u32;
+        let launched = launch_in_clusters(&text, "free", 8, Some([2, 1, 1]), &mut 0);
+        assert_eq!(launched, unsupported);
+        assert_eq!(Described::RIGHT.encode(), unsupported);
+    });
+}
+
+/// What `cuTensorMapEncodeTiled` is given.
+#[derive(Clone, Copy)]
+struct Described {
+    element: u32,
+    rank: u32,
+    address: u64,
+    extents: [u64; 3],
+    strides: [u64; 2],
+    tile: [u32; 3],
+    steps: [u32; 3],
+    interleave: u32,
+    swizzle: u32,
+    fill: u32,
+}
+
+impl Described {
+    /// bf16, 100 x 50 x 2 in boxes of 64 x 8 x 1, swizzled by 128 bytes.
+    const RIGHT: Described = Described {
+        element: 9,
+        rank: 3,
+        address: 0x7000_0000_0010,
+        extents: [100, 50, 2],
+        strides: [208, 208 * 50],
+        tile: [64, 8, 1],
+        steps: [1; 3],
+        interleave: 0,
+        swizzle: 3,
+        fill: 0,
+    };
+
+    fn encode(&self) -> u32 {
+        type Encode = unsafe extern "C" fn(
+            *mut [u64; 16],
+            u32,
+            u32,
+            u64,
+            *const u64,
+            *const u64,
+            *const u32,
+            *const u32,
+            u32,
+            u32,
+            u32,
+            u32,
+        ) -> u32;
+        #[repr(align(64))]
+        struct Map([u64; 16]);
+        let mut map = Map([0; 16]);
+        // SAFETY: the driver's function of this name has this type, and each list is as long as the rank says.
+        unsafe {
+            let encode = *sys::culib()
+                .get::<Encode>(b"cuTensorMapEncodeTiled")
+                .unwrap();
+            encode(
+                &mut map.0,
+                self.element,
+                self.rank,
+                self.address,
+                self.extents.as_ptr(),
+                self.strides.as_ptr(),
+                self.tile.as_ptr(),
+                self.steps.as_ptr(),
+                self.interleave,
+                self.swizzle,
+                2,
+                self.fill,
+            )
+        }
+    }
+}
+
+#[test]
+fn tensor_maps_keep_to_what_cuda_h_says() {
+    on_emulator(
+        "tensor_maps_keep_to_what_cuda_h_says",
+        &[("ARCHITECTURE", "9.0")],
+        |report| {
+            let _context = CudaContext::new(0).unwrap();
+            let right = Described::RIGHT;
+            for right in [
+                right,
+                Described { rank: 1, ..right },
+                Described { fill: 1, ..right },
+                Described {
+                    swizzle: 0,
+                    tile: [256, 256, 1],
+                    ..right
+                },
+                Described {
+                    element: 0,
+                    tile: [128, 8, 1],
+                    ..right
+                },
+                Described {
+                    swizzle: 1,
+                    tile: [16, 8, 1],
+                    ..right
+                },
+            ] {
+                assert_eq!(right.encode(), 0);
+            }
+            let invalid = sys::CUresult::CUDA_ERROR_INVALID_VALUE as u32;
+            for (what, wrong) in [
+                (
+                    "data type",
+                    Described {
+                        element: 13,
+                        ..right
+                    },
+                ),
+                ("rank", Described { rank: 0, ..right }),
+                ("rank", Described { rank: 6, ..right }),
+                (
+                    "address",
+                    Described {
+                        address: 0x7000_0000_0008,
+                        ..right
+                    },
+                ),
+                (
+                    "no address",
+                    Described {
+                        address: 0,
+                        ..right
+                    },
+                ),
+                (
+                    "extent",
+                    Described {
+                        extents: [100, 0, 2],
+                        ..right
+                    },
+                ),
+                (
+                    "extent",
+                    Described {
+                        extents: [100, (1 << 32) + 1, 2],
+                        ..right
+                    },
+                ),
+                (
+                    "stride",
+                    Described {
+                        strides: [200, 208 * 50],
+                        ..right
+                    },
+                ),
+                (
+                    "stride",
+                    Described {
+                        strides: [208, 1 << 40],
+                        ..right
+                    },
+                ),
+                (
+                    "box",
+                    Described {
+                        tile: [64, 0, 1],
+                        ..right
+                    },
+                ),
+                (
+                    "box",
+                    Described {
+                        tile: [64, 257, 1],
+                        ..right
+                    },
+                ),
+                (
+                    "row of the box",
+                    Described {
+                        tile: [12, 8, 1],
+                        ..right
+                    },
+                ),
+                (
+                    "row beyond the swizzle",
+                    Described {
+                        tile: [72, 8, 1],
+                        ..right
+                    },
+                ),
+                (
+                    "row beyond the swizzle",
+                    Described {
+                        swizzle: 2,
+                        ..right
+                    },
+                ),
+                (
+                    "swizzle",
+                    Described {
+                        swizzle: 9,
+                        ..right
+                    },
+                ),
+                (
+                    "NaN of integers",
+                    Described {
+                        element: 1,
+                        fill: 1,
+                        ..right
+                    },
+                ),
+            ] {
+                assert_eq!(wrong.encode(), invalid, "{what}");
+            }
+            let unsupported = sys::CUresult::CUDA_ERROR_NOT_SUPPORTED as u32;
+            assert_eq!(
+                Described {
+                    interleave: 1,
+                    ..right
+                }
+                .encode(),
+                unsupported
+            );
+            assert_eq!(
+                Described {
+                    steps: [1, 2, 1],
+                    ..right
+                }
+                .encode(),
+                unsupported
+            );
+            let text = std::fs::read_to_string(report).unwrap();
+            assert!(
+                text.contains("cuTensorMapEncodeTiled: stride 200 of dimension 1"),
+                "{text}"
+            );
+        },
+    );
+}

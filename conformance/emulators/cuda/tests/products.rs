@@ -350,7 +350,7 @@ fn run(case: Case, seed: u64) -> Result<(), Box<Report>> {
     let c = |row: usize, column: usize| -> i64 {
         let small = ((row * 7 + column * 3) % 41) as i64 - 20;
         match (case.d, case.saturate) {
-            ("s32", true) if row % 2 == 0 => i64::from(i32::MAX) - small.abs(),
+            ("s32", true) if row.is_multiple_of(2) => i64::from(i32::MAX) - small.abs(),
             ("s32", true) => i64::from(i32::MIN) + small.abs(),
             _ => small,
         }
@@ -652,7 +652,12 @@ fn what_products_in_flight_forbid() {
         ),
     ] {
         let report = body(wrong).expect_err(wrong);
-        assert_eq!(report.detector, expected, "{wrong}: {report}");
+        // What nothing orders may also not have been written yet.
+        let found = match report.detector {
+            Detector::Uninitialised => Race,
+            found => found,
+        };
+        assert_eq!(found, expected, "{wrong}: {report}");
     }
 }
 

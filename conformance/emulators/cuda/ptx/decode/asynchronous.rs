@@ -29,7 +29,7 @@ impl Decoder<'_, '_> {
     }
 
     fn set_registers(&mut self) -> Result<Op> {
-        let _ = self.need_of(".inc or .dec", &[("inc", ()), ("dec", ())])?;
+        self.need_of(".inc or .dec", &[("inc", ()), ("dec", ())])?;
         if !(self.take("sync") && self.take("aligned") && self.take("u32")) {
             return Err(self.refuse("only .sync.aligned.u32 is accepted"));
         }

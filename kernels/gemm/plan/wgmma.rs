@@ -121,7 +121,7 @@ pub(super) fn map<const RANK: usize, const STRIDES: usize>(
     const { assert!(RANK == STRIDES + 1, "the innermost stride is 1") };
     let multiple = multiple(dtype);
     let step = |stride: Expr| match stride {
-        Expr::Const(stride) => Expr::from(stride.max(1).next_multiple_of(multiple)),
+        Expr::Const(..=1) => Expr::from(multiple),
         stride => stride.max(1).div_ceil(multiple) * Expr::from(multiple),
     };
     let [first, second] = tile.map(|extent| extent as u32);

@@ -233,19 +233,19 @@ pub(in crate::attention) fn attention() -> Vec<Recipe> {
         case(
             "latent_two_queries_bf16",
             BF16,
-            [2, 20, 1],
-            [2, 600],
+            [1, 8, 1],
+            [2, 530],
             [576, 512],
         )
         .storage(ValuesInKeys)
         .causal()
-        .kv_lens(&[590, 70])
+        .kv_lens(&[520])
         .lse(),
         case(
             "latent_values_apart_f16",
             F16,
             [1, 66, 1],
-            [1, 100],
+            [1, 70],
             [576, 512],
         )
         .sinks(uniform(2.0))
@@ -254,16 +254,16 @@ pub(in crate::attention) fn attention() -> Vec<Recipe> {
         case(
             "latent_absent_keys_f16",
             F16,
-            [2, 4, 1],
-            [3, 150],
+            [1, 4, 1],
+            [2, 100],
             [520, 264],
         )
         .fills(
             uniform(3.0),
-            patched(uniform(1.0), 40 * 520..150 * 520, Nan),
-            patched(uniform(1.0), 40 * 264..150 * 264, Nan),
+            patched(uniform(1.0), 70 * 520..100 * 520, Nan),
+            patched(uniform(1.0), 70 * 264..100 * 264, Nan),
         )
-        .kv_lens(&[40, 150])
+        .kv_lens(&[70])
         .causal()
         .adversarial(),
         case("speculative_f32", F32, [2, 4, 2], [4, 129], [64, 64])

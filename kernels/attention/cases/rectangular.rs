@@ -233,7 +233,7 @@ pub(in crate::attention) fn attention() -> Vec<Recipe> {
         case(
             "latent_two_queries_bf16",
             BF16,
-            [1, 8, 1],
+            [1, 4, 1],
             [2, 530],
             [576, 512],
         )

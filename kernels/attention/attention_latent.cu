@@ -84,7 +84,8 @@ __device__ __forceinline__ Places places_of(int tile, bool inside)
 extern "C" __global__ void __launch_bounds__(384, 1)
     attention_latent(OPERANDS, const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map)
 {
-  extern __shared__ __align__(ALIGNMENT) u8 shared[];
+  // Aligned by hand: the compiler would round what stands before it up, and there is no room for that.
+  extern __shared__ __align__(16) u8 shared[];
   // Of each place: full, empty; and where the last tile of values lands before its tail is made zero.
   __shared__ u64 barriers[5];
   // A bit for each box of a tile of keys whose block the table names none of.

@@ -431,7 +431,7 @@ pub const FAULTS: &[Fault] = &[
     // Latent attention.
     fault(
         "latent_reads_hidden_values",
-        "attention/fixed",
+        "attention/fixed/latent",
         "attention_latent",
         (
             "attention_latent.cu",
@@ -442,7 +442,7 @@ pub const FAULTS: &[Fault] = &[
     ),
     fault(
         "dropped_fence_of_probabilities",
-        "attention/fixed",
+        "attention/fixed/latent",
         "attention_latent",
         (
             "attention_latent.cu",
@@ -453,7 +453,7 @@ pub const FAULTS: &[Fault] = &[
     ),
     fault(
         "dropped_barrier_of_probabilities",
-        "attention/fixed",
+        "attention/fixed/latent",
         "attention_latent",
         (
             "attention_latent.cu",
@@ -464,7 +464,7 @@ pub const FAULTS: &[Fault] = &[
     ),
     fault(
         "dropped_barrier_of_maxima",
-        "attention/fixed",
+        "attention/fixed/latent",
         "attention_latent",
         (
             "attention_latent.cu",
@@ -475,7 +475,7 @@ pub const FAULTS: &[Fault] = &[
     ),
     fault(
         "tile_released_too_early",
-        "attention/fixed",
+        "attention/fixed/latent",
         "attention_latent",
         (
             "attention_latent.cu",
@@ -486,7 +486,7 @@ pub const FAULTS: &[Fault] = &[
     ),
     fault(
         "apart_values_not_waited_for",
-        "attention/fixed",
+        "attention/fixed/latent",
         "attention_latent",
         (
             "attention_latent.cu",
@@ -497,7 +497,7 @@ pub const FAULTS: &[Fault] = &[
     ),
     fault(
         "maximum_of_half_the_keys",
-        "attention/fixed",
+        "attention/fixed/latent",
         "attention_latent",
         (
             "attention_latent.cu",

@@ -32,7 +32,7 @@ LATER_NVRTC_PACKAGE=nvidia-cuda-nvrtc==13.0.88
 NVDISASM_PACKAGE=nvidia-cuda-nvdisasm==13.5.37
 # The kernels that only Hopper runs.
 HOPPER_KERNELS=(gemm_wgmma gemm_wgmma_small grouped_wgmma grouped_wgmma_small gemm_wgmma_scaled gemm_wgmma_scaled_small
-    grouped_wgmma_scaled grouped_wgmma_scaled_small attention_wgmma)
+    grouped_wgmma_scaled grouped_wgmma_scaled_small attention_wgmma attention_latent)
 # Operations and bytes of the largest case that oclgrind runs; it needs about a microsecond for each.
 OCLGRIND_WORK=${OCLGRIND_WORK:-8000}
 # The same of the largest case that SwiftShader runs: without a limit it takes five minutes.

@@ -10,8 +10,9 @@ mod cuda;
 
 pub(super) use ascend::{ATTENTION_CUBE, ATTENTION_FUSED, ATTENTION_PACK, ATTENTION_VECTOR};
 pub(super) use cuda::{
-    ATTENTION_MMA, ATTENTION_MMA_FEW, ATTENTION_WGMMA, mma_local_memory, mma_rows, mma_threads,
-    wgmma_dynamic_memory, wgmma_local_memory, wgmma_threads, wgmma_value_panel,
+    ATTENTION_LATENT, ATTENTION_MMA, ATTENTION_MMA_FEW, ATTENTION_WGMMA, LATENT_DYNAMIC_MEMORY,
+    mma_local_memory, mma_rows, mma_threads, wgmma_dynamic_memory, wgmma_local_memory,
+    wgmma_threads, wgmma_value_panel,
 };
 
 /// The kernels of this folder.
@@ -23,6 +24,7 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &ATTENTION_MMA,
     &ATTENTION_MMA_FEW,
     &ATTENTION_WGMMA,
+    &ATTENTION_LATENT,
     &ATTENTION_TILED,
     &ATTENTION_MERGE,
     &ATTENTION_NATIVE,

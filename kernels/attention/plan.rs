@@ -12,14 +12,16 @@ use ropeway_core::plan::{Arg, Expr, Launch, OperandRule, Plan, StrideRule};
 use ropeway_core::{Error, Result};
 
 use super::manifest::{
-    ATTENTION_CUBE, ATTENTION_DECODE, ATTENTION_FUSED, ATTENTION_KEYS, ATTENTION_MERGE,
-    ATTENTION_MMA, ATTENTION_MMA_FEW, ATTENTION_NATIVE, ATTENTION_PREFILL, ATTENTION_ROWS,
-    ATTENTION_TILED, ATTENTION_WGMMA, LANE_ROWS, TILED_GROUP, TILED_ROWS, rows_local_memory,
+    ATTENTION_CUBE, ATTENTION_DECODE, ATTENTION_FUSED, ATTENTION_KEYS, ATTENTION_LATENT,
+    ATTENTION_MERGE, ATTENTION_MMA, ATTENTION_MMA_FEW, ATTENTION_NATIVE, ATTENTION_PREFILL,
+    ATTENTION_ROWS, ATTENTION_TILED, ATTENTION_WGMMA, LANE_ROWS, TILED_GROUP, TILED_ROWS,
+    rows_local_memory,
 };
 use super::{Attention, PagedAttention, Softmax, VarlenAttention};
 use operands::{Operands, Sizes, arguments, flags};
 
 mod ascend;
+mod latent;
 mod mma;
 mod operands;
 #[cfg(all(test, feature = "spec"))]
@@ -250,6 +252,9 @@ impl Problem {
             };
             kernels.insert(before, &ATTENTION_WGMMA);
         }
+        if self.fits_latent(op) {
+            kernels.insert(0, &ATTENTION_LATENT);
+        }
         let mut lack = Error::unsupported("no kernel");
         let most = info.limits.loop_rounds.unwrap_or(u64::MAX);
         let mut ended = None;
@@ -476,7 +481,10 @@ fn divide(problem: &Problem, key: &ModuleKey, sizes: &Sizes, split_keys: u64) ->
     let decode = name == ATTENTION_DECODE.name || name == ATTENTION_KEYS.name;
     let rows_in_lanes = name == ATTENTION_ROWS.name;
     let beside = (name == ATTENTION_PREFILL.name || rows_in_lanes) && problem.layout != 0;
-    let few_rows = if mma::is_mma(key) {
+    let latent = name == ATTENTION_LATENT.name;
+    let few_rows = if latent {
+        0
+    } else if mma::is_mma(key) {
         // Of a rectangular batch one launch takes all.
         let few = name == ATTENTION_MMA_FEW.name || problem.layout != 0 && group <= mma::FEW_ROWS;
         if few { mma::FEW_ROWS } else { 0 }
@@ -489,11 +497,18 @@ fn divide(problem: &Problem, key: &ModuleKey, sizes: &Sizes, split_keys: u64) ->
     };
     let rows = if problem.layout == 0 {
         problem.rows
+    } else if latent {
+        latent::split_rows(problem)
     } else {
         group.max(few_rows)
     };
+    let most_rows = if latent {
+        latent::SPLIT_ROWS
+    } else {
+        SPLIT_ROWS
+    };
     let one_split = problem.keys <= split_keys;
-    let split_rows = if rows > SPLIT_ROWS || one_split {
+    let split_rows = if rows > most_rows || one_split {
         0
     } else {
         rows

@@ -104,7 +104,7 @@ pub fn wanted(key: &ModuleKey) -> Vec<&'static str> {
             _ => vec!["QGMMA", "UTMALDG", "FFMA"],
         };
     }
-    if key.kernel.name.contains("_wgmma") {
+    if key.kernel.name.contains("_wgmma") || key.kernel.name == "attention_latent" {
         let mut wanted = vec!["HGMMA", "UTMALDG"];
         if key.config.get("D_BY_MAP") == Some(1) {
             wanted.push("UTMASTG");

@@ -33,6 +33,13 @@ const ENGINE: &[&str] = &[
     "emulated: race",
 ];
 const PROXY: &[&str] = &["emulated: no fence of the proxy"];
+/// What one warpgroup writes and another's products read.
+const ENGINE_OR_PROXY: &[&str] = &[
+    "emulated: no fence of the proxy",
+    "emulated: product or bulk store not waited for",
+    "emulated: uninitialised shared memory",
+    "emulated: race",
+];
 const NOT_WAITED_FOR: &[&str] = &["emulated: product or bulk store not waited for"];
 /// Bytes or arrivals that do not add up: a phase that never completes, or one that completes before its bytes are there.
 const COUNTS: &[&str] = &[
@@ -418,6 +425,84 @@ pub const FAULTS: &[Fault] = &[
             "attention_wgmma.cu",
             "acc[c] *= rescale[c / 2 % 2]",
             "acc[c] *= rescale[c % 2]",
+        ),
+        VALUES,
+    ),
+    // Latent attention.
+    fault(
+        "latent_reads_hidden_values",
+        "attention/fixed/latent",
+        "attention_latent",
+        (
+            "attention_latent.cu",
+            "const bool tail = there < KEYS",
+            "const bool tail = false && there < KEYS",
+        ),
+        VALUES,
+    ),
+    fault(
+        "dropped_fence_of_probabilities",
+        "attention/fixed/latent",
+        "attention_latent",
+        (
+            "attention_latent.cu",
+            "    fence_for_engines();\n  };",
+            "  };",
+        ),
+        PROXY,
+    ),
+    fault(
+        "dropped_barrier_of_probabilities",
+        "attention/fixed/latent",
+        "attention_latent",
+        (
+            "attention_latent.cu",
+            "      barrier_of(BOTH, 256);\n      if (!inside)",
+            "      if (!inside)",
+        ),
+        ENGINE_OR_PROXY,
+    ),
+    fault(
+        "dropped_barrier_of_maxima",
+        "attention/fixed/latent",
+        "attention_latent",
+        (
+            "attention_latent.cu",
+            "    barrier_of(BOTH, 256);\n#pragma unroll\n    for (int h",
+            "#pragma unroll\n    for (int h",
+        ),
+        NO_ORDER,
+    ),
+    fault(
+        "tile_released_too_early",
+        "attention/fixed/latent",
+        "attention_latent",
+        (
+            "attention_latent.cu",
+            "        products_wait<1>();\n        release(at.values);",
+            "        release(at.values);\n        products_wait<1>();",
+        ),
+        ENGINE,
+    ),
+    fault(
+        "apart_values_not_waited_for",
+        "attention/fixed/latent",
+        "attention_latent",
+        (
+            "attention_latent.cu",
+            "      if (!inside) barrier_wait(full + 8 * at.values, at.parity);\n",
+            "",
+        ),
+        ENGINE,
+    ),
+    fault(
+        "maximum_of_half_the_keys",
+        "attention/fixed/latent",
+        "attention_latent",
+        (
+            "attention_latent.cu",
+            "      top[h] = greater(top[h], exchanged[1 - warpgroup][my_line + 8 * h]);\n",
+            "",
         ),
         VALUES,
     ),

@@ -250,6 +250,28 @@ pub(in crate::attention) fn attention_paged() -> Vec<Recipe> {
         varlen("mla_f32", F32, [8, 1], [576, 512], &[1, 2], &[30, 21])
             .blocks_of(16)
             .storage(ValuesInKeys),
+        varlen(
+            "latent_decode_bf16",
+            BF16,
+            [16, 1],
+            [576, 512],
+            &[1, 2, 1],
+            &[130, 67, 0],
+        )
+        .blocks_of(64)
+        .storage(ValuesInKeys)
+        .causal()
+        .lse(),
+        varlen(
+            "latent_values_apart_f16",
+            F16,
+            [4, 2],
+            [576, 512],
+            &[3, 1],
+            &[30, 75],
+        )
+        .blocks_of(16)
+        .causal(),
         varlen("padded_f32", F32, [4, 2], [33, 17], &[2, 1], &[12, 29])
             .blocks_of(5)
             .storage(Padded),

@@ -230,6 +230,42 @@ pub(in crate::attention) fn attention() -> Vec<Recipe> {
             .lse(),
         case("decode_long_f32", F32, [1, 2, 1], [1, 5000], [64, 64]).lse(),
         case("decode_mla_bf16", BF16, [1, 16, 1], [1, 130], [576, 512]).storage(ValuesInKeys),
+        case(
+            "latent_two_queries_bf16",
+            BF16,
+            [1, 4, 1],
+            [2, 530],
+            [576, 512],
+        )
+        .storage(ValuesInKeys)
+        .causal()
+        .kv_lens(&[520])
+        .lse(),
+        case(
+            "latent_values_apart_f16",
+            F16,
+            [1, 66, 1],
+            [1, 70],
+            [576, 512],
+        )
+        .sinks(uniform(2.0))
+        .lse(),
+        // Keys and values past the last are NaN.
+        case(
+            "latent_absent_keys_f16",
+            F16,
+            [1, 4, 1],
+            [2, 100],
+            [520, 264],
+        )
+        .fills(
+            uniform(3.0),
+            patched(uniform(1.0), 70 * 520..100 * 520, Nan),
+            patched(uniform(1.0), 70 * 264..100 * 264, Nan),
+        )
+        .kv_lens(&[70])
+        .causal()
+        .adversarial(),
         case("speculative_f32", F32, [2, 4, 2], [4, 129], [64, 64])
             .causal()
             .lse(),

@@ -190,6 +190,31 @@ pub(in super::super) static ATTENTION_WGMMA: Kernel = Kernel {
     },
 };
 
+/// Multi-head latent attention, by warpgroups and the copy engine of sm_90a.
+pub(in super::super) static ATTENTION_LATENT: Kernel = Kernel {
+    name: "attention_latent",
+    summary: "multi-head latent attention (576 columns, values of 512) by warpgroups (wgmma) that share a tile of keys, copied once by TMA where values lie inside keys: f16 and bf16",
+    version: 1,
+    sources: &[Source {
+        language: Language::CudaC,
+        code: Code::Text(&[
+            SHARED_CU,
+            HOPPER_CU,
+            (
+                "attention_latent.cu",
+                include_str!("../attention_latent.cu"),
+            ),
+        ]),
+        requires: &["sm_90a"],
+    }],
+    tunables: &[SPLIT_KEYS],
+    constraints: &[],
+    local_memory: |_| LATENT_DYNAMIC_MEMORY + (2 << 10),
+};
+
+/// Bytes of the queries, two places for tiles and the probabilities of attention_latent.cu, and what may be lost to align them.
+pub(in super::super) const LATENT_DYNAMIC_MEMORY: u64 = 1024 + 3 * 64 * 576 * 2 + 64 * 64 * 2;
+
 /// Threads of a block of attention_wgmma.cu.
 pub(in super::super) fn wgmma_threads(config: &Config) -> u32 {
     128 * (1 + config.value("CONSUMERS")) as u32

@@ -6,10 +6,11 @@ use ropeway_core::kernel::{Config, ModuleKey};
 use ropeway_core::plan::{Arg, Expr, Plan};
 
 use super::super::manifest::{
-    ATTENTION_MMA, ATTENTION_MMA_FEW, ATTENTION_WGMMA, mma_local_memory, mma_rows, mma_threads,
+    ATTENTION_LATENT, ATTENTION_MMA, ATTENTION_MMA_FEW, ATTENTION_WGMMA, mma_local_memory,
+    mma_rows, mma_threads,
 };
 use super::operands::Operands;
-use super::{Problem, launch, wgmma};
+use super::{Problem, latent, launch, wgmma};
 
 /// The most rows of a sequence and key head that `attention_mma_few` takes: those of one fragment.
 pub(super) const FEW_ROWS: u64 = 16;
@@ -33,12 +34,13 @@ pub(super) fn head_columns(problem: &Problem) -> [i64; 2] {
     [problem.d, problem.dv].map(|size| columns(size).expect("checked with the candidates"))
 }
 
-/// Whether a plan's kernel is one of these, or `attention_wgmma`, which divides work as they do.
+/// Whether a plan's kernel is one of these, or one of Hopper's, which divide work as they do.
 pub(super) fn is_mma(key: &ModuleKey) -> bool {
     [
         ATTENTION_MMA.name,
         ATTENTION_MMA_FEW.name,
         ATTENTION_WGMMA.name,
+        ATTENTION_LATENT.name,
     ]
     .contains(&key.kernel.name)
 }
@@ -113,7 +115,9 @@ pub(super) fn append(
         let config = complete(problem, &config, split_keys, info);
         add(&ATTENTION_MMA_FEW, config, works);
     }
-    if key.kernel.name == ATTENTION_WGMMA.name {
+    if key.kernel.name == ATTENTION_LATENT.name {
+        latent::append(plan, problem, operands, &key.config, many_works, args());
+    } else if key.kernel.name == ATTENTION_WGMMA.name {
         wgmma::append(
             plan,
             problem,

@@ -172,6 +172,66 @@ fn heads_of_other_sizes_run_on_cuda_cores() {
 }
 
 #[test]
+fn latent_attention_has_a_kernel_on_hopper() {
+    let split = ["attention_latent", "attention_merge"];
+    for (dtype, heads, rows, kernels_of_plan) in [
+        (BF16, [128, 1], [1, 4096], &split[..]),
+        (F16, [16, 1], [2, 4096], &split[..]),
+        (BF16, [128, 1], [2, 4096], &split[..]),
+        (BF16, [128, 1], [1, 500], &split[..1]),
+        (BF16, [128, 1], [3, 4096], &split[..1]),
+        (F32, [128, 1], [1, 500], &["attention_tiled"][..]),
+    ] {
+        let plan = dense(&sm_90a(), dtype, heads, rows, [576, 512]);
+        assert_eq!(
+            kernels(&plan),
+            kernels_of_plan,
+            "{dtype} {heads:?} {rows:?}"
+        );
+        let launch = &plan.launches[0];
+        if kernels_of_plan[0] == split[0] {
+            assert_eq!(launch.group, [384, 1, 1]);
+            // Queries, two tiles, probabilities, what alignment may take.
+            let bytes = 1024 + 3 * 64 * 1152 + 64 * 128;
+            assert_eq!(launch.local_memory, bytes);
+            for arg in launch.args.last_chunk::<2>().expect("two maps") {
+                let Arg::TensorMap { map, .. } = arg else {
+                    panic!("{arg:?}");
+                };
+                assert_eq!((map.tile, map.swizzle), ([64, 64, 1, 1, 1], 128));
+            }
+        }
+    }
+    let plan = dense(&sm_80(), BF16, [128, 1], [1, 500], [576, 512]);
+    assert_eq!(kernels(&plan), ["attention_tiled"]);
+    let plan = dense(&sm_90a(), BF16, [128, 1], [1, 500], [576, 256]);
+    assert_eq!(kernels(&plan), ["attention_tiled"]);
+}
+
+#[test]
+fn latent_attention_splits_the_keys_of_as_many_queries_as_sequences_have() {
+    for (tokens, heads, rows) in [(8, 128, 128), (16, 128, 256), (24, 128, 128), (32, 16, 64)] {
+        let tensors = [
+            ("q", BF16, &[tokens, heads, 576][..]),
+            ("cu_q", I32, &[9][..]),
+            ("k_cache", BF16, &[1000, 32, 1, 576][..]),
+            ("v_cache", BF16, &[1000, 32, 1, 512][..]),
+            ("block_table", I32, &[8, 64][..]),
+            ("kv_lens", I32, &[8][..]),
+        ];
+        let attributes = json!({ "causal": true });
+        let plan = planned(&sm_90a(), &PagedAttentionKind, &tensors, attributes);
+        assert_eq!(kernels(&plan), ["attention_latent", "attention_merge"]);
+        // Sequences of four splits, each with its rows' sums, maximum and sum of exponentials.
+        assert_eq!(plan.workspace, 8 * 4 * rows * 514 * 4, "{tokens} {heads}");
+        let Some(Arg::TensorMap { map, .. }) = plan.launches[0].args.last() else {
+            panic!("{:?}", plan.launches[0]);
+        };
+        assert_eq!(map.tile, [64, 32, 1, 1, 1]);
+    }
+}
+
+#[test]
 fn few_rows_share_a_fragment_and_split_their_keys() {
     let split = ["attention_mma_few", "attention_merge"];
     let plan = dense(&sm_80(), F16, [32, 8], [1, 4096], [128, 128]);

@@ -26,12 +26,19 @@ const IN_SCORES: i64 = flag::SOFTCAP | flag::MASK | flag::ALIBI;
 impl Problem {
     /// Whether warpgroups take it; with options in the scores their registers have room for 128 columns of values.
     pub(super) fn fits_wgmma(&self, op: &dyn Op) -> bool {
+        let narrow = self.dv <= 128 || !self.changes_scores(op);
+        self.fits_mma() && self.keys > 0 && self.whole_pages() && narrow
+    }
+
+    /// Whether an option changes scores one by one.
+    pub(super) fn changes_scores(&self, op: &dyn Op) -> bool {
         let named = |operand: &str| ["mask", "alibi_slopes"].contains(&operand);
-        let options =
-            self.softmax.softcap > 0.0 || op.operands().iter().any(|operand| named(operand.name));
-        // A tile is whole pages or part of one, and a page whole lines of eight, as swizzled.
-        let pages = self.layout != 2 || self.block_size.is_power_of_two() && self.block_size >= 8;
-        self.fits_mma() && self.keys > 0 && pages && (!options || self.dv <= 128)
+        self.softmax.softcap > 0.0 || op.operands().iter().any(|operand| named(operand.name))
+    }
+
+    /// Whether a tile is whole pages or part of one, and a page whole lines of eight, as swizzled.
+    pub(super) fn whole_pages(&self) -> bool {
+        self.layout != 2 || self.block_size.is_power_of_two() && self.block_size >= 8
     }
 
     /// Whether there are enough rows that a warpgroup's 64 pay.
@@ -93,7 +100,7 @@ fn registers_fit(config: &Config, options: bool) -> bool {
 }
 
 /// The tensor map of keys or values, [columns, keys, heads, batch or blocks], for boxes of `columns` by `keys`.
-fn map(problem: &Problem, operand: usize, columns: u64, keys: u64) -> Arg {
+pub(super) fn map(problem: &Problem, operand: usize, columns: u64, keys: u64) -> Arg {
     let [batch, head, row, column] = key_axes(problem);
     let extent = |axis: Option<usize>| match axis {
         Some(axis) => Expr::extent(operand, axis).max(1),

@@ -21,7 +21,7 @@
 //   D_MAX      128  bound of d: 64, 80, 96, 128, 192 or 256; d, dv and strides are multiples of 8
 //   DV_MAX     128  likewise of dv
 //   KEYS       128  keys in a tile, a multiple of 16 that Product has
-//   CONSUMERS  2    warpgroups that multiply, 1 to 3
+//   CONSUMERS  2    warpgroups that multiply, 2 or 3 (one alone would leave ptxas too few registers, and spill)
 //   RING       2    tiles of keys in shared memory, and as many of values
 //   OPTIONS    0    1: scores are capped, biased or masked by an operand
 //
@@ -409,7 +409,7 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
   Place k_place = {0, 0}, v_place = {0, 0};
   if (tiles > 0) {
     // The first turn is consumer 0's.
-    if (CONSUMERS > 1 && warpgroup == CONSUMERS - 1) barrier_of_arrive(TURN, 256);
+    if (warpgroup == CONSUMERS - 1) barrier_of_arrive(TURN, 256);
     barrier_wait(k_full, 0);
     u32 without = LAYOUT == 2 ? hidden[0] : 0;
     products_begin();
@@ -424,7 +424,7 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
     for (int i = 1; i < tiles; i++) {
       barrier_wait(k_full + 8 * k_place.index, k_place.parity);
       without = LAYOUT == 2 ? hidden[k_place.index] : 0;
-      if (CONSUMERS > 1) barrier_of(TURN + warpgroup, 256);
+      barrier_of(TURN + warpgroup, 256);
       hold_registers(scores);
       hold_registers(acc);
       products_begin();
@@ -432,7 +432,7 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
       barrier_wait(v_full + 8 * v_place.index, v_place.parity);
       products_begin();
       begin_sums(v_place.index);
-      if (CONSUMERS > 1 && (i < tiles - 1 || warpgroup < CONSUMERS - 1)) barrier_of_arrive(TURN + (warpgroup + 1) % CONSUMERS, 256);
+      if (i < tiles - 1 || warpgroup < CONSUMERS - 1) barrier_of_arrive(TURN + (warpgroup + 1) % CONSUMERS, 256);
       products_wait<1>();
       hold_registers(scores);
       release(k_empty + 8 * k_place.index);

@@ -159,7 +159,7 @@ pub(in super::super) static ATTENTION_WGMMA: Kernel = Kernel {
         ),
         tunable(
             "CONSUMERS",
-            &[2, 3, 1],
+            &[2, 3],
             2,
             "warpgroups of 64 rows each that multiply, fewer where registers have no room",
         ),

@@ -58,17 +58,12 @@ fn complete(problem: &Problem, config: &Config, options: bool, info: &DeviceInfo
         .set("OPTIONS", i64::from(options))
         .set_dtype("DTYPE", problem.dtype);
     let [consumers, keys, ring] = ["CONSUMERS", "KEYS", "RING"].map(|name| config.value(name));
-    // Of a rectangular batch, no more warpgroups than have rows.
-    let most = match problem.layout {
-        0 => problem.rows.div_ceil(WARPGROUP_ROWS).max(1) as i64,
-        _ => consumers,
-    };
     let paged = |keys: &i64| problem.layout != 2 || keys.count_ones() == 1;
     let keys = KEYS
         .into_iter()
         .filter(|&fewer| fewer <= keys)
         .filter(paged);
-    for consumers in (1..=consumers.min(most)).rev() {
+    for consumers in (2..=consumers).rev() {
         for keys in keys.clone() {
             for ring in (2.min(ring)..=ring).rev() {
                 config
@@ -90,7 +85,7 @@ fn complete(problem: &Problem, config: &Config, options: bool, info: &DeviceInfo
 fn registers_fit(config: &Config, options: bool) -> bool {
     let [consumers, keys, dv] = ["CONSUMERS", "KEYS", "DV_MAX"].map(|name| config.value(name));
     let most = match (consumers, options) {
-        (1, _) | (2, true) => 112,
+        (2, true) => 112,
         (2, false) => 188,
         (_, true) => 80,
         (_, false) => 128,

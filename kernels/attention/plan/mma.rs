@@ -88,6 +88,7 @@ fn local_memory(problem: &Problem, config: &Config) -> u64 {
 }
 
 /// Adds the launches: of sequences with few rows, which are `few_works`, and of the others, which are `many_works` of the rows of a tile.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn append(
     plan: &mut Plan,
     problem: &Problem,

@@ -96,10 +96,10 @@ fn hopper_multiplies_by_warpgroups_where_rows_are_many() {
     }
     let plan = dense(&sm_90a(), F32, [32, 8], [512, 512], [128, 128]);
     assert_eq!(kernels(&plan), ["attention_tiled"]);
-    // 64 heads of one query are a warpgroup's rows, and their keys are split.
+    // 64 heads of one query are a warpgroup's rows, another has none, and their keys are split.
     let plan = dense(&sm_90a(), BF16, [64, 1], [1, 4096], [128, 128]);
     assert_eq!(kernels(&plan), ["attention_wgmma", "attention_merge"]);
-    assert_eq!(plan.launches[0].group, [256, 1, 1]);
+    assert_eq!(plan.launches[0].group, [384, 1, 1]);
 }
 
 #[test]

@@ -22,9 +22,6 @@
 //
 // Grid (works, kv_heads), 384 threads. Measured nowhere yet: no GPU has run it.
 
-#if DTYPE == 0
-#error "DTYPE is f16 or bf16"
-#endif
 
 #define ROWS 64
 #define KEYS 64
@@ -43,32 +40,6 @@
 #define MANY_REGISTERS 232
 // The barrier, by number, of the warpgroups that multiply.
 #define BOTH 1
-
-#if DTYPE == 1
-#define PACK "cvt.rn.f16x2.f32"
-#else
-#define PACK "cvt.rn.bf16x2.f32"
-#endif
-
-// Two elements side by side, the first in the lower half.
-__device__ __forceinline__ u32 pack(float first, float second)
-{
-  u32 both;
-  asm(PACK " %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
-  return both;
-}
-
-__device__ __forceinline__ float exp2_approximately(float x)
-{
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-// The greater of two, of which a NaN never is.
-__device__ __forceinline__ float greater(float a, float b) { return b > a ? b : a; }
-
-__device__ __forceinline__ float in_lane(float x, int difference) { return __shfl_xor_sync(0xffffffffu, x, difference); }
 
 // Where a tile of keys and its values lie, and the parity of their phase.
 struct Places {

@@ -46,9 +46,6 @@
 #ifndef RING
 #define RING 2
 #endif
-#if DTYPE == 0
-#error "DTYPE is f16 or bf16"
-#endif
 
 #define THREADS (32 * WARPS_ROWS * WARPS_KEYS)
 #define WARP_ROWS (16 * ROW_FRAGMENTS)
@@ -67,10 +64,8 @@
 
 #if DTYPE == 1
 #define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
-#define PACK "cvt.rn.f16x2.f32"
 #else
 #define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
-#define PACK "cvt.rn.bf16x2.f32"
 #endif
 
 __device__ __forceinline__ void multiply(float sum[4], const u32 a[4], const u32 b[2])
@@ -78,19 +73,6 @@ __device__ __forceinline__ void multiply(float sum[4], const u32 a[4], const u32
   asm volatile(MMA " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-
-// Two elements side by side, the first in the lower half.
-__device__ __forceinline__ u32 pack(float first, float second)
-{
-  u32 both;
-  asm(PACK " %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
-  return both;
-}
-
-// The greater of two, of which a NaN never is.
-__device__ __forceinline__ float greater(float a, float b) { return b > a ? b : a; }
-
-__device__ __forceinline__ float in_lane(float x, int difference) { return __shfl_xor_sync(0xffffffffu, x, difference); }
 
 // Asks for the lines of keys first_key .. end of a tile; what is beyond is zero. `hidden`, where it is asked for, gets keys of no block.
 template <int COLUMNS>

@@ -45,9 +45,6 @@
 #ifndef OPTIONS
 #define OPTIONS 0
 #endif
-#if DTYPE == 0
-#error "DTYPE is f16 or bf16"
-#endif
 
 #define ROWS (64 * CONSUMERS)
 // Panels of 64 columns of Q and K. Panels of V are as wide as divides its columns: a product must meet whole ones.
@@ -70,27 +67,6 @@
 #define TURN 1
 #define AMONG 4
 
-#if DTYPE == 1
-#define PACK "cvt.rn.f16x2.f32"
-#else
-#define PACK "cvt.rn.bf16x2.f32"
-#endif
-
-// Two elements side by side, the first in the lower half.
-__device__ __forceinline__ u32 pack(float first, float second)
-{
-  u32 both;
-  asm(PACK " %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
-  return both;
-}
-
-__device__ __forceinline__ float exp2_approximately(float x)
-{
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // As tanh_by_exp, by an approximate reciprocal of a number from 1 to 2: a division is a call here and there, for which registers are saved.
 __device__ __forceinline__ float tanh_in_line(float x)
 {
@@ -107,11 +83,6 @@ __device__ __forceinline__ int thread_again()
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread)::"memory");
   return thread;
 }
-
-// The greater of two, of which a NaN never is.
-__device__ __forceinline__ float greater(float a, float b) { return b > a ? b : a; }
-
-__device__ __forceinline__ float in_lane(float x, int difference) { return __shfl_xor_sync(0xffffffffu, x, difference); }
 
 // The descriptor of values, whose rows are keys: 8 of them to the next, a panel of columns to the next.
 __device__ __forceinline__ u64 values_at(u32 address)

@@ -252,7 +252,7 @@ pub const FAULTS: &[Fault] = &[
         "gemm/fixed",
         "gemm_wgmma",
         (
-            "wgmma.cu",
+            "wgmma_tile.cu",
             "    fence_for_engines();\n    __syncwarp();",
             "    __syncwarp();",
         ),
@@ -314,7 +314,11 @@ pub const FAULTS: &[Fault] = &[
         "panel_written_while_it_is_stored",
         "gemm/fixed",
         "gemm_wgmma",
-        ("wgmma.cu", "    if (lane == 0) wait_for_stores<1>();\n", ""),
+        (
+            "wgmma_tile.cu",
+            "    if (lane == 0) wait_for_stores<1>();\n",
+            "",
+        ),
         NOT_WAITED_FOR,
     ),
     fault(
@@ -322,7 +326,7 @@ pub const FAULTS: &[Fault] = &[
         "gemm/fixed",
         "gemm_wgmma",
         (
-            "wgmma.cu",
+            "wgmma_tile.cu",
             "  if (threadIdx.x % 32 == 0) wait_for_stores<0>();",
             "",
         ),

@@ -6,12 +6,19 @@ use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, T
 use super::{SHARED_CU, SPLIT_KEYS};
 use crate::HOPPER_CU;
 
+/// What the kernels on matrix units do with scores in registers.
+const FRAGMENTS: (&str, &str) = (
+    "attention_fragments.cu",
+    include_str!("../attention_fragments.cu"),
+);
+
 /// sm_80 has `cp.async`, and `mma.sync` of bf16.
 const MMA_SOURCES: &[Source] = &[Source {
     language: Language::CudaC,
     code: Code::Text(&[
         SHARED_CU,
         ("matrix.cu", include_str!("../../matrix.cu")),
+        FRAGMENTS,
         ("attention_mma.cu", include_str!("../attention_mma.cu")),
     ]),
     requires: &["sm_80"],
@@ -145,6 +152,7 @@ pub(in super::super) static ATTENTION_WGMMA: Kernel = Kernel {
         code: Code::Text(&[
             SHARED_CU,
             HOPPER_CU,
+            FRAGMENTS,
             ("attention_wgmma.cu", include_str!("../attention_wgmma.cu")),
         ]),
         requires: &["sm_90a"],
@@ -200,6 +208,7 @@ pub(in super::super) static ATTENTION_LATENT: Kernel = Kernel {
         code: Code::Text(&[
             SHARED_CU,
             HOPPER_CU,
+            FRAGMENTS,
             (
                 "attention_latent.cu",
                 include_str!("../attention_latent.cu"),

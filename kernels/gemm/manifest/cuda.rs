@@ -227,6 +227,8 @@ pub(in super::super) fn stages(config: &Config) -> u64 {
     (config.value("STAGES") * stage).max(sums) as u64
 }
 
+/// What all products by warpgroups have in common.
+pub(super) const WGMMA_TILE: (&str, &str) = ("wgmma_tile.cu", include_str!("../wgmma_tile.cu"));
 const WGMMA_TEXT: (&str, &str) = ("wgmma.cu", include_str!("../wgmma.cu"));
 
 /// TMA, wgmma and setmaxnreg.
@@ -237,6 +239,7 @@ const GEMM_WGMMA_SOURCES: &[Source] = &[Source {
     code: Code::Text(&[
         CUDA_ELEMENTS,
         HOPPER_CU,
+        WGMMA_TILE,
         WGMMA_TEXT,
         ("gemm_wgmma.cu", include_str!("../gemm_wgmma.cu")),
         REDUCE,
@@ -251,6 +254,7 @@ const GROUPED_WGMMA_SOURCES: &[Source] = &[Source {
         DEPENDENT_CU,
         CUDA_ROUTING,
         HOPPER_CU,
+        WGMMA_TILE,
         WGMMA_TEXT,
         ("grouped_wgmma.cu", include_str!("../grouped_wgmma.cu")),
     ]),

@@ -3,6 +3,7 @@
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
+use super::cuda::WGMMA_TILE;
 use super::{CUDA_BLOCKS, CUDA_ELEMENTS, CUDA_ROUTING, TILED_CONSTRAINTS, TILED_CUDA, tiles};
 use crate::HOPPER_CU;
 
@@ -69,13 +70,19 @@ const WGMMA_FEATURES: &[&str] = &["sm_90a"];
 
 const GEMM_SOURCES: &[Source] = &[Source {
     language: Language::CudaC,
-    code: Code::Text(&[CUDA_ELEMENTS, HOPPER_CU, WGMMA_TEXT]),
+    code: Code::Text(&[CUDA_ELEMENTS, HOPPER_CU, WGMMA_TILE, WGMMA_TEXT]),
     requires: WGMMA_FEATURES,
 }];
 
 const GROUPED_SOURCES: &[Source] = &[Source {
     language: Language::CudaC,
-    code: Code::Text(&[CUDA_ELEMENTS, CUDA_ROUTING, HOPPER_CU, WGMMA_TEXT]),
+    code: Code::Text(&[
+        CUDA_ELEMENTS,
+        CUDA_ROUTING,
+        HOPPER_CU,
+        WGMMA_TILE,
+        WGMMA_TEXT,
+    ]),
     requires: WGMMA_FEATURES,
 }];
 

@@ -713,13 +713,6 @@ pub(super) fn tensor_map(
             ));
         }
     };
-    // Where there is one index, the stride to the next says nothing; the hardware wants a multiple of 16 bytes all the same.
-    let mut strides = *strides;
-    for (stride, extent) in strides.iter_mut().zip(extents) {
-        if *extent == 1 {
-            *stride = stride.next_multiple_of(16).max(16);
-        }
-    }
     let mut encoded = cu::CUtensorMap { opaque: [0; 16] };
     // SAFETY: `rank` is at most 5, which all arrays have (strides: one fewer, the innermost is implied).
     unsafe {

@@ -1,5 +1,6 @@
-//! Every shipped CUDA kernel, compiled without a GPU: to machine code for each architecture but sm_89, by the first NVRTC that is there, and for the
-//! oldest and the newest by the others (for all with `-- --include-ignored`), without spills, and with the instructions it was written for. Without NVRTC every test shows as ignored, with the reason.
+//! Every shipped CUDA kernel, compiled to machine code without a GPU: without spills, and with the instructions it was written for. Each module for one of
+//! its architectures in turn by the first NVRTC that is there, a third of them by the others; each for all of them by all with
+//! `-- --include-ignored`. Without NVRTC every test shows as ignored, with the reason.
 //!
 //! [`table`] writes what each launch takes of a multiprocessor.
 //!
@@ -40,24 +41,21 @@ fn main() {
     match nvrtc::find() {
         Err(reason) => trials.push(skipped("kernels", &reason)),
         Ok(found) => {
+            let compiled: Vec<_> = ARCHITECTURES
+                .into_iter()
+                .map(|architecture| (architecture, plans::modules(&architecture.info())))
+                .collect();
             for (at, nvrtc) in found.iter().enumerate() {
                 trials.push(spills_are_seen(nvrtc.clone()));
                 // The code of one version is read, that of the first.
                 let disassembler = disassembler.as_ref().ok().filter(|_| at == 0);
-                let [oldest, .., newest] = ARCHITECTURES.map(|architecture| architecture.name);
-                for architecture in ARCHITECTURES {
-                    // A compile takes seconds. Ada runs Ampere's code, and a later version of NVRTC differs at the ends if it does: what else
-                    // there is is left to `--include-ignored`.
-                    let is_passed_over = match at {
-                        0 => architecture.name == "sm_89",
-                        _ => ![oldest, newest].contains(&architecture.name),
-                    };
-                    let compiled = kernels(nvrtc, architecture, disassembler);
-                    trials.extend(
-                        compiled
-                            .into_iter()
-                            .map(|trial| trial.with_ignored_flag(is_passed_over)),
-                    );
+                let chosen = plans::in_turn(&compiled, if at == 0 { 1 } else { 3 });
+                for (architecture, modules) in &compiled {
+                    for (name, (key, launches)) in modules {
+                        let is_passed_over = chosen.get(name) != Some(&architecture.name);
+                        let trial = kernel(nvrtc, *architecture, disassembler, key, launches);
+                        trials.push(trial.with_ignored_flag(is_passed_over));
+                    }
                 }
             }
         }
@@ -72,25 +70,23 @@ fn skipped(name: &str, reason: &str) -> Trial {
     Trial::test(format!("{name} ({reason})"), || Ok(())).with_ignored_flag(true)
 }
 
-/// A test for each module that plans use.
-fn kernels(
+/// The test of a module.
+fn kernel(
     nvrtc: &Arc<Nvrtc>,
     architecture: Architecture,
     disassembler: Option<&Disassembler>,
-) -> Vec<Trial> {
-    plans::modules(&architecture.info())
-        .into_values()
-        .map(|(key, launches)| {
-            let (nvrtc, disassembler) = (nvrtc.clone(), disassembler.cloned());
-            let name = format!(
-                "{}::{}::{} {}",
-                nvrtc.version, architecture.name, key.kernel.name, key.config
-            );
-            Trial::test(name, move || {
-                check(&nvrtc, architecture, disassembler.as_ref(), &key, &launches)
-            })
-        })
-        .collect()
+    key: &ModuleKey,
+    launches: &BTreeSet<Launched>,
+) -> Trial {
+    let name = format!(
+        "{}::{}::{} {}",
+        nvrtc.version, architecture.name, key.kernel.name, key.config
+    );
+    let (nvrtc, disassembler) = (nvrtc.clone(), disassembler.cloned());
+    let (key, launches) = (key.clone(), launches.clone());
+    Trial::test(name, move || {
+        check(&nvrtc, architecture, disassembler.as_ref(), &key, &launches)
+    })
 }
 
 fn check(

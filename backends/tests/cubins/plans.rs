@@ -59,8 +59,11 @@ pub struct Launched {
     pub shared_memory: u32,
 }
 
-/// What plans launch of each module: by the kernel's name and the configuration, but for the capacity.
-pub type Modules = BTreeMap<(&'static str, Config), (ModuleKey, BTreeSet<Launched>)>;
+/// A module: the kernel's name and the configuration, but for the capacity.
+pub type Name = (&'static str, Config);
+
+/// What plans launch of each module.
+pub type Modules = BTreeMap<Name, (ModuleKey, BTreeSet<Launched>)>;
 
 /// Sizes arrays and changes no code: of modules that differ in it alone, the largest stands for all.
 const CAPACITY: &str = "EXPERTS_CAPACITY";
@@ -103,6 +106,31 @@ pub fn modules(info: &DeviceInfo) -> Modules {
         }
     }
     modules
+}
+
+/// Of all modules each `every`th, with the name of one architecture that has it. A compile takes a second or two and seldom fails for one architecture alone:
+/// each in turn sees its part of every kernel. Ada runs Ampere's code.
+pub fn in_turn(
+    compiled: &[(Architecture, Modules)],
+    every: usize,
+) -> BTreeMap<&Name, &'static str> {
+    let mut architectures: BTreeMap<&Name, Vec<&'static str>> = BTreeMap::new();
+    for (architecture, modules) in compiled {
+        if architecture.name != "sm_89" {
+            for name in modules.keys() {
+                architectures
+                    .entry(name)
+                    .or_default()
+                    .push(architecture.name);
+            }
+        }
+    }
+    architectures
+        .into_iter()
+        .step_by(every)
+        .enumerate()
+        .map(|(turn, (name, has))| (name, has[turn % has.len()]))
+        .collect()
 }
 
 /// Kernels that have CUDA C and no problem here.

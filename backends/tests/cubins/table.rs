@@ -1,6 +1,6 @@
 //! What each launch takes of a multiprocessor, as a table in Markdown: written to the file that `ROPEWAY_USAGE_TABLE` names.
 //!
-//!     ROPEWAY_USAGE_TABLE=usage.md cargo test -p ropeway-backends --test cubins -- sm_90a
+//!     ROPEWAY_USAGE_TABLE=usage.md cargo test -p ropeway-backends --test cubins -- --include-ignored sm_90a
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;

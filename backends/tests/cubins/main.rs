@@ -109,6 +109,7 @@ fn check(
     {
         let text = disassembler.text(&compiled.cubin)?;
         report::check_instructions(&text, &wanted)?;
+        report::check_handover(&text, &compiled.log, launches)?;
     }
     Ok(())
 }
@@ -179,6 +180,28 @@ fn detectors() -> Vec<Trial> {
         }
         Ok(())
     };
+    let handover = || {
+        let log = "ptxas info    : Compiling entry function 'hands' for 'sm_90a'\n\
+                   ptxas info    : Used 168 registers, used 1 barriers\n\
+                   ptxas info    : Compiling entry function 'keeps' for 'sm_90a'\n\
+                   ptxas info    : Used 168 registers, used 1 barriers\n";
+        let check = |entry, threads| {
+            let text = "\t.section\t.text.hands,\"ax\",@progbits\n        /*00d0*/  USETMAXREG.DEALLOC.CTAPOOL 0x28 ;\n\
+                        \t.section\t.text.keeps,\"ax\",@progbits\n        /*0010*/  FFMA R4, R8, R12, R4 ;\n";
+            let launched = Launched {
+                entry,
+                threads,
+                shared_memory: 0,
+            };
+            report::check_handover(text, log, [&launched])
+        };
+        check("hands", 384)?;
+        check("keeps", 512)?;
+        match check("hands", 512) {
+            Err(report) if report.contains("not 128") => Ok(()),
+            other => Err(format!("{other:?}").into()),
+        }
+    };
     let complaints = || {
         let log = "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to non wgmma instructions \
                    defining accumulator registers of a wgmma between start and end of the pipeline stage in the function 'waits'\n\
@@ -203,6 +226,7 @@ fn detectors() -> Vec<Trial> {
     vec![
         Trial::test("detectors::instructions", instructions),
         Trial::test("detectors::launches", launches),
+        Trial::test("detectors::handover", handover),
         Trial::test("detectors::complaints", complaints),
     ]
 }

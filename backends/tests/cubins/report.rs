@@ -120,6 +120,33 @@ pub fn wanted(key: &ModuleKey) -> Vec<&'static str> {
     }
 }
 
+/// What hands registers from warpgroup to warpgroup. It takes them of those that the block was launched with, and waits for ever for more.
+const HANDOVER: &str = "USETMAXREG";
+
+/// Fails if warpgroups of an entry hand registers over, and it was not compiled for all that the launched threads can have.
+pub fn check_handover<'a>(
+    text: &str,
+    log: &str,
+    launches: impl IntoIterator<Item = &'a Launched>,
+) -> Result<(), String> {
+    let entries = usage(log);
+    let hands = |entry: &str| {
+        let mut sections = text.split("\t.section\t.text.");
+        sections
+            .any(|section| section.split(',').next() == Some(entry) && section.contains(HANDOVER))
+    };
+    for launch in launches.into_iter().filter(|launch| hands(launch.entry)) {
+        let found = entries.get(launch.entry).map(|usage| usage.registers);
+        let all = REGISTERS / launch.threads / 8 * 8;
+        if found.is_some_and(|found| found != all) {
+            return Err(format!(
+                "{found:?} registers a thread, not {all}: {launch:?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// What no kernel may hold: loads and stores of local memory.
 const REFUSED: [&str; 2] = ["LDL", "STL"];
 

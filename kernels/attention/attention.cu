@@ -175,9 +175,10 @@ __device__ inline int splits_of(int rows, int keys, int split_rows)
   return rows <= split_rows ? max(1, (keys + SPLIT_KEYS - 1) / SPLIT_KEYS) : 1;
 }
 
-__device__ inline Sequence sequence_at(int i, int first_slot, int tile_rows, const Lengths& l)
+// Sequence i by itself. Its slot is that of a batch without lengths, where every sequence has as many splits.
+__device__ inline Sequence sequence_at(int i, int tile_rows, const Lengths& l)
 {
-  Sequence s = {i, 0, l.q_len, 0, l.kv_len, 0, 0, first_slot};
+  Sequence s = {i, 0, l.q_len, 0, l.kv_len, 0, 0, 0};
 #if LAYOUT != 0
   const Pair queries = range_of(l.cu_q, l.cu_q_stride, i, l.q_len, l.status);
   s.first_query = queries.x;
@@ -196,12 +197,55 @@ __device__ inline Sequence sequence_at(int i, int first_slot, int tile_rows, con
   const int rows = s.queries * l.group;
   s.tiles = rows <= l.few_rows ? 0 : (rows + tile_rows - 1) / tile_rows;
   s.splits = splits_of(rows, s.keys, l.split_rows);
-#if LAYOUT == 0
   s.slot = i * splits_of(rows, l.kv_len, l.split_rows);
-#else
-  if (s.splits > l.slots - first_slot) s.splits = 1;
-#endif
   return s;
+}
+
+#if LAYOUT != 0
+// The sum over the lanes up to this one.
+__device__ inline int running_sum(int x)
+{
+  for (int step = 1; step < 32; step *= 2) {
+    const int before = __shfl_up_sync(0xffffffffu, x, step);
+    if (threadIdx.x % 32 >= step) x += before;
+  }
+  return x;
+}
+
+// Each lane's of 32 sequences: number `first` and those behind it, empty past the last. `slot` is the first one's, and becomes that of the next 32.
+__device__ inline Sequence sequence_of_lane(int first, int& slot, int tile_rows, const Lengths& l)
+{
+  const int i = first + threadIdx.x % 32;
+  Sequence s = {};
+  if (i < l.sequences) s = sequence_at(i, tile_rows, l);
+  const int wanted = s.splits > 1 ? s.splits : 0, through = slot + running_sum(wanted);
+  s.slot = through - wanted;
+  // lengths that the plan was not told of
+  if (through > l.slots) s.splits = min(s.splits, 1);
+  slot = __shfl_sync(0xffffffffu, through, 31);
+  return s;
+}
+
+__device__ inline Sequence sequence_from(const Sequence& s, int lane)
+{
+  const u32 all = 0xffffffffu;
+  return Sequence{__shfl_sync(all, s.index, lane),     __shfl_sync(all, s.first_query, lane), __shfl_sync(all, s.queries, lane),
+                  __shfl_sync(all, s.first_key, lane), __shfl_sync(all, s.keys, lane),        __shfl_sync(all, s.tiles, lane),
+                  __shfl_sync(all, s.splits, lane),    __shfl_sync(all, s.slot, lane)};
+}
+#endif
+
+// The sequence of this number. All lanes of the warp call it, with the same arguments, as they do find_work: they take 32 sequences at a time.
+__device__ inline Sequence find_sequence(int index, const Lengths& l)
+{
+#if LAYOUT == 0
+  return sequence_at(index, 1, l);
+#else
+  int slot = 0, first = 0;
+  Sequence s = sequence_of_lane(first, slot, 1, l);
+  for (; index >= first + 32; s = sequence_of_lane(first, slot, 1, l)) first += 32;
+  return sequence_from(s, index - first);
+#endif
 }
 
 // The place of one block.
@@ -219,22 +263,25 @@ __device__ inline bool find_work(int id, Work& w, int tile_rows, const Lengths& 
   if (rows == 0) return false;
   const int block = id / tiles, index = block / splits;
   if (index >= l.sequences) return false;
-  w.s = sequence_at(index, 0, tile_rows, l);
+  w.s = sequence_at(index, tile_rows, l);
   w.split = block % splits;
   w.tile = id % tiles;
   return w.split < w.s.splits;
 #else
   int slot = 0;
-  for (int i = 0; i < l.sequences; i++) {
-    w.s = sequence_at(i, slot, tile_rows, l);
-    const int works = w.s.tiles * w.s.splits;
-    if (id < works) {
+  for (int first = 0; first < l.sequences; first += 32) {
+    const Sequence s = sequence_of_lane(first, slot, tile_rows, l);
+    const int works = s.tiles * s.splits, through = running_sum(works);
+    const u32 reached = __ballot_sync(0xffffffffu, id < through);
+    if (reached != 0) {
+      const int owner = __ffs(reached) - 1;
+      w.s = sequence_from(s, owner);
+      id -= __shfl_sync(0xffffffffu, through - works, owner);
       w.split = id / w.s.tiles;
       w.tile = id % w.s.tiles;
       return true;
     }
-    id -= works;
-    if (w.s.splits > 1) slot += w.s.splits;
+    id -= __shfl_sync(0xffffffffu, through, 31);
   }
   return false;
 #endif

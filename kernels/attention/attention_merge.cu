@@ -2,20 +2,14 @@
 //
 //   top = max over splits (and the sink);  o = sum_s exp(most_s - top) sums_s / (sum_s exp(most_s - top) sum_s + exp(sink - top))
 //
-// Grid (sequences * split_rows, kv_heads), any number of threads: they share a row's columns, and each takes the splits' weights by itself.
+// Grid (sequences * split_rows, kv_heads), any number of whole warps: their threads share a row's columns, and each takes the splits' weights by itself.
 // Rows that were not split are left alone.
 
 extern "C" __global__ void attention_merge(OPERANDS)
 {
   APPLY_OFFSETS;
   const int group = heads / kv_heads, kv_head = blockIdx.y, index = blockIdx.x / split_rows, row = blockIdx.x % split_rows;
-  const Lengths lengths = LENGTHS;
-  Sequence s;
-  int slot = 0;
-  for (int i = LAYOUT == 0 ? index : 0; i <= index; i++) {
-    s = sequence_at(i, slot, 1 << 30, lengths);
-    if (s.splits > 1) slot += s.splits;
-  }
+  const Sequence s = find_sequence(index, LENGTHS);
   if (s.splits == 1 || row >= s.queries * group) return;
   const int query = row / group, head = row + (kv_head - query) * group;
   const i64 step = (i64)kv_heads * split_rows * (dv + 2);

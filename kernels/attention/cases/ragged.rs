@@ -5,6 +5,7 @@ use super::*;
 /// The fixed cases of `attention_varlen`.
 pub(in crate::attention) fn attention_varlen() -> Vec<Recipe> {
     use Storage::{Padded, Transposed, ValuesInKeys};
+    let [queries, keys] = many_sequences();
     let poison = |from: u64, to: u64| patched(uniform(1.0), from..to, Special::Nan);
     [
         varlen("one_sequence_f32", F32, [4, 4], [64, 64], &[17], &[17]).lse(),
@@ -63,6 +64,9 @@ pub(in crate::attention) fn attention_varlen() -> Vec<Recipe> {
             &[40, 90, 3, 21],
         )
         .causal(),
+        varlen("many_sequences_f16", F16, [4, 2], [64, 64], &queries, &keys)
+            .causal()
+            .lse(),
         varlen("window_f32", F32, [2, 2], [32, 32], &[20, 6], &[20, 25])
             .causal()
             .attr("window", 5),
@@ -142,9 +146,17 @@ pub(in crate::attention) fn attention_varlen() -> Vec<Recipe> {
     .to_vec()
 }
 
+/// Queries and keys of more sequences than a warp has lanes, whose keys are split here and there.
+fn many_sequences() -> [[u64; 70]; 2] {
+    let queries = std::array::from_fn(|i| if i % 23 == 20 { 9 } else { (i % 5 != 3).into() });
+    let keys = std::array::from_fn(|i| if i % 30 == 4 { 300 } else { i as u64 % 4 });
+    [queries, keys]
+}
+
 /// The fixed cases of `attention_paged`.
 pub(in crate::attention) fn attention_paged() -> Vec<Recipe> {
     use Storage::{Padded, Transposed, ValuesInKeys};
+    let [queries, keys] = many_sequences();
     [
         varlen("one_sequence_f32", F32, [4, 4], [64, 64], &[5], &[20])
             .blocks_of(16)
@@ -228,6 +240,16 @@ pub(in crate::attention) fn attention_paged() -> Vec<Recipe> {
         )
         .blocks_of(32)
         .causal()
+        .lse(),
+        varlen(
+            "many_sequences_bf16",
+            BF16,
+            [4, 2],
+            [64, 64],
+            &queries,
+            &keys,
+        )
+        .blocks_of(16)
         .lse(),
         varlen("window_f16", F16, [4, 2], [64, 64], &[1, 8], &[150, 60])
             .blocks_of(16)

@@ -18,6 +18,9 @@ __device__ __forceinline__ u32 pack(float first, float second)
   return both;
 }
 
+// Two of the numbers that a split row leaves: dv is even in these kernels, so that they lie at a multiple of 8 bytes.
+__device__ __forceinline__ void store_two(float* to, float first, float second) { *(float2*)to = make_float2(first, second); }
+
 __device__ __forceinline__ float exp2_approximately(float x)
 {
   float y;

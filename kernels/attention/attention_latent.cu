@@ -336,15 +336,10 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     if (s.splits > 1) {
       if (!mine) continue;
       float* to = partial + (((i64)(s.slot + w.split) * kv_heads + kv_head) * split_rows + row) * (dv + 2);
-      if (writes) {
-        to[dv] = most[h] * unit;
-        to[dv + 1] = all;
-      }
+      if (writes) store_two(to + dv, most[h] * unit, all);
 #pragma unroll
       for (int c = 0; c < MY_COLUMNS / 8; c++)
-#pragma unroll
-        for (int e = 0; e < 2; e++)
-          if (first_column + c * 8 < dv) to[first_column + c * 8 + lane % 4 * 2 + e] = acc[4 * c + 2 * h + e];
+        if (first_column + c * 8 < dv) store_two(to + first_column + c * 8 + lane % 4 * 2, acc[4 * c + 2 * h], acc[4 * c + 2 * h + 1]);
       continue;
     }
     const Finish last = finish_row(most[h] * unit, all, flags & SINKS, flags & SINKS ? sinks[head * sinks_stride] : 0.0f);

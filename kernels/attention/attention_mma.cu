@@ -308,10 +308,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_mma(OPER
     const int query = row / group, head = row + (kv_head - query) * group;
     if (s.splits > 1) {
       to_partial = partial + (((i64)(s.slot + w.split) * kv_heads + kv_head) * split_rows + row) * (dv + 2);
-      if (first_lane) {
-        to_partial[dv] = row_most;
-        to_partial[dv + 1] = row_sum;
-      }
+      if (first_lane) store_two(to_partial + dv, row_most, row_sum);
       return;
     }
     const Finish last = finish_row(row_most, row_sum, flags & SINKS, flags & SINKS ? sinks[head * sinks_stride] : 0.0f);
@@ -323,8 +320,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_mma(OPER
   auto put = [&](int column, float x, float y) {
     if (column >= dv) return;
     if (s.splits > 1) {
-      to_partial[column] = x;
-      to_partial[column + 1] = y;
+      store_two(to_partial + column, x, y);
     } else if (at_once) {
       *(u32*)(to + column) = pack(x * factor, y * factor);
     } else {

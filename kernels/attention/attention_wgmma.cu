@@ -380,7 +380,7 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
   Place k_place = {0, 0}, v_place = {0, 0};
   if (tiles > 0) {
     // The first turn is consumer 0's.
-    if (warpgroup == CONSUMERS - 1) barrier_of_arrive(TURN, 256);
+    if (tiles > 1 && warpgroup == CONSUMERS - 1) barrier_of_arrive(TURN, 256);
     barrier_wait(k_full, 0);
     u32 without = LAYOUT == 2 ? hidden[0] : 0;
     products_begin();
@@ -441,15 +441,10 @@ extern "C" __global__ void __launch_bounds__(128 * (1 + CONSUMERS), 1)
     if (place.splits > 1) {
       if (!mine) continue;
       float* to = partial + (((i64)(place.slot + found.split) * kv_heads + kv_head) * split_rows + row) * (dv + 2);
-      if (to_lane % 4 == 0) {
-        to[dv] = most[h] * unit;
-        to[dv + 1] = sum[h];
-      }
+      if (to_lane % 4 == 0) store_two(to + dv, most[h] * unit, sum[h]);
 #pragma unroll
       for (int c = 0; c < DV_MAX / 8; c++)
-#pragma unroll
-        for (int e = 0; e < 2; e++)
-          if (c * 8 < dv) to[c * 8 + to_lane % 4 * 2 + e] = acc[4 * c + 2 * h + e];
+        if (c * 8 < dv) store_two(to + c * 8 + to_lane % 4 * 2, acc[4 * c + 2 * h], acc[4 * c + 2 * h + 1]);
       continue;
     }
     const Finish last = finish_row(most[h] * unit, sum[h], flags & SINKS, flags & SINKS ? sinks[head * sinks_stride] : 0.0f);

@@ -142,8 +142,15 @@ void grouped_tiled(__global const void* a, ulong a_offset, __global const void* 
   uint tile = get_group_id(0);
   if (get_group_id(0) == 0 && get_group_id(1) == 0 && get_local_id(0) == 0 && get_local_id(1) == 0)
     check_routing(routing, rows, experts, capacity, masked, status + status_offset);
+  /* One item walks the experts for all. */
+  __local Rows found;
   Rows r;
-  find_rows(routing, rows, experts, capacity, masked, get_group_id(1), TILE, &r);
+  if (get_local_id(0) == 0 && get_local_id(1) == 0) {
+    find_rows(routing, rows, experts, capacity, masked, get_group_id(1), TILE, &r);
+    found = r;
+  }
+  barrier(CLK_LOCAL_MEM_FENCE);
+  r = found;
   ulong a_at = a_offset + (masked ? r.expert * a_expert : r.base * a_row);
   ulong d_at = d_offset + (masked ? r.expert * d_expert : r.base * d_row);
   if (r.begin < r.end)

@@ -11,8 +11,8 @@
 #define DEPENDENT_LAUNCH 0
 #endif
 
-/* The first thing that every thread of a kernel does: nothing in device memory is touched before. The next launch may come as soon as all blocks are
- * here: it waits, in its turn, until this one has ended and all it wrote can be seen. */
+/* Before it no thread touches device memory. The next launch may come as soon as all blocks are here: it waits, in its turn, until this one has ended and
+ * all it wrote can be seen. */
 __device__ __forceinline__ void wait_for_previous_launch()
 {
 #if DEPENDENT_LAUNCH

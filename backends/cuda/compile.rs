@@ -61,7 +61,7 @@ impl Compiler {
             module: shared.keep(module),
             begins_early: config.get(DEPENDENT_LAUNCH) == Some(1)
                 && shared.info.has("sm_90")
-                && sys::has("cuLaunchKernelEx"),
+                && sys::launches_overlap(),
         }))
     }
 
@@ -270,8 +270,10 @@ impl CudaFunction {
                 format!("at most {most} together"),
             ));
         }
-        self.raw.allow_shared_memory(bytes)?;
-        self.allowed_shared_memory.fetch_max(bytes, Ordering::Relaxed);
+        // All there is, at once: of two threads that set what each of them needs, the later one could set less.
+        let all = (most - own) as u32;
+        self.raw.allow_shared_memory(all)?;
+        self.allowed_shared_memory.store(all, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -18,6 +18,9 @@ use crate::moment::Moment;
 /// The oldest driver that is used: CUDA 11.4, the first with stream-ordered memory as it is now.
 const OLDEST_DRIVER: c_int = 11_040;
 
+/// The first version whose graphs hold launches that begin early.
+const FIRST_WITH_OVERLAP: c_int = 12_030;
+
 /// Every function that is called without asking for it first.
 const REQUIRED: &[&str] = &[
     "cuCtxSetCurrent",
@@ -73,6 +76,14 @@ pub(super) fn has(symbol: &str) -> bool {
     // SAFETY: called after the library was found; the pointer is only compared.
     let found = unsafe { cu::culib().get::<*const c_void>(symbol.as_bytes()) };
     found.is_ok_and(|function| !function.is_null())
+}
+
+/// Whether a kernel may begin before the one before it has ended. From CUDA 12.3 on: graphs know of it since.
+pub(super) fn launches_overlap() -> bool {
+    let mut version = 0;
+    // SAFETY: called after the library was found, which has this function; the pointer is valid.
+    let told = has("cuLaunchKernelEx") && unsafe { run!(cuDriverGetVersion(&raw mut version)) }.is_ok();
+    told && version >= FIRST_WITH_OVERLAP
 }
 
 /// Whether the library is a double of the vendor's: the emulated driver exports functions of its own.

@@ -7,7 +7,7 @@
  *   |    2  4  6  8 ..        Blocks of a cluster take tiles one above the other.
  *
  *   Where d has too few tiles for the device (SPLIT_K), parts of k are tiles too: each stores its plain sums, [part][batch][m][n] in f32, and
- *   gemm_reduce adds them up in order: the result is the same in each run.
+ *   gemm_reduce adds them up in order: the result is the same in each run. Both begin before the launch before them has ended, as dependent.cu has it.
  *
  * a, b and d are tensor maps of four dimensions: k (or what lies side by side), rows (or k), inner batch, outer batch. Batches that an operand has not have extent 1, and
  * their bit in `batched` is 0: 1 a's inner, 2 a's outer, 4 b's inner, 8 b's outer.
@@ -72,6 +72,7 @@ gemm_wgmma(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMa
   u32 tiles_m = (m + CLUSTER * BLOCK_M - 1) / (CLUSTER * BLOCK_M), tiles_n = (columns + OUTPUTS - 1) / OUTPUTS;
   Walk walk = {tiles_m, tiles_n, tiles_m * tiles_n * batches * parts};
   Ring ring = begin_ring(shared);
+  wait_for_previous_launch();
   /* the same for all lanes of a warp, and known to be */
   u32 warpgroup = __shfl_sync(0xffffffff, threadIdx.x / WARPGROUP, 0);
 

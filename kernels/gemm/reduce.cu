@@ -10,6 +10,7 @@ gemm_reduce(const sum_t* partial, u64 partial_offset, const void* c, u64 c_offse
             u32 m, u32 n, u32 parts, u32 batch_inner, float alpha, float beta, u32 has, u32 activation,
             u64 c_row, u64 c_col, u64 c_batch_outer, u64 c_batch_inner, u64 bias_col, u64 d_row, u64 d_col, u64 d_batch_outer, u64 d_batch_inner)
 {
+  wait_for_previous_launch();
   u64 outer = blockIdx.z / batch_inner, inner = blockIdx.z % batch_inner;
   u32 columns = SWIGLU ? n / 2 : n, column = blockIdx.x * 256 + threadIdx.x, row = blockIdx.y;
   if (column >= columns) return;

@@ -58,6 +58,7 @@ const GEMM_MMA_SOURCES: &[Source] = &[Source {
     language: Language::CudaC,
     code: Code::Text(&[
         CUDA_ELEMENTS,
+        DEPENDENT_CU,
         MATRIX,
         MMA_TEXT,
         ("gemm_mma.cu", include_str!("../gemm_mma.cu")),
@@ -238,6 +239,7 @@ const GEMM_WGMMA_SOURCES: &[Source] = &[Source {
     language: Language::CudaC,
     code: Code::Text(&[
         CUDA_ELEMENTS,
+        DEPENDENT_CU,
         HOPPER_CU,
         WGMMA_TILE,
         WGMMA_TEXT,

@@ -6,7 +6,7 @@
 use ropeway_core::Result;
 use ropeway_core::dtype::DType;
 use ropeway_core::info::DeviceInfo;
-use ropeway_core::kernel::{Config, Kernel};
+use ropeway_core::kernel::{Config, DEPENDENT_LAUNCH, Kernel};
 use ropeway_core::memory::TensorDesc;
 use ropeway_core::plan::{Arg, Expr, Launch, OperandRule, Plan, StrideRule, TensorMap};
 
@@ -220,6 +220,10 @@ pub(super) fn gemm(
             .set("B_ACROSS", mapped.b_across.into())
             .set("D_BY_MAP", d_by_map.into())
             .set("SPLIT_K", (parts > 1).into());
+        if parts > 1 {
+            // The sum's blocks are ready when the parts are, which take some microseconds.
+            config.set(DEPENDENT_LAUNCH, 1);
+        }
         problem.module(kernel, &config)
     });
     require_mapped(&mut plan.operands[problem.a.operand], mapped.units[0]);

@@ -103,5 +103,6 @@ __device__ __forceinline__ void multiply_slices(Ring& ring, u32 slices, u32 cons
     ring.advance();
   }
   products_wait<0>();
+  hold_registers(sums);
   release(former);
 }

@@ -149,6 +149,7 @@ __device__ __forceinline__ Buffers begin_buffers(u32 shared)
 __device__ __forceinline__ void end_buffers()
 {
   if (threadIdx.x % 32 == 0) wait_for_stores<0>();
+  __syncwarp();
 }
 
 /* Two elements of d in one word, the first below. */

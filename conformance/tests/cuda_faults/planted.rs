@@ -227,7 +227,7 @@ pub const FAULTS: &[Fault] = &[
         "gemm_wgmma",
         (
             "wgmma.cu",
-            "  products_wait<0>();\n  release(former);",
+            "  products_wait<0>();\n  hold_registers(sums);\n  release(former);",
             "  release(former);",
         ),
         NOT_WAITED_FOR,
@@ -519,6 +519,18 @@ pub const FAULTS: &[Fault] = &[
             "dependent.cu",
             "  asm volatile(\"griddepcontrol.wait;\" ::: \"memory\");\n",
             "",
+        ),
+        &["emulated: dependency not waited for"],
+    ),
+    // Parts of k are added up before they are there.
+    fault(
+        "sum_of_parts_that_does_not_wait",
+        "gemm/fixed",
+        "gemm_wgmma_small",
+        (
+            "reduce.cu",
+            "  wait_for_previous_launch();\n",
+            "#if DEPENDENT_LAUNCH\n  asm volatile(\"griddepcontrol.launch_dependents;\");\n#endif\n",
         ),
         &["emulated: dependency not waited for"],
     ),

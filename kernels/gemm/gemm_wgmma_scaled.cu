@@ -263,7 +263,10 @@ grouped_wgmma_scaled(const __grid_constant__ TensorMap a, const __grid_constant_
 #pragma unroll 1
       for (u32 number = blockIdx.x; number < all; number += gridDim.x) {
         Rows r = find_rows(routing, rows, experts, capacity, masked, number / tiles_n, BLOCK_M);
-        if (r.begin >= r.end) continue;
+        if (r.begin >= r.end) {
+          if (masked) continue;
+          break;
+        }
         int column = number % tiles_n * OUTPUTS;
         Operands operands = {(int)(masked ? r.begin : r.base + r.begin), masked ? (int)r.expert : 0,
                              {column, column + (int)(SWIGLU ? columns : HALF)}, (int)r.expert};
@@ -280,7 +283,10 @@ grouped_wgmma_scaled(const __grid_constant__ TensorMap a, const __grid_constant_
 #pragma unroll 1
     for (u32 number = blockIdx.x; number < all; number += gridDim.x) {
       Rows r = find_rows(routing, rows, experts, capacity, masked, number / tiles_n, BLOCK_M);
-      if (r.begin >= r.limit) continue;
+      if (r.begin >= r.limit) {
+        if (masked) continue;
+        break;
+      }
       u32 row = r.begin + row_of_warp, column = number % tiles_n * OUTPUTS;
       float sums[SUMS];
       if (r.begin < r.end) {

@@ -5,7 +5,8 @@
  *   expert 0  | tile | tile | ..    BLOCK_M rows each. Rows of a past an expert's last are the next one's: they are multiplied and not stored.
  *   expert 1  | tile | tile | ..    A warp whose 16 rows are all of this expert stores them by the copy engine, else element by element.
  *
- * There may be more tiles in the walk than rows to compute: they have nothing to do, or zero the rows that belong to no expert.
+ * There may be more tiles in the walk than rows to compute: they have nothing to do, or zero the rows that belong to no expert. With offsets those come
+ * last, and the walk ends there.
  * a, b and d are tensor maps of four dimensions: k (columns), rows, experts, 1. Without capacities all rows of a and d are those of one expert.
  *
  * Tunables: see wgmma.cu. Few rows an expert want BLOCK_M 64. Experts do not share weights, so that clusters have nothing to share.
@@ -44,7 +45,10 @@ grouped_wgmma(const __grid_constant__ TensorMap a, const __grid_constant__ Tenso
 #pragma unroll 1
       for (u32 number = blockIdx.x; number < all; number += gridDim.x) {
         Rows r = find_rows(routing, rows, experts, capacity, masked, number / tiles_n, BLOCK_M);
-        if (r.begin >= r.end) continue;
+        if (r.begin >= r.end) {
+          if (masked) continue;
+          break;
+        }
         int column = number % tiles_n * OUTPUTS;
         Operands operands = {(int)(masked ? r.begin : r.base + r.begin), column, (int)(SWIGLU ? column + columns : column + HALF),
                              masked ? (int)r.expert : 0, 0, (int)r.expert, 0, 0, k};
@@ -61,7 +65,10 @@ grouped_wgmma(const __grid_constant__ TensorMap a, const __grid_constant__ Tenso
 #pragma unroll 1
     for (u32 number = blockIdx.x; number < all; number += gridDim.x) {
       Rows r = find_rows(routing, rows, experts, capacity, masked, number / tiles_n, BLOCK_M);
-      if (r.begin >= r.limit) continue;
+      if (r.begin >= r.limit) {
+        if (masked) continue;
+        break;
+      }
       float sums[BLOCK_N / 2];
       if (r.begin < r.end) multiply_slices(ring, (k + SLICE - 1) / SLICE, warpgroup - 1, sums);
       u32 row = r.begin + row_of_warp;

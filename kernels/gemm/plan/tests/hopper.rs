@@ -62,7 +62,9 @@ fn warpgroups_multiply_what_tensor_maps_take() {
     for weights in [true, false] {
         let kernel = |extents| kernel_of(&product(extents, BF16, weights));
         assert_eq!(kernel([4096, 4096, 512]), "gemm_wgmma");
-        assert_eq!(kernel([1024, 1024, 512]), "gemm_wgmma_small");
+        // 128 and 64 tiles of the larger kernel, for 132 multiprocessors.
+        assert_eq!(kernel([1024, 4096, 512]), "gemm_wgmma");
+        assert_eq!(kernel([512, 4096, 512]), "gemm_wgmma_small");
         assert_eq!(kernel([8, 4096, 4096]), "gemm_wgmma_small");
         // A row of 100 elements of k does not begin at a multiple of 16 bytes; nor one of 4097 columns.
         assert_eq!(kernel([4096, 4096, 100]), "gemm_mma");

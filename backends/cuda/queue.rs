@@ -483,7 +483,11 @@ impl Queue for CudaQueue {
                     strides,
                 } => {
                     let memory = self.memory(buffer, &mut books)?;
-                    let address = memory.address + offset;
+                    // Nothing is read of memory that has no bytes and no address, and its map must be encoded nevertheless.
+                    let address = match memory.address {
+                        0 => self.status.address,
+                        address => address + offset,
+                    };
                     let encoded = sys::tensor_map(map, address, &extents, &strides)?;
                     parameters.map(encoded)?;
                 }

@@ -122,7 +122,11 @@ impl Bench {
         std::fs::write(shared("drop"), "")?;
         Ok(match outcome.status {
             Status::Failed(findings) => Some(findings.join("\n")),
-            _ => None,
+            // What the device met behind the case's last look at it counts as well.
+            _ => {
+                let lost = self.device.create_queue(QueueKind::Compute).err();
+                lost.map(|error| error.to_string())
+            }
         })
     }
 

@@ -659,6 +659,12 @@ pub(super) fn grouped_gemm() -> Vec<Recipe> {
             .swiglu()
             .dtype(F16),
         case("aligned", &[5, 48], 33, 72).dtype(BF16).out(F32),
+        // Two tiles of 256 columns side by side; nine.
+        case("side_by_side", &[66, 0, 3, 40], 328, 136)
+            .rest(9)
+            .dtype(BF16)
+            .data(SMALL),
+        case("side_by_side", &[20, 1], 2056, 72).dtype(F16),
         case("nan_row", &[5, 4], 12, 14).data(nan_row()),
     ]
     .iter()
@@ -713,6 +719,9 @@ pub(super) fn grouped_gemm_masked() -> Vec<Recipe> {
             .data(SMALL),
         case("large", &[100, 31, 64], 128, 192, 256),
         case("aligned", &[130, 0, 3, 77], 140, 136, 72)
+            .dtype(F16)
+            .data(SMALL),
+        case("side_by_side", &[66, 0, 3, 40], 80, 328, 136)
             .dtype(F16)
             .data(SMALL),
         case("aligned", &[16, 33, 0, 5], 40, 80, 72)

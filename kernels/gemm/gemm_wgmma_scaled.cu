@@ -13,30 +13,26 @@
  *   products have ended: two of a for each thread, and one of b, as 128 columns share it and tiles do not straddle them. Under swiglu half of a
  *   tile's columns are gate and half are up, each with a scale of its own; n / 2 is a multiple of 64 then.
  *
- *   b comes in two halves. Two blocks of a cluster compute tiles one above the other, which share b: each loads one half and sends it to both.
- *   A stage is therefore free when the consumers of both blocks have read it.
+ *   b comes in two halves. Two blocks of a cluster compute tiles one above the other, which share b: each loads one half and sends it to both. Grouped, they
+ *   compute tiles side by side, which share a, and send each other its upper and lower rows. A stage is therefore free when the consumers of both blocks
+ *   have read it.
  *
  *   grid   x: as many blocks as the device has multiprocessors, those of a cluster side by side; each takes every gridDim.x-th tile
  *   maps   a [k, rows, matrix], b [k, n, matrix], d [columns, rows, matrix]: innermost first. With GROUPED matrices are experts, and the rows of a tile
  *          those of one, found in the offsets or counts on the device; without capacities all rows are those of matrix 0.
  *
- * Macro       default  meaning
- * GROUPED     0        1: grouped product
- * The others: wgmma_tile.cu, which has ring and stores; BLOCK_N is 32, 64 or 128 here.
+ * Macros: wgmma_tile.cu, which has ring and stores; BLOCK_N is 32, 64 or 128 here.
  *
  * The structure is that of DeepGEMM (DeepSeek-AI, 2025); the scales are DeepSeek-V3's (Technical Report, 2024, section 3.3). No GPU has run it yet.
  */
-#ifndef GROUPED
-#define GROUPED 0
-#endif
 #if A_DTYPE != E4M3 || B_DTYPE != E4M3
 #error "a and b are e4m3"
 #endif
 #if BLOCK_N != 128 && BLOCK_N != 64 && BLOCK_N != 32
 #error "a tile's columns share a scale"
 #endif
-#if GROUPED && (CLUSTER > 1 || HAS)
-#error "experts share no b, and have no c or bias"
+#if GROUPED && HAS
+#error "grouped products have no c or bias"
 #endif
 
 /* k, and columns of b, that share a scale. */
@@ -51,11 +47,11 @@ struct Operands {
   int row, a_matrix, halves[2], b_matrix;
 };
 
-/* Half a tile's b, to every block of the cluster. */
+/* Half a tile's b, to every block that shares it. */
 __device__ __forceinline__ void load_half_of_b(const TensorMap* b, u32 to, u32 full, const Operands& o, u32 half, int k)
 {
   int column = half ? o.halves[1] : o.halves[0];
-#if CLUSTER > 1
+#if SHARES_B
   load_tile_to((1 << CLUSTER) - 1, to + half * HALF * 128, b, full, k, column, o.b_matrix);
 #else
   load_tile(to + half * HALF * 128, b, full, k, column, o.b_matrix);
@@ -71,8 +67,12 @@ __device__ __forceinline__ void load_blocks(Ring& ring, const TensorMap* a, cons
     barrier_wait_cluster(ring.empty + 8 * ring.slot, ring.parity ^ 1);
     /* what the other block sends counts too */
     barrier_expect(full, STAGE_BYTES);
+#if SHARES_A
+    load_tile_to((1 << CLUSTER) - 1, to + rank * (A_BYTES / CLUSTER), a, full, k0, o.row + rank * (BLOCK_M / CLUSTER), o.a_matrix);
+#else
     load_tile(to, a, full, k0, o.row, o.a_matrix);
-#if CLUSTER > 1
+#endif
+#if SHARES_B
     load_half_of_b(b, to + A_BYTES, full, o, rank, k0);
 #else
     load_half_of_b(b, to + A_BYTES, full, o, 0, k0);
@@ -233,6 +233,9 @@ gemm_wgmma_scaled(const __grid_constant__ TensorMap a, const __grid_constant__ T
 }
 #else
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
+#if CLUSTER > 1
+__cluster_dims__(CLUSTER, 1, 1)
+#endif
 grouped_wgmma_scaled(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
 #if D_BY_MAP
                      const __grid_constant__ TensorMap d_map,
@@ -243,7 +246,8 @@ grouped_wgmma_scaled(const __grid_constant__ TensorMap a, const __grid_constant_
                      u64 a_scale_expert, u64 a_scale_row, u64 a_scale_block, u64 b_scale_expert, u64 b_scale_row, u64 b_scale_block)
 {
   extern __shared__ __align__(1024) u8 shared_bytes[];
-  u32 shared = shared_address(shared_bytes), columns = SWIGLU ? n / 2 : n, tiles_n = (columns + OUTPUTS - 1) / OUTPUTS;
+  u32 shared = shared_address(shared_bytes), rank = rank_in_cluster(), columns = SWIGLU ? n / 2 : n;
+  u32 tiles_n = (columns + CLUSTER * OUTPUTS - 1) / (CLUSTER * OUTPUTS);
   u32 blocks = masked ? (capacity + BLOCK_M - 1) / BLOCK_M * experts : (rows + BLOCK_M - 1) / BLOCK_M + experts, all = blocks * tiles_n;
   routing += routing_offset;
   if (blockIdx.x == 0) check_routing(routing, rows, experts, capacity, masked, status + status_offset, threadIdx.x, THREADS);
@@ -261,19 +265,20 @@ grouped_wgmma_scaled(const __grid_constant__ TensorMap a, const __grid_constant_
         prefetch_map(&b);
       }
 #pragma unroll 1
-      for (u32 number = blockIdx.x; number < all; number += gridDim.x) {
+      for (u32 number = blockIdx.x / CLUSTER; number < all; number += gridDim.x / CLUSTER) {
         Rows r = find_rows(routing, rows, experts, capacity, masked, number / tiles_n, BLOCK_M);
         if (r.begin >= r.end) {
           if (masked) continue;
           break;
         }
-        int column = number % tiles_n * OUTPUTS;
+        int column = (number % tiles_n * CLUSTER + rank) * OUTPUTS;
         Operands operands = {(int)(masked ? r.begin : r.base + r.begin), masked ? (int)r.expert : 0,
                              {column, column + (int)(SWIGLU ? columns : HALF)}, (int)r.expert};
-        if (threadIdx.x == 0) load_blocks(ring, &a, &b, operands, k, 0);
+        if (threadIdx.x == 0) load_blocks(ring, &a, &b, operands, k, rank);
         __syncwarp();
       }
     }
+    end_ring();
   } else {
 #if CONSUMERS > 1
     take_registers<232>();
@@ -281,19 +286,20 @@ grouped_wgmma_scaled(const __grid_constant__ TensorMap a, const __grid_constant_
     u32 row_of_warp = (threadIdx.x / 32 - 4) * WARP_ROWS;
     Buffers buffers = begin_buffers(shared);
 #pragma unroll 1
-    for (u32 number = blockIdx.x; number < all; number += gridDim.x) {
+    for (u32 number = blockIdx.x / CLUSTER; number < all; number += gridDim.x / CLUSTER) {
       Rows r = find_rows(routing, rows, experts, capacity, masked, number / tiles_n, BLOCK_M);
       if (r.begin >= r.limit) {
         if (masked) continue;
         break;
       }
-      u32 row = r.begin + row_of_warp, column = number % tiles_n * OUTPUTS;
+      /* the scales of a tile without columns are the last ones */
+      u32 row = r.begin + row_of_warp, column = (number % tiles_n * CLUSTER + rank) * OUTPUTS, scaled = min(column, columns - 1);
       float sums[SUMS];
       if (r.begin < r.end) {
         Scales of_a = {a_scale, a_scale_row, a_scale_block}, of_b = {b_scale, b_scale_row, b_scale_block};
         if (a_scale != nullptr) of_a.at += a_scale_offset + (masked ? r.expert * a_scale_expert : r.base * a_scale_row);
         if (b_scale != nullptr) of_b.at += b_scale_offset + r.expert * b_scale_expert;
-        multiply_tile(ring, k, warpgroup - 1, of_a, row, r.end, of_b, column, column + (SWIGLU ? columns : 0), sums);
+        multiply_tile(ring, k, warpgroup - 1, of_a, row, r.end, of_b, scaled, scaled + (SWIGLU ? columns : 0), sums);
       }
       if (row >= r.limit) continue;
       void* to = (void*)element_at(d, d_offset + (masked ? r.expert * d_expert : r.base * d_row), D_DTYPE);
@@ -306,6 +312,7 @@ grouped_wgmma_scaled(const __grid_constant__ TensorMap a, const __grid_constant_
         store_by_element(e, target, sums);
     }
     end_buffers();
+    end_ring();
   }
 }
 #endif

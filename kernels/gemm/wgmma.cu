@@ -11,8 +11,9 @@
  *   Along k a row of shared memory is 64 k of one row of a (column of b); across (A_ACROSS, B_ACROSS) it is 64 rows (columns) of one k, panel behind panel, and
  *   the descriptor of the product transposes. Chunks of 16 bytes are swizzled by the copy engine.
  *
- *   b comes in two halves. Two blocks of a cluster compute tiles one above the other, which share b: each loads one half and sends it to both.
- *   A stage is therefore free when the consumers of both blocks have read it. Under swiglu the first half is gate, the second up, of the same columns of d.
+ *   b comes in two halves. Two blocks of a cluster compute tiles one above the other, which share b: each loads one half and sends it to both. Grouped, they
+ *   compute tiles side by side, which share a, and send each other its upper and lower rows. A stage is therefore free when the consumers of both blocks
+ *   have read it. Under swiglu the first half of b is gate, the second up, of the same columns of d.
  *
  * Macro       default  meaning
  * A_ACROSS    0        1: a's rows lie side by side
@@ -43,7 +44,7 @@ struct Operands {
 
 /* ---- producer ---- */
 
-/* Half a tile's b, to every block of the cluster. */
+/* Half a tile's b, to every block that shares it. */
 __device__ __forceinline__ void load_half_of_b(const TensorMap* b, u32 to, u32 full, const Operands& o, u32 half, int k)
 {
   to += half * HALF * 128;
@@ -51,7 +52,7 @@ __device__ __forceinline__ void load_half_of_b(const TensorMap* b, u32 to, u32 f
 #pragma unroll
   for (int panel = 0; panel < (B_ACROSS ? HALF / 64 : 1); panel++) {
     int x = B_ACROSS ? column + panel * 64 : k, y = B_ACROSS ? k : column;
-#if CLUSTER > 1
+#if SHARES_B
     load_tile_to((1 << CLUSTER) - 1, to + panel * PANEL_BYTES, b, full, x, y, o.b_inner, o.b_outer);
 #else
     load_tile(to + panel * PANEL_BYTES, b, full, x, y, o.b_inner, o.b_outer);
@@ -68,10 +69,14 @@ __device__ __forceinline__ void load_slices(Ring& ring, const TensorMap* a, cons
     barrier_wait_cluster(ring.empty + 8 * ring.slot, ring.parity ^ 1);
     /* what the other block sends counts too */
     barrier_expect(full, STAGE_BYTES);
+#if SHARES_A
+    load_tile_to((1 << CLUSTER) - 1, to + rank * (A_BYTES / CLUSTER), a, full, k, o.row + rank * (BLOCK_M / CLUSTER), o.a_inner, o.a_outer);
+#else
 #pragma unroll
     for (int panel = 0; panel < (A_ACROSS ? CONSUMERS : 1); panel++)
       load_tile(to + panel * PANEL_BYTES, a, full, A_ACROSS ? o.row + panel * 64 : (int)k, A_ACROSS ? (int)k : o.row, o.a_inner, o.a_outer);
-#if CLUSTER > 1
+#endif
+#if SHARES_B
     load_half_of_b(b, to + A_BYTES, full, o, rank, k);
 #else
     load_half_of_b(b, to + A_BYTES, full, o, 0, k);

@@ -12,7 +12,8 @@
  * BLOCK_M     128      rows of a tile: 64 for each consumer warpgroup
  * BLOCK_N     256      columns of a tile (e4m3: 128)
  * STAGES      4        stages of the ring (e4m3: 6)
- * CLUSTER     1        blocks that share b, 1 or 2
+ * GROUPED     0        1: a grouped product
+ * CLUSTER     1        blocks that share b (grouped: a), 1 or 2
  * D_BY_MAP    1        1: d is stored by the copy engine
  * ACTIVATION  0        the activation's code (elements.cu)
  * HAS         0        bits of what the epilogue reads (elements.cu)
@@ -30,6 +31,9 @@
 #endif
 #ifndef STAGES
 #define STAGES (A_DTYPE == E4M3 ? 6 : 4)
+#endif
+#ifndef GROUPED
+#define GROUPED 0
 #endif
 #ifndef CLUSTER
 #define CLUSTER 1
@@ -52,6 +56,9 @@
 #define STAGE_BYTES (A_BYTES + BLOCK_N * 128)
 /* Sums of a thread. */
 #define SUMS (BLOCK_N / 2)
+/* What each block of a cluster loads its part of, for all of them: tiles one above the other share b, tiles of one expert side by side share a. */
+#define SHARES_A (CLUSTER > 1 && GROUPED)
+#define SHARES_B (CLUSTER > 1 && !GROUPED)
 /* Columns of b that come together, columns of d that come of a tile, and of one panel of 128 bytes of d. */
 #define HALF (BLOCK_N / 2)
 #define OUTPUTS (SWIGLU ? HALF : BLOCK_N)

@@ -522,6 +522,18 @@ pub const FAULTS: &[Fault] = &[
         ),
         &["emulated: dependency not waited for"],
     ),
+    // Blocks that share a: one's half lands where the other's does.
+    fault(
+        "half_of_a_in_the_place_of_the_other",
+        "grouped_gemm/fixed",
+        "grouped_wgmma",
+        (
+            "wgmma.cu",
+            "to + rank * (A_BYTES / CLUSTER), a, full",
+            "to, a, full",
+        ),
+        ENGINE,
+    ),
     // Parts of k are added up before they are there.
     fault(
         "sum_of_parts_that_does_not_wait",

@@ -217,6 +217,9 @@ fn grouped_cases(case: impl Fn(&str, &[u64], u64, u64) -> Grouped) -> Vec<Groupe
         scaled("exact", &[140, 3, 131], 272, 256)
             .out(F32)
             .data(SMALL),
+        scaled("side_by_side", &[13, 5], 1040, 144)
+            .out(F32)
+            .data(SMALL),
         scaled("decode", &[1, 0, 1, 2], 130, 272).out(F16),
         scaled("swiglu", &[10, 3, 27], 256, 144).swiglu(),
         scaled("swiglu", &[1, 1, 0, 1], 96, 130).swiglu().out(F32),

@@ -265,6 +265,7 @@ const GROUPED_WGMMA_SOURCES: &[Source] = &[Source {
 
 const BLOCK_M_MEANING: &str = "rows of a tile: 64 for each warpgroup that multiplies";
 const BLOCK_N: Tunable = tunable("BLOCK_N", &[128, 256], 256, "columns of a tile");
+const EXPERTS_CLUSTER: &str = "blocks that share the rows of a, where d has columns enough";
 const STAGES_MEANING: &str = "slices of 64 k in shared memory";
 
 const WGMMA_CONSTRAINTS: &[Constraint] = &[
@@ -324,6 +325,7 @@ pub(in super::super) static GROUPED_WGMMA: Kernel = Kernel {
         tunable("BLOCK_M", &[128], 128, BLOCK_M_MEANING),
         BLOCK_N,
         tunable("STAGES", &[3, 4, 5, 6], 4, STAGES_MEANING),
+        tunable("CLUSTER", &[1, 2], 2, EXPERTS_CLUSTER),
     ],
     constraints: WGMMA_CONSTRAINTS,
     local_memory: wgmma_shared_memory,

@@ -125,6 +125,13 @@ const STAGES_SMALL: Tunable = Tunable {
     ..STAGES
 };
 
+const CLUSTER: Tunable = Tunable {
+    name: "CLUSTER",
+    values: &[1, 2],
+    default: 2,
+    meaning: "blocks that share the tiles of b, where d has rows enough",
+};
+
 const WGMMA_CONSTRAINTS: &[Constraint] = &[Constraint {
     rule: "STAGES * 128 * (BLOCK_M + BLOCK_N) + 256 * BLOCK_M + 16 * STAGES <= shared memory of a block",
     holds: stages_fit,
@@ -136,17 +143,7 @@ pub(in super::super) static WGMMA_SCALED: Kernel = Kernel {
     summary: "warpgroups (wgmma of e4m3) fed by the copy engine (TMA), sums of 128 k scaled and added in f32, tiles of 128 x 128: products of 8-bit floats on Hopper with many tiles",
     version: 1,
     sources: GEMM_SOURCES,
-    tunables: &[
-        BLOCK_M,
-        BLOCK_N,
-        STAGES,
-        Tunable {
-            name: "CLUSTER",
-            values: &[1, 2],
-            default: 2,
-            meaning: "blocks that share the tiles of b, where d has rows enough",
-        },
-    ],
+    tunables: &[BLOCK_M, BLOCK_N, STAGES, CLUSTER],
     constraints: WGMMA_CONSTRAINTS,
     local_memory: wgmma_scaled_shared_memory,
 };
@@ -168,7 +165,15 @@ pub(in super::super) static GROUPED_WGMMA_SCALED: Kernel = Kernel {
     summary: "as gemm_wgmma_scaled, rows found on the device: experts in 8-bit floats with many rows on Hopper",
     version: 1,
     sources: GROUPED_SOURCES,
-    tunables: &[BLOCK_M, BLOCK_N, STAGES],
+    tunables: &[
+        BLOCK_M,
+        BLOCK_N,
+        STAGES,
+        Tunable {
+            meaning: "blocks that share the rows of a, where d has columns enough",
+            ..CLUSTER
+        },
+    ],
     constraints: WGMMA_CONSTRAINTS,
     local_memory: wgmma_scaled_shared_memory,
 };

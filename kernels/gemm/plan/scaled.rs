@@ -127,8 +127,8 @@ pub(super) fn gemm_by_warpgroups(
     plan: &mut Plan,
 ) {
     let op = problem.op;
-    let cluster = cluster(config, problem.m_max);
     let [block_m, block_n] = ["BLOCK_M", "BLOCK_N"].map(|name| config.value(name) as u64);
+    let cluster = cluster(config, problem.m_max.div_ceil(block_m));
     let [columns, tile_columns] = [problem.n, block_n].map(|n| columns(op.activation, n));
     let d_by_map = stores_by_map(is_mapped(&op.d, 1), tile_columns, op.d.dtype);
     let module = plan.module({
@@ -205,10 +205,13 @@ pub(in super::super) fn append_grouped_by_warpgroups(
     let [block_m, block_n] = ["BLOCK_M", "BLOCK_N"].map(|name| config.value(name) as u64);
     let [columns, tile_columns] = [product.n, block_n].map(|n| columns(product.activation, n));
     let d_by_map = stores_by_map(product.d_is_mapped, tile_columns, d_dtype);
+    let tiles_n = columns.div_ceil(tile_columns);
+    let cluster = cluster(config, tiles_n);
     let module = plan.module({
         let mut config = config.clone();
         config
             .set("GROUPED", 1)
+            .set("CLUSTER", cluster as i64)
             .set("ACTIVATION", activation_code(product.activation))
             .set("D_BY_MAP", d_by_map.into());
         module(kernel, &config, product.dtypes)
@@ -241,7 +244,7 @@ pub(in super::super) fn append_grouped_by_warpgroups(
             a_dtype,
             product.k,
             &product.a_strides,
-            [SCALE_BLOCK, block_m],
+            [SCALE_BLOCK, block_m / cluster],
         ),
         map(
             product.b.clone(),
@@ -264,11 +267,12 @@ pub(in super::super) fn append_grouped_by_warpgroups(
     for scale in &product.scales {
         args.extend(scale.strides.clone().map(Arg::U64));
     }
-    let tiles = product.blocks(block_m) * Expr::from(columns.div_ceil(tile_columns));
+    let clusters = product.blocks(block_m) * Expr::from(tiles_n.div_ceil(cluster));
+    let most = (u64::from(info.compute_units) / cluster).max(1);
     plan.launches.push(Launch {
         module,
         entry: "grouped_wgmma_scaled",
-        grid: [tiles.min(u64::from(info.compute_units)), 1.into(), 1.into()],
+        grid: [clusters.min(most) * Expr::from(cluster), 1.into(), 1.into()],
         group: [wgmma_scaled_threads(config), 1, 1],
         local_memory: wgmma_scaled_shared_memory(config) as u32,
         args,

@@ -28,7 +28,7 @@ const SWIZZLE: u64 = 128;
 const ALIGNMENT: u64 = 16;
 /// Strides of tensor maps, in bytes, end here.
 const STRIDES_END: u64 = 1 << 40;
-/// Of so many tiles along m, one may be of no row for the sake of clusters.
+/// Of so many tiles, one may be of no row or column for the sake of clusters.
 const CLUSTERED_TILES: u64 = 8;
 
 /// Whether warpgroups multiply these.
@@ -167,10 +167,9 @@ pub(super) fn d_tile(dtype: DType) -> [u64; 2] {
     [SWIZZLE / dtype.size().unwrap_or(1), WARP_ROWS]
 }
 
-/// Blocks of a cluster: both have a tile, but for one in [`CLUSTERED_TILES`].
-pub(super) fn cluster(config: &Config, m_max: u64) -> u64 {
+/// Blocks of a cluster, which take `tiles` together: both have one, but for one in [`CLUSTERED_TILES`].
+pub(super) fn cluster(config: &Config, tiles: u64) -> u64 {
     let wanted = config.get("CLUSTER").unwrap_or(1) as u64;
-    let tiles = m_max.div_ceil(config.value("BLOCK_M") as u64);
     match tiles.is_multiple_of(wanted) || tiles > CLUSTERED_TILES {
         true => wanted,
         false => 1,
@@ -189,7 +188,7 @@ pub(super) fn gemm(
     let mapped = Mapped::of(problem).expect("it is a candidate");
     let units = u64::from(info.compute_units);
     let [block_m, block_n] = ["BLOCK_M", "BLOCK_N"].map(|name| config.value(name) as u64);
-    let cluster = cluster(config, problem.m_max);
+    let cluster = cluster(config, problem.m_max.div_ceil(block_m));
     let tiles_n = tiles_n(config, problem.n, op.activation);
     let [outer, inner] = problem.launch_batch();
     let batches = outer.saturating_mul(inner);
@@ -316,9 +315,13 @@ pub(in super::super) fn append_grouped(
     product: &GroupedProduct,
 ) {
     let [a_dtype, b_dtype, d_dtype] = product.dtypes;
+    let tiles_n = tiles_n(config, product.n, product.activation);
+    let cluster = cluster(config, tiles_n);
     let module = plan.module({
         let mut config = config.clone();
         config
+            .set("GROUPED", 1)
+            .set("CLUSTER", cluster as i64)
             .set("ACTIVATION", activation_code(product.activation))
             .set("D_BY_MAP", product.d_is_mapped.into());
         module(kernel, &config, product.dtypes)
@@ -354,7 +357,7 @@ pub(in super::super) fn append_grouped(
         a_dtype,
         product.k,
         &product.a_strides,
-        [SLICE, block_m],
+        [SLICE, block_m / cluster],
     );
     let [expert, column, _] = product.b_strides.clone();
     let extents = [product.k, product.n, product.experts, 1].map(Expr::from);
@@ -381,12 +384,12 @@ pub(in super::super) fn append_grouped(
     args.extend(product.sizes().map(Arg::U32));
     args.extend([product.n, product.k].map(|v| Arg::U32(v.into())));
     args.extend(product.d_strides.clone().map(Arg::U64));
-    let tiles =
-        product.blocks(block_m) * Expr::from(tiles_n(config, product.n, product.activation));
+    let clusters = product.blocks(block_m) * Expr::from(tiles_n.div_ceil(cluster));
+    let most = (u64::from(info.compute_units) / cluster).max(1);
     plan.launches.push(Launch {
         module,
         entry: "grouped_wgmma",
-        grid: [tiles.min(u64::from(info.compute_units)), 1.into(), 1.into()],
+        grid: [clusters.min(most) * Expr::from(cluster), 1.into(), 1.into()],
         group: [wgmma_threads(config) as u32, 1, 1],
         local_memory: wgmma_shared_memory(config) as u32,
         args,

@@ -226,6 +226,22 @@ fn experts_get_tiles_by_their_rows() {
 }
 
 #[test]
+fn tiles_of_one_expert_share_rows_where_columns_suffice() {
+    // Tiles of 256 columns: of three, the last pair's second would have none; of nine it may.
+    for (n, cluster, rows) in [(512, 2, 64), (768, 1, 128), (2304, 2, 64)] {
+        let tensors = [
+            ("a", BF16, &[4096, 512][..]),
+            ("b", BF16, &[8, n, 512][..]),
+            ("expert_offsets", DType::I32, &[9][..]),
+        ];
+        let op = parsed(&GroupedGemmKind, &tensors, json!({}));
+        let plan = checked(&*op, Some("grouped_wgmma"));
+        assert_eq!(value(&plan, "CLUSTER"), cluster);
+        assert_eq!(maps(&plan)[0].2, [64, rows]);
+    }
+}
+
+#[test]
 fn what_is_tunable_fits_a_multiprocessor() {
     let info = sm_90a();
     for kernel in KERNELS

@@ -16,8 +16,9 @@ OFFLINE=0
 # Operations and bytes of the largest case that oclgrind runs, which needs about a microsecond for each, and of the largest that SwiftShader runs.
 OCLGRIND_WORK=8000
 SWIFTSHADER_LIMIT=(--max-work 1000000)
-# Generated cases on the emulated CUDA driver at 8.0, what of the cases runs at 9.0, and what of the modules is compiled to machine code.
-CUDA_CASES=100
+# Generated cases on each device whose kernels are compiled anew for most of them; what of the cases runs on the emulated CUDA driver at 9.0, and what of
+# the modules is compiled to machine code.
+GENERATED=100
 HOPPER_LIMIT=(--max-work 20000000)
 CUBINS=()
 for argument in "$@"; do
@@ -26,7 +27,7 @@ for argument in "$@"; do
     --thorough)
         OCLGRIND_WORK=20000
         SWIFTSHADER_LIMIT=()
-        CUDA_CASES=500
+        GENERATED=500
         HOPPER_LIMIT=()
         CUBINS=(-- --include-ignored)
         ;;
@@ -364,7 +365,7 @@ on_vulkan() (
         "$TARGET/release/ropeway" devices
         exit 1
     fi
-    "$TARGET/release/ropeway" check --device vulkan "$@"
+    "$TARGET/release/ropeway" check --device vulkan --cases "$GENERATED" "$@"
 )
 
 # The same under the Khronos validation layer: any message fails what was under way, and the run.
@@ -434,7 +435,7 @@ step "build" cargo build --workspace --release --all-targets -j "$JOBS"
 # OpenCL first, a process for each core: PoCL compiles one kernel at a time in each, which takes longer than all else here, and keeps what it compiled.
 for device in $(devices opencl); do
     for part in $(seq "$JOBS"); do
-        beside "check on $device, $part of $JOBS" "$TARGET/release/ropeway" check --device "$device" --jobs 1 --shard "$part/$JOBS"
+        beside "check on $device, $part of $JOBS" "$TARGET/release/ropeway" check --device "$device" --jobs 1 --shard "$part/$JOBS" --cases "$GENERATED"
     done
 done
 together
@@ -543,7 +544,7 @@ if nvrtc=$(nvrtc_directory); then
     # NVRTC, the interpreter of a case and the tests one after the other keep a core busy each.
     beside "CUDA kernels to machine code" machine_code
     beside "check on the emulated CUDA driver" as_architecture 8.0 \
-        "$TARGET/release/ropeway" check --device cuda --jobs 1 --full --cases "$CUDA_CASES" --seed 1
+        "$TARGET/release/ropeway" check --device cuda --jobs 1 --full --cases "$GENERATED" --seed 1
     # What only Hopper has. Tiles are large, and computed whole: cases beyond this say no more.
     for kernel in "${HOPPER_KERNELS[@]}"; do
         beside "check on the emulated CUDA driver, 9.0: $kernel" as_architecture 9.0 \
@@ -568,7 +569,7 @@ if command -v g++ >/dev/null; then
     # beforehand, takes too long here, and is left to conformance/emulators/ascend/check.sh.
     beside "faults planted in AscendC kernels" on_emulated_cann 9.0 cargo test --workspace --release -j "$JOBS" --test ascend_faults
     for cases in gemm attention moe_ expert_ device elementwise/ unary/ glu/ copy/ get_rows/ set_rows/ norm/ sum_rows/ softmax/ rope/ argsort/; do
-        beside "check on the emulated CANN 9.0, $cases" on_emulated_cann 9.0 "$TARGET/release/ropeway" check --device ascend --jobs 1 "$cases"
+        beside "check on the emulated CANN 9.0, $cases" on_emulated_cann 9.0 "$TARGET/release/ropeway" check --device ascend --jobs 1 --cases "$GENERATED" "$cases"
     done
     for version in 8.5 9.1; do
         beside "device tests on the emulated CANN $version" on_emulated_cann $version "$TARGET/release/ropeway" check --device ascend --jobs 1 device

@@ -552,7 +552,7 @@ if nvrtc=$(nvrtc_directory); then
     done
     beside "check on the emulated CUDA driver, 9.0: moe_ffn" as_architecture 9.0 \
         "$TARGET/release/ropeway" check --device cuda --jobs 1 "${HOPPER_LIMIT[@]}" moe_ffn
-    beside "CUDA backend and C programs on the emulated driver" on_emulated_cuda \
+    beside "CUDA backend and C programs on the emulated driver" as_architecture 9.0 \
         cargo test --workspace --release -j "$JOBS" --lib --test cuda --test programs -- cuda
     beside "faults planted in CUDA kernels" as_architecture 9.0 cargo test --workspace --release -j "$JOBS" --test cuda_faults
     beside "check without NVRTC on the emulated CUDA driver" without_nvrtc

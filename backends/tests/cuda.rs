@@ -23,6 +23,7 @@ use ropeway_core::device::{
 };
 use ropeway_core::info::Execution;
 use ropeway_core::kernel::{Code, Config, Language, Source};
+use ropeway_core::plan::TensorMap;
 use ropeway_core::{Buffer, DType, ErrorKind};
 
 const TESTS: &[(&str, Test)] = tests![
@@ -38,6 +39,7 @@ const TESTS: &[(&str, Test)] = tests![
     objects_may_be_dropped_under_way,
     uploads_beyond_the_staging_wait,
     foreign_memory_and_streams_are_used,
+    memory_without_bytes_or_address_has_a_map,
     a_foreign_stream_is_captured,
     threads_compile_at_once,
     launches_allocate_nothing,
@@ -389,6 +391,50 @@ fn foreign_memory_and_streams_are_used(device: &Arc<dyn Device>) -> Outcome {
     drop(queue);
     foreign.release();
     Ok(())
+}
+
+/// A tensor without elements, which other libraries give no address.
+fn memory_without_bytes_or_address_has_a_map(device: &Arc<dyn Device>) -> Outcome {
+    if !device.info().has("sm_90") {
+        println!("skipped: tensor maps need compute capability 9.0");
+        return Ok(());
+    }
+    let queue = device.create_queue(QueueKind::Compute)?;
+    let mapped = function(device, "mapped")?;
+    let x = device.alloc(256)?;
+    queue.fill(&x.all(), 0)?;
+    // SAFETY: there is no byte of it to be used.
+    let nothing = unsafe { device.import_memory(std::ptr::null_mut(), 0, None) }?;
+    let map = TensorMap {
+        dtype: DType::BF16,
+        rank: 2,
+        tile: [64, 16, 1, 1, 1],
+        swizzle: 128,
+    };
+    let mut arguments = [
+        Argument::TensorMap {
+            map: &map,
+            buffer: &nothing,
+            offset: 0,
+            extents: [64, 1, 1, 1, 1],
+            strides: [2, 128, 128, 128, 128],
+        },
+        operand(&x),
+    ];
+    launch(&*queue, &mapped, 1, 1, &arguments)?;
+    assert_eq!(words(&*queue, &x)?[0], 1);
+    // What cannot be encoded is refused where there is an address, and where there is none.
+    for buffer in [&x, &nothing] {
+        arguments[0] = Argument::TensorMap {
+            map: &map,
+            buffer,
+            offset: 0,
+            extents: [64, 1, 1, 1, 1],
+            strides: [2, 100, 100, 100, 100],
+        };
+        assert!(launch(&*queue, &mapped, 1, 1, &arguments).is_err());
+    }
+    Ok(queue.synchronize(None)?)
 }
 
 /// An engine captures its own stream; what is enqueued meanwhile runs when the engine launches its graph.

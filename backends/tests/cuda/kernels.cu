@@ -5,6 +5,7 @@
 //   many     x[0] += the sum of forty 64-bit numbers
 //   report   sets the status word
 //   shared   x[0] = the last word of `words` words of dynamic shared memory, which wander through it
+//   mapped   x[0] += 1; takes a tensor map and reads nothing by it
 
 typedef unsigned int uint;
 typedef unsigned long long ulong;
@@ -41,4 +42,13 @@ extern "C" __global__ void shared(uint* x, ulong x_offset, uint words)
   for (uint i = threadIdx.x; i < words; i += blockDim.x) words_of_block[i] = i * 7;
   __syncthreads();
   if (threadIdx.x == 0) x[x_offset] = words_of_block[words - 1];
+}
+
+struct __align__(64) Map {
+  ulong opaque[16];
+};
+
+extern "C" __global__ void mapped(const __grid_constant__ Map map, uint* x, ulong x_offset)
+{
+  x[x_offset] += 1;
 }

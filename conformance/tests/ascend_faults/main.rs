@@ -4,7 +4,7 @@
 //! are text put in place of other text (`planted.rs`). A fault ends the device's work, so the device is opened anew after each. Needs the
 //! emulated CANN (see `on_emulated_cann` in test.sh); without it every fault is an ignored test with the reason.
 //!
-//! `ROPEWAY_TEST_OPS=norm,rope` looks at these ops only.
+//! `ROPEWAY_TEST_OPS=norm,rope` looks at these ops only; `ROPEWAY_TEST_PART=1/3` leaves out the first of three parts of the flags.
 
 #[path = "../faulty/mod.rs"]
 mod faulty;
@@ -203,8 +203,7 @@ fn synchronising(file: &str) -> Vec<String> {
 
 /// Which part of the flags is left out, of how many, as in "1/3": all of them where `ROPEWAY_TEST_PART` does not say.
 fn part() -> (usize, usize) {
-    let said = std::env::var("ROPEWAY_TEST_PART").ok();
-    let Some(said) = said.filter(|said| !said.is_empty()) else {
+    let Ok(said) = std::env::var("ROPEWAY_TEST_PART") else {
         return (1, 1);
     };
     let numbers = said

@@ -265,7 +265,9 @@ const GROUPED_WGMMA_SOURCES: &[Source] = &[Source {
 
 const BLOCK_M_MEANING: &str = "rows of a tile: 64 for each warpgroup that multiplies";
 const BLOCK_N: Tunable = tunable("BLOCK_N", &[128, 256], 256, "columns of a tile");
-const EXPERTS_CLUSTER: &str = "blocks that share the rows of a, where d has columns enough";
+/// What the blocks of a cluster share in grouped products.
+pub(super) const EXPERTS_CLUSTER: &str =
+    "blocks that share the rows of a, where d has columns enough";
 const STAGES_MEANING: &str = "slices of 64 k in shared memory";
 
 const WGMMA_CONSTRAINTS: &[Constraint] = &[

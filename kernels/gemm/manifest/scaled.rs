@@ -3,7 +3,7 @@
 use ropeway_core::info::DeviceInfo;
 use ropeway_core::kernel::{Code, Config, Constraint, Kernel, Language, Source, Tunable};
 
-use super::cuda::WGMMA_TILE;
+use super::cuda::{EXPERTS_CLUSTER, WGMMA_TILE};
 use super::{CUDA_BLOCKS, CUDA_ELEMENTS, CUDA_ROUTING, TILED_CONSTRAINTS, TILED_CUDA, tiles};
 use crate::HOPPER_CU;
 
@@ -170,7 +170,7 @@ pub(in super::super) static GROUPED_WGMMA_SCALED: Kernel = Kernel {
         BLOCK_N,
         STAGES,
         Tunable {
-            meaning: "blocks that share the rows of a, where d has columns enough",
+            meaning: EXPERTS_CLUSTER,
             ..CLUSTER
         },
     ],

@@ -42,7 +42,7 @@ pub(super) fn gemm_candidates(problem: &Problem<'_>, info: &DeviceInfo) -> Vec<&
     }
     let by_warpgroups = wgmma::takes(problem);
     if by_warpgroups {
-        // A wave of large tiles takes no longer than two of small ones, which read each element twice as often.
+        // By counting, not measured: a wave of large tiles takes no longer than two of small ones, which read each element twice as often.
         let few = problem.m_max <= FEW_ROWS_OF_WARPGROUPS
             || 2 * problem.tiles(WARPGROUP_TILE) <= u64::from(info.compute_units);
         wanted.splice(
